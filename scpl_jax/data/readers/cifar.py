@@ -1,0 +1,219 @@
+"""CIFAR-10 and CIFAR-100 in the archives published by their authors, or through TFDS."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scpl_jax.data.cache import cached
+from scpl_jax.data.dataset import Dataset
+from scpl_jax.data.errors import DataError
+from scpl_jax.data.images import resize
+from scpl_jax.data.readers import tfds
+from scpl_jax.data.readers.members import Members, find_members
+from scpl_jax.data.readers.request import Request
+from scpl_jax.data.readers.restricted_pickle import load_arrays
+
+_READER = "cifar-1"
+_PIXELS = 3 * 32 * 32
+_CHANNELS_FIRST = (-1, 3, 32, 32)
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """One published archive and what is read from it."""
+
+    file: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    names: str
+    names_key: str = ""
+    labels_key: str = ""
+    label_bytes: int = 1
+
+    @property
+    def is_pickled(self) -> bool:
+        return bool(self.labels_key)
+
+
+_FIVE = tuple(f"data_batch_{number}" for number in range(1, 6))
+_ARCHIVES = {
+    "cifar10": (
+        _Archive(
+            file="cifar-10-python.tar.gz",
+            folder="cifar-10-batches-py",
+            train=_FIVE,
+            test="test_batch",
+            names="batches.meta",
+            names_key="label_names",
+            labels_key="labels",
+        ),
+        _Archive(
+            file="cifar-10-binary.tar.gz",
+            folder="cifar-10-batches-bin",
+            train=tuple(f"{name}.bin" for name in _FIVE),
+            test="test_batch.bin",
+            names="batches.meta.txt",
+        ),
+    ),
+    "cifar100": (
+        _Archive(
+            file="cifar-100-python.tar.gz",
+            folder="cifar-100-python",
+            train=("train",),
+            test="test",
+            names="meta",
+            names_key="fine_label_names",
+            labels_key="fine_labels",
+        ),
+        _Archive(
+            file="cifar-100-binary.tar.gz",
+            folder="cifar-100-binary",
+            train=("train.bin",),
+            test="test.bin",
+            names="fine_label_names.txt",
+            label_bytes=2,
+        ),
+    ),
+}
+_MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.5071, 0.4865, 0.4409)}
+_STD = {"cifar10": (0.2470, 0.2435, 0.2616), "cifar100": (0.2673, 0.2564, 0.2762)}
+
+
+def load(request: Request) -> Dataset:
+    """Read CIFAR-10 or CIFAR-100 (fine labels) from `data_dir`, else through TFDS.
+
+    In `data_dir` the python and then the binary version are looked for, extracted or as the archive, which is
+    read without extracting it. Mean and standard deviation are the published ones. The order of the examples
+    is the official one, whatever they are read from.
+
+    Raises:
+        DataError: when a file is missing or damaged, or TFDS can neither read nor prepare the data set.
+    """
+    official = load_official(request)
+    return official if official is not None else load_prepared(request)
+
+
+def load_official(request: Request) -> Dataset | None:
+    """Read the official files in `data_dir`, or give None when there are none.
+
+    Raises:
+        DataError: when a file is missing or damaged.
+    """
+    if request.data_dir is None:
+        return None
+    for archive in _ARCHIVES[request.name]:
+        wanted = (*archive.train, archive.test, archive.names)
+        members = find_members(request.data_dir.resolve(), archive.file, archive.folder, wanted)
+        if members is not None:
+            return _read(request, archive, members)
+    return None
+
+
+def load_prepared(request: Request) -> Dataset:
+    """Read what TFDS has prepared; where it has not, download and prepare it first.
+
+    Raises:
+        DataError: as `scpl_jax.data.readers.tfds.load`.
+    """
+
+    def finish(train: tfds.Arrays, test: tfds.Arrays, class_names: tuple[str, ...]) -> Dataset:
+        return _dataset(request, "TensorFlow Datasets", train, test, class_names)
+
+    return tfds.load(request, request.name, finish)
+
+
+def _read(request: Request, archive: _Archive, members: Members) -> Dataset:
+    def build() -> Dataset:
+        contents = members.read()
+        place = members.place
+        train = [_batch(contents[name], place / name, archive) for name in archive.train]
+        test = _batch(contents[archive.test], place / archive.test, archive)
+        class_names = _class_names(contents[archive.names], place / archive.names, archive)
+        images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
+        return _dataset(request, f"official files {place.name}", (images, labels), test, class_names)
+
+    if not members.is_archive:
+        return build()
+    return cached(
+        build,
+        cache_dir=request.cache_dir,
+        reader=f"{_READER} {request.name}",
+        files=members.files,
+        image_size=request.image_size,
+    )
+
+
+def _dataset(
+    request: Request, source: str, train: tfds.Arrays, test: tfds.Arrays, class_names: tuple[str, ...]
+) -> Dataset:
+    return Dataset(
+        name=request.name,
+        source=source,
+        train_images=resize(train[0], request.image_size),
+        train_labels=train[1],
+        test_images=resize(test[0], request.image_size),
+        test_labels=test[1],
+        class_names=class_names,
+        mean=_MEAN[request.name],
+        std=_STD[request.name],
+    )
+
+
+def _batch(content: bytes, path: Path, archive: _Archive) -> tfds.Arrays:
+    pixels, labels = (
+        _pickled(content, path, archive.labels_key)
+        if archive.is_pickled
+        else _binary(content, path, archive.label_bytes)
+    )
+    images = pixels.reshape(_CHANNELS_FIRST).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), labels.astype(np.int32)
+
+
+def _pickled(content: bytes, path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels `(N, 3072)` uint8 and labels `(N,)` of a batch of the python version."""
+    batch = load_arrays(content, str(path))
+    pixels, labels = _entry(batch, "data", path), np.asarray(_entry(batch, labels_key, path))
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
+        found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise DataError(
+            f"{path} holds data of {found}, expected uint8 (N, {_PIXELS}); fetch the official archive again."
+        )
+    if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{path} holds {len(pixels)} images but labels of {labels.dtype} {labels.shape}, expected one "
+            "whole number for each image; fetch the official archive again."
+        )
+    return pixels, labels
+
+
+def _binary(content: bytes, path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels `(N, 3072)` and labels `(N,)`, uint8, of a batch of the binary version."""
+    length = label_bytes + _PIXELS
+    if not content or len(content) % length:
+        raise DataError(
+            f"{path} is {len(content)} bytes long, expected a multiple of {length}; it is cut off or damaged, "
+            "so fetch the official archive again."
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, length)
+    # CIFAR-100 has the coarse label before the fine one.
+    return records[:, label_bytes:], records[:, label_bytes - 1]
+
+
+def _class_names(content: bytes, path: Path, archive: _Archive) -> tuple[str, ...]:
+    if not archive.is_pickled:
+        return tuple(content.decode(errors="replace").split())
+    names = _entry(load_arrays(content, str(path)), archive.names_key, path)
+    if not isinstance(names, list | tuple):
+        raise DataError(f"{path} holds no list of class names; fetch the official archive again.")
+    return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names)
+
+
+def _entry(batch: object, key: str, path: Path) -> object:
+    """Entry of a pickled dict; its keys are bytes when Python 2 wrote it."""
+    if isinstance(batch, dict):
+        for spelling in (key.encode(), key):
+            if spelling in batch:
+                return batch[spelling]
+    raise DataError(f"{path} has no entry {key}; fetch the official archive again.")

@@ -1,0 +1,101 @@
+"""Finds the files of a published data set, in its tar archive or extracted from it."""
+
+import tarfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scpl_jax.data.errors import DataError
+
+
+@dataclass(frozen=True)
+class Members:
+    """Named files that lie together in a folder or a tar archive.
+
+    Attributes:
+        place: the folder or the archive.
+        wanted: base names of the files.
+    """
+
+    place: Path
+    wanted: tuple[str, ...]
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the files lie in a tar archive."""
+        return self.place.is_file()
+
+    @property
+    def files(self) -> list[Path]:
+        """The files on disk that the content depends on."""
+        if self.is_archive:
+            return [self.place]
+        return [self.place / name for name in self.wanted]
+
+    def read(self) -> dict[str, bytes]:
+        """Content of each wanted file.
+
+        A tar archive is read as it is, and nothing is written to disk.
+
+        Raises:
+            DataError: when a file is missing, or the archive is damaged.
+        """
+        found = self._read_archive() if self.is_archive else self._read_folder()
+        for name in self.wanted:
+            if name not in found:
+                raise DataError(f"{self.place} holds no {name}; fetch the official archive again.")
+        return found
+
+    def _read_folder(self) -> dict[str, bytes]:
+        return {
+            name: (self.place / name).read_bytes() for name in self.wanted if (self.place / name).is_file()
+        }
+
+    def _read_archive(self) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        reading = "its first member"
+        try:
+            # Members come one after another, so a compressed archive is unpacked once only.
+            with tarfile.open(self.place, "r|*") as archive:
+                for member in archive:
+                    name = Path(member.name).name
+                    if name not in self.wanted or not member.isfile():
+                        continue
+                    reading = f"its member {name}"
+                    content = archive.extractfile(member)
+                    assert content is not None  # a regular file has content
+                    found[name] = content.read()
+                    if len(found[name]) != member.size:
+                        raise EOFError("the file ends too early")
+                    reading = f"what follows its member {name}"
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise DataError(
+                f"{self.place} is damaged at {reading} ({str(error).rstrip('.')}); fetch the official "
+                "archive again."
+            ) from error
+        return found
+
+
+def find_members(data_dir: Path, archive: str, folder: str, wanted: Sequence[str]) -> Members | None:
+    """Look for a published data set.
+
+    Args:
+        data_dir: holds the archive or the folder extracted from it, or is one of the two itself.
+        archive: file name of the archive.
+        folder: name of the folder in the archive.
+        wanted: base names of the files to read.
+
+    Returns:
+        The extracted folder if there is one, else the archive, else None.
+    """
+    names = tuple(wanted)
+    if data_dir.is_file():
+        return Members(data_dir, names) if data_dir.name == archive else None
+    if (data_dir / folder).is_dir():
+        return Members(data_dir / folder, names)
+    if data_dir.name == folder or any((data_dir / name).is_file() for name in names):
+        return Members(data_dir, names)
+    if (data_dir / archive).is_file():
+        return Members(data_dir / archive, names)
+    return None

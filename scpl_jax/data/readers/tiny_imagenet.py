@@ -1,0 +1,150 @@
+"""Tiny ImageNet (200 classes, 64 x 64) as published, zipped or not, or sorted into class folders."""
+
+import io
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from scpl_jax.data.dataset import Dataset
+from scpl_jax.data.errors import DataError
+from scpl_jax.data.readers.listing import Listing, check_classes, decode_listings, is_image, take_turns
+from scpl_jax.data.readers.request import Request
+
+_NAME = "tiny-imagenet-200"
+_LAYOUT = f"a folder that holds {_NAME}.zip or the folder {_NAME} extracted from it"
+_ANNOTATIONS = "val/val_annotations.txt"
+_FLAT = "val/images"
+_DEFAULT_SIZE = 32
+
+
+def load(request: Request) -> Dataset:
+    """Read Tiny ImageNet; its labelled `val` split is the test split.
+
+    `data_dir` is or holds the extracted folder, or is or holds `tiny-imagenet-200.zip`, which is read without
+    extracting it. Training images lie in `train/<class>/images/` or `train/<class>/`; test images in
+    `val/images/` with their classes in `val/val_annotations.txt`, or in `val/<class>/` like those of train.
+    Images are resized to 32 x 32 unless `image_size` says otherwise. Classes take turns, so that the first N
+    examples are a balanced subset; class names are WordNet ids.
+
+    Raises:
+        DataError: when a split, an annotation or an image is missing or damaged, or the classes of the splits
+            differ.
+    """
+    data_dir = request.required_dir(_LAYOUT).resolve()
+    archive = data_dir if data_dir.is_file() else data_dir / f"{_NAME}.zip"
+    for folder in (data_dir, data_dir / _NAME):
+        if (folder / "train").is_dir():
+            return _load_folder(request, folder)
+    if archive.is_file():
+        return _load_archive(request, archive)
+    raise DataError(
+        f"--data-dir {data_dir} holds neither a train folder nor {archive.name}, expected {_LAYOUT}; name "
+        "such a folder."
+    )
+
+
+def _load_folder(request: Request, folder: Path) -> Dataset:
+    names = []
+    for split in ("train", "val"):
+        for parent, _, files in os.walk(folder / split):
+            inside = Path(parent).relative_to(folder).as_posix()
+            names += [f"{inside}/{file}" for file in files]
+    annotations = folder / _ANNOTATIONS
+    text = annotations.read_text() if annotations.is_file() else None
+    class_names, train, test = _listings(folder, names, text)
+    return decode_listings(
+        request,
+        source=f"Tiny ImageNet, folder {folder.name}",
+        class_names=class_names,
+        train=[(f"{folder}/{name}", label) for name, label in train],
+        test=[(f"{folder}/{name}", label) for name, label in test],
+        image_size=request.image_size or _DEFAULT_SIZE,
+        # Sizes and times of the images do not show a change of the annotations.
+        files=[
+            *(f"{folder}/{name}" for name, _ in train + test),
+            *([annotations] if text is not None else []),
+        ],
+    )
+
+
+def _load_archive(request: Request, archive: Path) -> Dataset:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = {name.removeprefix(f"{_NAME}/"): name for name in opened.namelist()}
+            text = opened.read(members[_ANNOTATIONS]).decode() if _ANNOTATIONS in members else None
+            class_names, train, test = _listings(archive, members, text)
+            return decode_listings(
+                request,
+                source=f"Tiny ImageNet, archive {archive.name}",
+                class_names=class_names,
+                train=train,
+                test=test,
+                image_size=request.image_size or _DEFAULT_SIZE,
+                files=[archive],
+                open_image=lambda name: io.BytesIO(opened.read(members[name])),
+            )
+    except (zipfile.BadZipFile, EOFError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{archive} is damaged ({str(error).rstrip('.')}); fetch the archive again."
+        ) from error
+
+
+def _listings(
+    place: Path, names: Iterable[str], annotations: str | None
+) -> tuple[tuple[str, ...], Listing, Listing]:
+    """Class names and the training and test images among the names of all files.
+
+    Args:
+        place: the folder or archive, for errors.
+        names: names of all files, relative to the folder that holds `train`.
+        annotations: content of the file that holds the classes of `val/images`; None when there is none.
+    """
+    images = sorted(name for name in names if is_image(name) and not name.rpartition("/")[2].startswith("."))
+    train = _by_class(images, "train")
+    if annotations is None:
+        test = _by_class(images, "val")
+    else:
+        test = _annotated(place, images, annotations)
+    for split, found in (("train", train), ("val", test)):
+        if not found:
+            raise DataError(
+                f"{place} holds no images in {split}, expected the published folders; fetch it again."
+            )
+    class_names = tuple(sorted(train))
+    check_classes(f"{place}/val", class_names, list(test))
+    return (
+        class_names,
+        take_turns([train[name] for name in class_names]),
+        take_turns([test[name] for name in class_names]),
+    )
+
+
+def _by_class(images: list[str], split: str) -> dict[str, list[str]]:
+    """Images of `split/<class>/` and `split/<class>/images/`, by class."""
+    found: dict[str, list[str]] = {}
+    for name in images:
+        parts = name.split("/")
+        if parts[0] == split and (len(parts) == 3 or (len(parts) == 4 and parts[2] == "images")):
+            found.setdefault(parts[1], []).append(name)
+    return found
+
+
+def _annotated(place: Path, images: list[str], annotations: str) -> dict[str, list[str]]:
+    """Images of `val/images`, by the class that the annotations give them."""
+    rows = [line.split("\t") for line in annotations.splitlines() if line.strip()]
+    classes = {f"{_FLAT}/{row[0]}": row[1].strip() for row in rows if len(row) > 1}
+    flat = [name for name in images if name.startswith(f"{_FLAT}/")]
+    if not flat:
+        # Some sort the images into class folders and leave the annotations where they were.
+        return _by_class(images, "val")
+    unmatched = sorted(set(flat) ^ set(classes))
+    if unmatched:
+        raise DataError(
+            f"{place}/{_ANNOTATIONS} and the images in {_FLAT} do not match, {unmatched[0]} is in one only; "
+            "fetch the archive again."
+        )
+    found: dict[str, list[str]] = {}
+    for name in flat:
+        found.setdefault(classes[name], []).append(name)
+    return found

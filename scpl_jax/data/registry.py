@@ -1,0 +1,80 @@
+"""Chooses a data set by its name."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from scpl_jax.data.dataset import Dataset
+from scpl_jax.data.errors import DataError
+from scpl_jax.data.readers import (
+    auto,
+    cifar,
+    digits,
+    idx,
+    imagefolder,
+    npz,
+    synthetic,
+    tiny_imagenet,
+)
+from scpl_jax.data.readers.request import Request
+
+_LOADERS: dict[str, Callable[[Request], Dataset]] = {
+    "auto": auto.load,
+    "cifar10": cifar.load,
+    "cifar100": cifar.load,
+    "tiny-imagenet": tiny_imagenet.load,
+    "fashion-mnist": idx.load,
+    "digits": digits.load,
+    "imagefolder": imagefolder.load,
+    "npz": npz.load,
+    "synthetic": synthetic.load,
+}
+
+DATASETS: tuple[str, ...] = tuple(_LOADERS)
+"""Names that `load` knows."""
+
+DEFAULT_CACHE_DIR = Path("~/.cache/scpl_jax")
+
+
+def load(
+    name: str,
+    *,
+    data_dir: Path | str | None = None,
+    cache_dir: Path | str | None = None,
+    image_size: int | None = None,
+) -> Dataset:
+    """Load a data set.
+
+    A data set asked for by name is never replaced by another. Only `auto` chooses: CIFAR-10 where it is at
+    hand, else the bundled digits; it never downloads, and says in `Dataset.note` what it did.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: folder (for `npz` also a file) that holds the data. Needed by `imagefolder`, `npz` and
+            `tiny-imagenet`; `cifar10`, `cifar100` and `fashion-mnist` fall back on TensorFlow Datasets;
+            `digits` and `synthetic` need none.
+        cache_dir: where decoded images are kept, `~/.cache/scpl_jax` by default.
+        image_size: edge in pixels to which all images are resized, bilinearly.
+
+    Returns:
+        The data set, validated.
+
+    Raises:
+        DataError: for an unknown name, data that are missing or damaged, or a failed download.
+
+    Example:
+        >>> from scpl_jax.data import load
+        >>> load("synthetic", image_size=16).train_images.shape
+        (2000, 16, 16, 3)
+    """
+    if name not in _LOADERS:
+        raise DataError(f"--dataset {name} is unknown, expected one of {', '.join(DATASETS)}; choose one.")
+    if image_size is not None and image_size < 1:
+        raise DataError(
+            f"--image-size is {image_size}, expected at least 1 pixel; leave it out to keep sizes."
+        )
+    data_path = None if data_dir is None else Path(data_dir).expanduser()
+    if data_path is not None and not os.access(data_path, os.R_OK):
+        raise DataError(f"--data-dir {data_path} does not exist or cannot be read; name an existing folder.")
+    cache_path = (DEFAULT_CACHE_DIR if cache_dir is None else Path(cache_dir)).expanduser()
+    return _LOADERS[name](Request(name=name, data_dir=data_path, cache_dir=cache_path, image_size=image_size))

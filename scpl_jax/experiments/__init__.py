@@ -1,0 +1,1 @@
+"""Runnable modules: ``python -m scpl_jax.experiments.NAME``."""

@@ -1,0 +1,88 @@
+"""From a command line to options, and from errors to one sentence and exit status 2."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from scpl_jax.experiments.options import Options, contradiction, from_json
+from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_dir import RunDirectory
+
+
+def _peek(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option, before the command line is parsed."""
+    for index, argument in enumerate(arguments):
+        if argument in (option, option.replace("-", "_").replace("__", "--", 1)):
+            return arguments[index + 1] if index + 1 < len(arguments) else None
+        if argument.startswith(option + "="):
+            return argument.partition("=")[2]
+    return None
+
+
+def parse(arguments: Sequence[str], experiment: str) -> tuple[Options, dict[str, Any] | None]:
+    """Parse a command line; a resumed run's own options are the defaults.
+
+    Args:
+      arguments: without the program's name.
+      experiment: its name, for the default run directory.
+
+    Returns:
+      (options, checked; ``config.json`` of the run to be resumed, or None for a new run).
+
+    Raises:
+      RunError: a bad value, a run directory in use, or options that contradict the run to be resumed.
+    """
+    given = _peek(arguments, "--out-dir")
+    config = RunDirectory.config_of(Path(given)) if given else None
+    resuming = config is not None and "--resume" in arguments
+    saved = from_json(config["options"]) if config is not None and resuming else Options()
+    options = tyro.cli(
+        Options,
+        args=list(arguments),
+        prog=f"python -m scpl_jax.experiments.{experiment}",
+        default=saved,
+    )
+    options.check()
+    if config is not None and not resuming:
+        raise RunError(f"--out-dir {given} holds a run already; add --resume to continue it, or choose another")
+    if options.resume and options.out_dir is None:
+        raise RunError("--resume needs --out-dir, the directory of the run to be resumed")
+    if resuming and (problem := contradiction(options, saved)) is not None:
+        raise RunError(problem)
+    if options.out_dir is None:
+        options.out_dir = Path("runs") / experiment / datetime.now().strftime("%Y-%m-%d-%H%M%S-%f")[:-3]
+    return options, config if resuming else None
+
+
+def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
+    """Run an experiment's main function; an error that a user can cause becomes one sentence and status 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        return main(sys.argv[1:] if arguments is None else arguments)
+    except ValueError as error:
+        # RunError, DataError and the library's own checks; anything unforeseen is a bug and keeps its traceback.
+        if not _is_user_error(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped before anything could be saved", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _is_user_error(error: ValueError) -> bool:
+    """Whether the error was raised by a check of this package and not somewhere inside a library."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("scpl_jax.")

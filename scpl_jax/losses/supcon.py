@@ -1,0 +1,80 @@
+"""The supervised contrastive loss of Khosla et al. (2020), safe for every input."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# A row whose largest entry is below this counts as the zero vector: it has no direction. The released PyTorch code
+# divides such a row by the same number, which keeps the value finite but not the gradient useful.
+_ZERO_ROW = 1e-12
+
+
+def _unit_rows(features: jax.Array) -> jax.Array:
+    """Rows divided by their length; a zero row stays zero and gets a zero gradient.
+
+    The row's largest entry is divided out first, as a constant: the result does not depend on it, and without it the
+    square of a large entry overflows.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(features), axis=1, keepdims=True))
+    nonzero = largest > _ZERO_ROW
+    scaled = jnp.where(nonzero, features / jnp.where(nonzero, largest, 1), 0)
+    length = jnp.sqrt(jnp.sum(jnp.where(nonzero, scaled**2, 1), axis=1, keepdims=True))
+    return scaled / length
+
+
+def supervised_contrastive(
+    features: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    temperature: float = 0.1,
+    *,
+    count_anchor: bool = False,
+) -> Float[Array, ""]:
+    r"""Supervised contrastive loss over one batch.
+
+    With :math:`z_i` the L2-normalised rows, :math:`P(i)` the other rows with the label of row i, and T the temperature:
+
+    .. math::
+      L = \frac{1}{N} \sum_i \frac{-1}{|P(i)|} \sum_{p \in P(i)}
+          \log \frac{\exp(z_i \cdot z_p / T)}{\sum_{k \ne i} \exp(z_i \cdot z_k / T)}
+
+    which is equation 2 ("L_out") of Khosla et al. 2020, arXiv 2004.11362, averaged over all N rows. A row without
+    positives contributes 0 and is counted in N. Value and gradient are finite for every finite input: classes of one
+    sample, one class only, N = 1 (which gives 0), rows of zeros (similarity 0 to all, gradient 0), any floating dtype.
+
+    Args:
+      features: shape (N, D), floating. Computed in at least float32.
+      labels: class indices, shape (N,), integer.
+      temperature: T > 0; smaller weighs the hard pairs more.
+      count_anchor: divide by :math:`|P(i)| + 1` instead, as the code released with SCPL (arXiv 2602.00062) does: every
+        anchor with p positives is then weighted by p / (p + 1).
+
+    Returns:
+      A scalar, float32 (float64 for float64 features).
+
+    Raises:
+      ValueError: ``temperature`` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> features = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+      >>> round(float(supervised_contrastive(features, jnp.array([0, 0, 1, 1]), 1.0)), 4)  # log(e + 2) - 1
+      0.5514
+      >>> round(float(supervised_contrastive(features, jnp.array([0, 0, 1, 1]), 1.0, count_anchor=True)), 4)
+      0.2757
+      >>> float(supervised_contrastive(features, jnp.array([0, 1, 2, 3])))  # nobody has a positive
+      0.0
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be greater than 0, got {temperature}; 0.1 is the usual value")
+    dtype = jnp.promote_types(features.dtype, jnp.float32)
+    n = features.shape[0]
+    if n < 2:  # nobody to compare with; still a function of the features, so that it can be differentiated
+        return jnp.sum(features, dtype=dtype) * 0
+    unit = _unit_rows(features.astype(dtype))
+    similarity = jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    others = ~jnp.eye(n, dtype=bool)
+    positives = (labels[:, None] == labels[None, :]) & others
+    log_prob = similarity - jax.nn.logsumexp(similarity, axis=1, where=others, keepdims=True)
+    count = jnp.sum(positives, axis=1)
+    divisor = count + 1 if count_anchor else jnp.maximum(count, 1)
+    return jnp.mean(jnp.sum(jnp.where(positives, -log_prob, 0), axis=1) / divisor)

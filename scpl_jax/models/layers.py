@@ -1,0 +1,171 @@
+"""Layers that the networks share: initial distributions, convolution with batch norm, pooling, classifiers."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scpl_jax.models.conv import conv_general_dilated
+
+INITIALISERS = ("torch", "lecun", "he")
+
+
+def kernel_init(name: str) -> Callable[..., jax.Array]:
+    """The distribution of a kernel: ``torch`` (uniform within 1 / sqrt(fan_in)), ``lecun`` or ``he`` (normal).
+
+    Raises:
+      ValueError: the name is not one of :data:`INITIALISERS`.
+    """
+    table = {
+        # torch's kaiming_uniform_(a=sqrt(5)): bound sqrt(6 / ((1 + 5) fan_in)), that is a variance of 1 / (3 fan_in)
+        "torch": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+        "lecun": nnx.initializers.lecun_normal(),
+        "he": nnx.initializers.he_normal(),
+    }
+    if name not in table:
+        raise ValueError(f"unknown initialisation {name!r}; choose one of {', '.join(INITIALISERS)}")
+    return table[name]
+
+
+def bias_init(name: str, fan_in: int) -> Callable[..., jax.Array]:
+    """The distribution of a bias: ``torch`` uniform within 1 / sqrt(fan_in), zeros otherwise."""
+    if name != "torch":
+        return nnx.initializers.zeros_init()
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def linear(
+    in_features: int, out_features: int, *, rngs: nnx.Rngs, init: str = "torch", use_bias: bool = True, dtype: Any = None
+) -> nnx.Linear:
+    """A fully connected layer, parameters in float32, computing in ``dtype``.
+
+    Example:
+      >>> from flax import nnx
+      >>> linear(3, 5, rngs=nnx.Rngs(0)).kernel.shape
+      (3, 5)
+    """
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=use_bias,
+        kernel_init=kernel_init(init),
+        bias_init=bias_init(init, in_features),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    *,
+    rngs: nnx.Rngs,
+    stride: int = 1,
+    use_bias: bool = False,
+    init: str = "torch",
+    dtype: Any = None,
+) -> nnx.Conv:
+    """A square convolution over NHWC images, padded by kernel // 2 on every side as torch's ``padding`` does.
+
+    (XLA's "SAME" pads differently where the stride is not 1.)
+    """
+    pad = kernel // 2
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        (kernel, kernel),
+        strides=stride,
+        padding=((pad, pad), (pad, pad)),
+        use_bias=use_bias,
+        kernel_init=kernel_init(init),
+        bias_init=bias_init(init, in_channels * kernel * kernel),
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
+        rngs=rngs,
+    )
+
+
+def batch_norm(features: int, *, rngs: nnx.Rngs, affine: bool = True, dtype: Any = None) -> nnx.BatchNorm:
+    """Batch norm with torch's constants (running average 0.9 old + 0.1 new, eps 1e-5) and an exact variance."""
+    return nnx.BatchNorm(
+        features,
+        momentum=0.9,
+        epsilon=1e-5,
+        use_fast_variance=False,
+        use_bias=affine,
+        use_scale=affine,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def max_pool_2x2(images: jax.Array) -> jax.Array:
+    """2 x 2 max pooling with stride 2 over (B, H, W, C); an odd last row or column is dropped, as in torch.
+
+    A maximum of four strided views: its gradient is element-wise, where that of a window reduction is a scatter, which
+    is several times slower on a CPU. Of equal values each pair shares the gradient equally.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> max_pool_2x2(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0]
+      Array([[ 5.,  7.],
+             [13., 15.]], dtype=float32)
+    """
+    h, w = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
+    x = images[:, :h, :w]
+    upper = jnp.maximum(x[:, ::2, ::2], x[:, ::2, 1::2])
+    lower = jnp.maximum(x[:, 1::2, ::2], x[:, 1::2, 1::2])
+    return jnp.maximum(upper, lower)
+
+
+class Classifier(nnx.Module):
+    """Flatten, or average pool, then one or two linear layers with an activation between: features to logits.
+
+    Args:
+      in_shape: (H, W, C) of the feature map.
+      num_classes: width of the output.
+      hidden: width of the hidden layer with sigmoid; None for a single linear layer.
+      pool: average over the image before the first layer, instead of flattening it.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        rngs: nnx.Rngs,
+        hidden: int | None = None,
+        pool: bool = False,
+        init: str = "torch",
+        dtype: Any = None,
+    ):
+        self.pool = pool
+        size = in_shape[-1] if pool else math.prod(in_shape)
+        sizes = [size, num_classes] if hidden is None else [size, hidden, num_classes]
+        self.layers = nnx.List(
+            [linear(a, b, rngs=rngs, init=init, dtype=dtype) for a, b in itertools.pairwise(sizes)]
+        )
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """(B, H, W, C) to (B, classes)."""
+        x = features.mean(axis=(1, 2)) if self.pool else features.reshape(features.shape[0], -1)
+        for layer in self.layers[:-1]:
+            x = jax.nn.sigmoid(layer(x))
+        return self.layers[-1](x)
+
+
+def scaled(channels: int, width: float) -> int:
+    """A number of channels times the width multiplier, at least 1.
+
+    Raises:
+      ValueError: the multiplier is not positive.
+    """
+    if not width > 0:
+        raise ValueError(f"width must be greater than 0, got {width}")
+    return max(1, round(channels * width))

@@ -1,0 +1,70 @@
+"""Networks by name, and the cuts that the paper uses for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from scpl_jax.models.cnn import cnn
+from scpl_jax.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
+from scpl_jax.models.vgg import vgg8
+
+_BUILDERS: dict[str, Callable[..., list[nnx.Module]]] = {
+    "vgg8": vgg8,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "resnet152": resnet152,
+    "cnn": cnn,
+}
+# Where a new stage begins, in blocks; the ResNets' stem is block 0 and belongs to the first group.
+_PAPER_CUTS: dict[str, tuple[int, ...]] = {
+    "vgg8": (2, 4, 5),
+    "resnet18": (3, 5, 7),
+    "resnet34": (4, 8, 14),
+    "resnet50": (4, 8, 14),
+    "resnet101": (4, 8, 31),
+    "resnet152": (4, 12, 48),
+    "cnn": (2, 4, 6),
+}
+MODELS = tuple(_BUILDERS)
+
+
+def _known(name: str) -> str:
+    if name not in _BUILDERS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
+    return name
+
+
+def build_model(name: str, num_classes: int, *, rngs: nnx.Rngs, **options: Any) -> list[nnx.Module]:
+    """The network called ``name`` as a list of blocks, the classifier last.
+
+    Args:
+      name: one of :data:`MODELS`.
+      num_classes: width of the logits.
+      rngs: source of randomness.
+      **options: ``width``, ``image_shape``, ``init``, ``dtype``, and for ResNets ``shortcut``.
+
+    Raises:
+      ValueError: the name is unknown, or an option does not fit the network.
+
+    Example:
+      >>> from flax import nnx
+      >>> len(build_model("vgg8", 10, width=0.125, rngs=nnx.Rngs(0)))
+      7
+    """
+    return _BUILDERS[_known(name)](num_classes, rngs=rngs, **options)
+
+
+def paper_cut(name: str) -> tuple[int, ...]:
+    """The paper's four stages of a network, as the blocks at which the second, third and fourth begin.
+
+    Raises:
+      ValueError: the name is unknown.
+
+    Example:
+      >>> paper_cut("vgg8")  # stages of 2, 2, 1 and 1 convolution blocks
+      (2, 4, 5)
+    """
+    return _PAPER_CUTS[_known(name)]

@@ -1,0 +1,48 @@
+"""What every objective has."""
+
+import abc
+from typing import Any, ClassVar
+
+from flax import nnx
+
+
+class Objective(abc.ABC):
+    """The description of what one stage minimises: a value object without arrays, usually a frozen dataclass.
+
+    :func:`scpl_jax.decouple` calls :meth:`build` once for each stage; what it returns belongs to the stage: its
+    parameters are trained by the stage's optimizer, its batch statistics and random state are the stage's.
+
+    A minimal objective of one's own:
+
+      >>> import dataclasses
+      >>> from flax import nnx
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Shrink(Objective):
+      ...     weight: float = 1.0
+      ...     def build(self, features, *, rngs):
+      ...         class Loss(nnx.Module):
+      ...             def __call__(self, features, labels):
+      ...                 return (features**2).mean()
+      ...         return Loss()
+    """
+
+    #: Whether the gradient of the network's classifier reaches the last stage's blocks. It never goes further back.
+    classifier_gradient: bool = False
+    #: Whether a stage without the classifier has something to minimise.
+    local: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def build(self, features: Any, *, rngs: nnx.Rngs) -> nnx.Module | None:
+        """The local loss of one stage.
+
+        Args:
+          features: what the stage hands on, a pytree of ``jax.ShapeDtypeStruct``, batch first.
+          rngs: source of randomness for the initial parameters.
+
+        Returns:
+          A module to be called with (features, labels (N,) integer), which returns a scalar loss; or None, if the
+          stage minimises the network's own classification loss only.
+
+        Raises:
+          ValueError: the objective can't use such features.
+        """

@@ -1,0 +1,11 @@
+"""From blocks and an objective to stages with a gradient boundary between them."""
+
+from scpl_jax.stages.cuts import balanced_cut as balanced_cut
+from scpl_jax.stages.cuts import even_cut as even_cut
+from scpl_jax.stages.decouple import Stage as Stage
+from scpl_jax.stages.decouple import decouple as decouple
+from scpl_jax.stages.step import StageState as StageState
+from scpl_jax.stages.step import evaluate as evaluate
+from scpl_jax.stages.step import gradients as gradients
+from scpl_jax.stages.step import initial_state as initial_state
+from scpl_jax.stages.step import train_step as train_step

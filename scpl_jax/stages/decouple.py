@@ -1,0 +1,204 @@
+"""Cut a list of blocks into stages, each with its local objective."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from scpl_jax.objectives import Objective
+from scpl_jax.stages.cost import module_cost
+from scpl_jax.stages.cuts import balanced_cut, check_cut, check_num_stages, even_cut
+
+
+class StageModule(nnx.Module):
+    """The modules of one stage: its blocks, its local loss (none or one), the classifier (last stage only)."""
+
+    def __init__(self, blocks: Sequence[nnx.Module], loss: nnx.Module | None, classifier: nnx.Module | None):
+        self.blocks = nnx.List(blocks)
+        self.loss = nnx.List([] if loss is None else [loss])
+        self.classifier = nnx.List([] if classifier is None else [classifier])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage: static structure and initial values; the functions of ``scpl_jax.stages`` do the rest.
+
+    Attributes:
+      index: number of the stage, from 0.
+      blocks: (first, last + 1) of its blocks in the network.
+      train_graph: structure of its :class:`StageModule` in training mode.
+      eval_graph: the same in evaluation mode (batch norm by running averages, no dropout).
+      params: initial parameters (``nnx.Param``).
+      rest: initial batch statistics, random state and all other variables.
+      classifier_gradient: whether the classifier's gradient reaches the stage's blocks.
+      cost: cost of a training step by the compiler's estimate, in floating-point operations, local loss and update
+        included.
+      loss_cost: the part of ``cost`` that the local loss has.
+    """
+
+    index: int
+    blocks: tuple[int, int]
+    train_graph: Any
+    eval_graph: Any
+    params: Any
+    rest: Any
+    classifier_gradient: bool
+    cost: float
+    loss_cost: float
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained values, head and classifier included."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+
+def _output(module: nnx.Module, message: Any) -> Any:
+    """Shapes and dtypes of ``module(message)``, without computing it."""
+    graphdef, state = nnx.split(module)
+    return jax.eval_shape(lambda state, x: nnx.merge(graphdef, state, copy=True)(x), state, message)
+
+
+def _check_unshared(groups: Sequence[StageModule]) -> None:
+    """A variable in two stages would be silently copied, and its copies would drift apart."""
+    owner: dict[int, int] = {}
+    for index, module in enumerate(groups):
+        for path, variable in nnx.iter_graph(module):
+            if isinstance(variable, nnx.Param) and owner.setdefault(id(variable), index) != index:
+                raise ValueError(
+                    f"stages {owner[id(variable)]} and {index} share the parameter "
+                    f"{'.'.join(map(str, path))}; stages are trained separately, so put the blocks that share it "
+                    "into one stage or give each its own"
+                )
+
+
+def _separate_rngs(rest: Any, index: int) -> Any:
+    """Random streams that blocks of several stages were built from start equal: make them differ by stage."""
+
+    def fold(variable: Any) -> Any:
+        if isinstance(variable, nnx.RngKey):
+            return variable.replace(jax.random.fold_in(variable.get_value(), index))
+        return variable
+
+    return jax.tree.map(fold, rest, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def _make_stage(
+    index: int, blocks: tuple[int, int], module: StageModule, gradient: bool, cost: float, loss_cost: float
+) -> Stage:
+    module.eval()
+    eval_graph = nnx.graphdef(module)
+    module.train()
+    train_graph, params, rest = nnx.split(module, nnx.Param, ...)
+    rest = _separate_rngs(rest, index)
+    return Stage(index, blocks, train_graph, eval_graph, params, rest, gradient, cost, loss_cost)
+
+
+def decouple(
+    blocks: Sequence[nnx.Module],
+    num_stages: int,
+    objective: Objective | Sequence[Objective],
+    example: Any,
+    rngs: nnx.Rngs,
+    *,
+    cut: str | Sequence[int] = "auto",
+    classifier: bool = True,
+) -> tuple[Stage, ...]:
+    """Cut a network into stages that are trained separately, each by its local objective.
+
+    Args:
+      blocks: NNX modules, each called with what the one before returns (any pytree, batch first); the last one is the
+        classifier and returns logits (N, classes). The classifier is never a stage of its own: it belongs to the last
+        stage, is trained by the cross-entropy of its logits, and under local objectives its input is detached.
+      num_stages: from 1 to the number of blocks, the classifier not counted.
+      objective: what every stage minimises, or one objective for each stage.
+      example: an input batch, arrays or ``jax.ShapeDtypeStruct``; only shapes and dtypes are used.
+      rngs: source of randomness for the parameters of the objectives.
+      cut: "auto" (the dearest stage as cheap as possible, by the compiler's estimate, local loss and optimizer
+        included), "even" (equal numbers of blocks), or the blocks at which stages 1, 2, ... begin.
+      classifier: False if the network has none: then every block can be cut, and no accuracy is measured.
+
+    Returns:
+      The stages in order. The blocks passed in are not changed by training: a stage holds copies of their values.
+
+    Raises:
+      ValueError: a number of stages or a cut that does not fit the blocks, an objective that can't serve a stage, or a
+        parameter shared between stages.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from scpl_jax.objectives import SupCon
+      >>> blocks = [nnx.Linear(8, 8, rngs=nnx.Rngs(0)) for _ in range(4)] + [nnx.Linear(8, 3, rngs=nnx.Rngs(1))]
+      >>> example = jax.ShapeDtypeStruct((16, 8), jnp.float32)
+      >>> stages = decouple(blocks, 2, SupCon(head="identity"), example, nnx.Rngs(2))
+      >>> [stage.blocks for stage in stages]
+      [(0, 2), (2, 4)]
+    """
+    blocks = list(blocks)
+    last = blocks.pop() if classifier and blocks else None
+    if not blocks:
+        raise ValueError("a network needs at least one block besides its classifier")
+    check_num_stages(num_stages, len(blocks))
+    objectives = [objective] * num_stages if isinstance(objective, Objective) else list(objective)
+    if len(objectives) != num_stages:
+        raise ValueError(f"{num_stages} stages need one objective or {num_stages}, got {len(objectives)}")
+    for index, one in enumerate(objectives):
+        if not one.local and not (index == num_stages - 1 and last is not None):
+            raise ValueError(
+                f"{type(one).__name__} is the classifier's loss and stage {index} has no classifier; "
+                "use one stage, or a local objective such as SupCon"
+            )
+
+    # The input of every block, and of the classifier.
+    inputs = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example)]
+    for block in blocks:
+        inputs.append(_output(block, inputs[-1]))
+    labels = jax.ShapeDtypeStruct((jax.tree.leaves(inputs[0])[0].shape[0],), "int32")
+    block_costs = [module_cost(block, x) for block, x in zip(blocks, inputs[:-1], strict=True)]
+    classifier_cost = 0.0
+    if last is not None:
+        # Its input is detached or not; the difference is one product of many.
+        classifier_cost = module_cost(last, inputs[-1]).training()
+
+    @functools.cache
+    def loss_cost(stop: int, which: int) -> float:
+        loss = objectives[which].build(inputs[stop], rngs=nnx.Rngs(0))
+        return 0.0 if loss is None else module_cost(loss, inputs[stop], labels).training()
+
+    def cost(start: int, stop: int, which: int | None = None) -> float:
+        # While a cut is sought, the number of a stage is not known: objectives are then taken to cost like the first.
+        total = sum(
+            c.training(input_gradient=index > 0) for index, c in enumerate(block_costs[start:stop])
+        )
+        total += loss_cost(stop, 0 if which is None else which)
+        return total + (classifier_cost if stop == len(blocks) else 0.0)
+
+    if cut == "auto":
+        positions = balanced_cut(cost, len(blocks), num_stages)
+    elif cut == "even":
+        positions = even_cut(len(blocks), num_stages)
+    elif isinstance(cut, str):
+        raise ValueError(f"unknown cut {cut!r}; give auto, even, or the blocks at which stages begin")
+    else:
+        positions = check_cut(cut, num_stages, len(blocks))
+
+    bounds = (0, *positions, len(blocks))
+    modules = []
+    for index, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        loss = objectives[index].build(inputs[stop], rngs=rngs)
+        modules.append(StageModule(blocks[start:stop], loss, last if stop == len(blocks) else None))
+    _check_unshared(modules)
+    return tuple(
+        _make_stage(
+            index,
+            (bounds[index], bounds[index + 1]),
+            module,
+            objectives[index].classifier_gradient,
+            cost(bounds[index], bounds[index + 1], index),
+            loss_cost(bounds[index + 1], index),
+        )
+        for index, module in enumerate(modules)
+    )

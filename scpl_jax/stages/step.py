@@ -1,0 +1,165 @@
+"""One stage's step as pure functions: forward, local loss, gradient, update. Nothing here knows of devices."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from scpl_jax.losses import cross_entropy
+from scpl_jax.stages.decouple import Stage, StageModule
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class StageState:
+    """Everything of a stage that training changes.
+
+    Attributes:
+      params: parameters (``nnx.State`` of ``nnx.Param``).
+      rest: batch statistics, random state and all other variables.
+      opt_state: state of the stage's Optax optimizer.
+      totals: sums since :func:`reset_totals`, scalars: ``loss`` and, in the last stage, ``classifier_loss`` (sums of
+        batch means), ``correct`` and ``examples`` (counts), and ``batches``.
+    """
+
+    params: Any
+    rest: Any
+    opt_state: Any
+    totals: dict[str, jax.Array]
+
+
+def zero_totals(stage: Stage) -> dict[str, jax.Array]:
+    """The running sums at the start of an epoch."""
+    totals = {"loss": jnp.float32(0), "batches": jnp.int32(0)}
+    if has_classifier(stage):
+        totals |= {"classifier_loss": jnp.float32(0), "correct": jnp.int32(0), "examples": jnp.int32(0)}
+    return totals
+
+
+def has_classifier(stage: Stage) -> bool:
+    """Whether the stage holds the network's classifier."""
+    module: StageModule = nnx.merge(stage.train_graph, stage.params, stage.rest, copy=True)
+    return len(module.classifier) > 0
+
+
+def initial_state(stage: Stage, optimizer: optax.GradientTransformation) -> StageState:
+    """The state before the first step.
+
+    The arrays are copies: steps donate their state, and the stage must stay usable.
+    """
+    params, rest = jax.tree.map(jnp.copy, (stage.params, stage.rest))
+    return StageState(params, rest, optimizer.init(params), zero_totals(stage))
+
+
+def _forward(module: StageModule, message: Any) -> Any:
+    for block in module.blocks:
+        message = block(message)
+    return message
+
+
+def _loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.Array) -> tuple[jax.Array, Any]:
+    """What the stage minimises, and (what it hands on, changed variables, metrics)."""
+    module: StageModule = nnx.merge(stage.train_graph, params, rest, copy=True)
+    features = _forward(module, message)
+    total = jnp.float32(0)
+    metrics: dict[str, jax.Array] = {}
+    for loss in module.loss:
+        metrics["loss"] = loss(features, labels)
+        total = total + metrics["loss"]
+    for classifier in module.classifier:
+        logits = classifier(features if stage.classifier_gradient else jax.lax.stop_gradient(features))
+        metrics["classifier_loss"] = cross_entropy(logits, labels)
+        metrics["correct"] = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+        total = total + metrics["classifier_loss"]
+        metrics.setdefault("loss", metrics["classifier_loss"])
+    _, _, rest = nnx.split(module, nnx.Param, ...)
+    return total, (features, rest, metrics)
+
+
+def gradients(
+    stage: Stage, params: Any, rest: Any, message: Any, labels: jax.Array
+) -> tuple[Any, tuple[Any, Any, dict[str, jax.Array]]]:
+    """Gradient of the stage's loss with respect to its own parameters.
+
+    Args:
+      stage: the stage.
+      params: its parameters.
+      rest: its other variables.
+      message: what the stage before handed on (for stage 0 the network's input). It is detached here: whatever computed
+        it gets no gradient.
+      labels: class indices, shape (N,), integer.
+
+    Returns:
+      (gradient, a tree like ``params``; (message for the next stage, other variables after the step, metrics)). Metrics
+      are scalars: ``loss``, and with a classifier ``classifier_loss`` and ``correct`` (a count).
+    """
+    message = jax.lax.stop_gradient(message)
+    (_, outcome), gradient = jax.value_and_grad(_loss, argnums=1, has_aux=True)(
+        stage, params, rest, message, labels
+    )
+    return gradient, outcome
+
+
+def layer_norms(tree: Any) -> dict[str, jax.Array]:
+    """Euclidean norm of each layer of a tree of parameters or gradients: name of the layer -> scalar, float32.
+
+    A layer is a module; the norm runs over all its parameters.
+    """
+    squares: dict[str, jax.Array] = {}
+    for path, leaf in nnx.to_flat_state(tree):
+        name = ".".join(map(str, path[:-1]))
+        value = jnp.sum(jnp.square(leaf[...].astype(jnp.float32)))
+        squares[name] = squares.get(name, jnp.float32(0)) + value
+    return {name: jnp.sqrt(value) for name, value in squares.items()}
+
+
+def train_step(
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    state: StageState,
+    message: Any,
+    labels: jax.Array,
+    with_norms: jax.Array | bool = False,
+) -> tuple[StageState, Any, dict[str, Any]]:
+    """One step of one stage: forward, local loss, gradient, update.
+
+    Args:
+      stage: the stage (static).
+      optimizer: the stage's Optax optimizer (static).
+      state: the stage's state.
+      message: what the stage before handed on.
+      labels: class indices, shape (N,), integer.
+      with_norms: compute the gradient norm of every layer; may be traced, so that a program that is asked for them now
+        and then is compiled only once. Otherwise they are 0.
+
+    Returns:
+      (new state, message for the next stage as computed before the update, metrics as of :func:`gradients`, with
+      ``gradient_norms`` of :func:`layer_norms` added).
+    """
+    gradient, (features, rest, metrics) = gradients(stage, state.params, state.rest, message, labels)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    totals = {name: total + metrics[name] for name, total in state.totals.items() if name in metrics}
+    totals["batches"] = state.totals["batches"] + 1
+    if "examples" in state.totals:
+        totals["examples"] = state.totals["examples"] + labels.shape[0]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(layer_norms, gradient))
+    norms = jax.lax.cond(with_norms, layer_norms, lambda _: zeros, gradient)
+    return StageState(params, rest, opt_state, totals), features, {**metrics, "gradient_norms": norms}
+
+
+def evaluate(stage: Stage, params: Any, rest: Any, message: Any) -> tuple[Any, jax.Array | None]:
+    """Forward pass in evaluation mode.
+
+    Returns:
+      (message for the next stage, logits (N, classes) or None if the stage has no classifier).
+    """
+    module: StageModule = nnx.merge(stage.eval_graph, params, rest, copy=True)
+    features = _forward(module, message)
+    logits = None
+    for classifier in module.classifier:
+        logits = classifier(features)
+    return features, logits

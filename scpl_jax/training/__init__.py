@@ -1,0 +1,12 @@
+"""The training loop, checkpoints, metrics and the run directory."""
+
+from scpl_jax.training.checkpoints import CheckpointStore as CheckpointStore
+from scpl_jax.training.errors import RunError as RunError
+from scpl_jax.training.interrupt import Interrupt as Interrupt
+from scpl_jax.training.loop import Plan as Plan
+from scpl_jax.training.loop import Result as Result
+from scpl_jax.training.loop import train as train
+from scpl_jax.training.optimizers import build_optimizer as build_optimizer
+from scpl_jax.training.optimizers import cosine_schedule as cosine_schedule
+from scpl_jax.training.reporting import Reporter as Reporter
+from scpl_jax.training.run_dir import RunDirectory as RunDirectory

@@ -1,0 +1,41 @@
+"""Ctrl-C and SIGTERM: finish the step, save, stop."""
+
+import signal
+import types
+from typing import Self
+
+
+class Interrupt:
+    """Remembers the first SIGINT or SIGTERM instead of ending the process; the second one ends it as usual.
+
+    Example:
+      >>> with Interrupt() as interrupt:
+      ...     interrupt.received is None
+      True
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _handle(self, number: int, _: types.FrameType | None) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell expects of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM; 0 without one."""
+        return 0 if self.received is None else 128 + self.received

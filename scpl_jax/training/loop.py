@@ -1,0 +1,218 @@
+"""Train one network from a seed: epochs, evaluation, checkpoints. Reads top to bottom."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from scpl_jax.data import Dataset, batches, epoch_order, eval_batches
+from scpl_jax.pipeline import Pipeline
+from scpl_jax.training.checkpoints import CheckpointStore, Progress
+from scpl_jax.training.interrupt import Interrupt
+from scpl_jax.training.reporting import Reporter
+from scpl_jax.training.run_dir import RunDirectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one training run does, beyond network and data.
+
+    Attributes:
+      seed: of the order of the data.
+      epochs: number of epochs.
+      batch_size: source images a batch.
+      schedule: learning rate by step; only reported, the optimizer has its own.
+      save_every: steps between checkpoints; None for every epoch.
+      norms_every: steps between gradient norms in TensorBoard; None for never.
+      profile: directory for a trace of ten steps by the JAX profiler, or None.
+    """
+
+    seed: int
+    epochs: int
+    batch_size: int
+    schedule: optax.Schedule
+    save_every: int | None = None
+    norms_every: int | None = None
+    profile: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one training run gave.
+
+    Attributes:
+      test_accuracy: of the last epoch, a fraction: the figure to quote.
+      best_test_accuracy: of the best epoch, only to compare with papers that report the best.
+      best_epoch: that epoch.
+      images_per_second: source images trained on per second of training, evaluation left out.
+      seconds: training time, evaluation left out.
+      first_step_at: ``time.perf_counter()`` when the first step of this session was done, or None if there was none.
+    """
+
+    test_accuracy: float
+    best_test_accuracy: float
+    best_epoch: int
+    images_per_second: float
+    seconds: float
+    first_step_at: float | None
+
+
+def train(
+    pipeline: Pipeline,
+    dataset: Dataset,
+    plan: Plan,
+    store: CheckpointStore,
+    directory: RunDirectory,
+    reporter: Reporter,
+    interrupt: Interrupt,
+    *,
+    on_first_step: Callable[[], None] = lambda: None,
+) -> Result | None:
+    """Train from the newest checkpoint, or from the start, to the last epoch.
+
+    Args:
+      pipeline: the stages; its states are overwritten by the checkpoint, if there is one.
+      dataset: training and test images.
+      plan: epochs, batch size and so on.
+      store: where checkpoints are kept.
+      directory: where ``metrics.jsonl`` is written.
+      reporter: what shows the progress.
+      interrupt: tells when to stop.
+      on_first_step: called once, when the first step of this session is done.
+
+    Returns:
+      The result; None if ``interrupt`` stopped the run, which is then saved.
+    """
+    progress = store.restore(pipeline) if store.latest is not None else Progress()
+    restored_step = pipeline.step
+    directory.keep_metrics(lambda line: line["seed"] != plan.seed or line["step"] <= _lines_until(progress, restored_step))
+    images, labels = dataset.train_images, dataset.train_labels
+    steps_per_epoch = len(images) // plan.batch_size
+    # Compiled now, so that the first epoch's images/s are those of training.
+    pipeline.compile(images[: plan.batch_size], labels[: plan.batch_size])
+    first_step_at: float | None = None
+    last: float = progress.last_accuracy
+
+    while progress.epoch <= plan.epochs:
+        order = epoch_order(len(images), seed=plan.seed, epoch=progress.epoch)
+        left = (plan.epochs - progress.epoch + 1) * steps_per_epoch - progress.batch
+        reporter.start_epoch(progress.epoch, plan.epochs, steps_per_epoch, progress.batch, plan.batch_size, left)
+        began = time.perf_counter() - progress.epoch_seconds
+        for batch in batches(images, labels, plan.batch_size, order=order, start=progress.batch):
+            with_norms = plan.norms_every is not None and pipeline.step % plan.norms_every == 0
+            _profile(plan, pipeline, pipeline.step - restored_step)
+            metrics = pipeline.train_step(*batch, with_norms=with_norms)
+            if first_step_at is None:
+                pipeline.wait()
+                first_step_at = time.perf_counter()
+                on_first_step()
+            reporter.after_step(pipeline.step, metrics, with_norms)
+            progress.batch += 1
+            due = plan.save_every is not None and pipeline.step % plan.save_every == 0
+            if interrupt.received is not None or (due and progress.batch < steps_per_epoch):
+                pipeline.wait()
+                progress.epoch_seconds = time.perf_counter() - began
+                store.save(pipeline, progress)
+            if interrupt.received is not None:
+                return _stopped(reporter, store)
+        pipeline.wait()
+        progress.epoch_seconds = time.perf_counter() - began
+        reporter.end_epoch()
+
+        evaluation = _evaluate(pipeline, dataset, plan, interrupt)
+        if evaluation is None:
+            store.save(pipeline, progress)
+            return _stopped(reporter, store)
+        line = _line(pipeline, plan, progress, evaluation, steps_per_epoch)
+        last = line["test_accuracy"]
+        directory.append_metrics(line)
+        reporter.after_epoch(line, plan.epochs)
+        pipeline.reset_totals()
+        progress = _next_epoch(progress, last)
+        ends = progress.epoch > plan.epochs
+        if plan.save_every is None or ends or pipeline.step % plan.save_every == 0 or interrupt.received is not None:
+            store.save(pipeline, progress)
+        if interrupt.received is not None and not ends:
+            return _stopped(reporter, store)
+
+    store.wait()
+    examples = plan.epochs * steps_per_epoch * plan.batch_size
+    rate = examples / progress.seconds if progress.seconds else 0.0
+    return Result(last, progress.best_accuracy, progress.best_epoch, rate, progress.seconds, first_step_at)
+
+
+def _lines_until(progress: Progress, step: int) -> int:
+    """The last step whose line in ``metrics.jsonl`` the checkpoint knows of: an unfinished epoch has none yet."""
+    return step if progress.batch == 0 else step - 1
+
+
+def _stopped(reporter: Reporter, store: CheckpointStore) -> None:
+    reporter.end_epoch()
+    store.wait()
+
+
+def _profile(plan: Plan, pipeline: Pipeline, done: int) -> None:
+    """Trace steps 3 to 12 of this session: the first ones are not typical."""
+    if plan.profile is not None and done == 3:
+        pipeline.wait()
+        jax.profiler.start_trace(str(plan.profile))
+    if plan.profile is not None and done == 13:
+        pipeline.wait()
+        jax.profiler.stop_trace()
+
+
+def _evaluate(pipeline: Pipeline, dataset: Dataset, plan: Plan, interrupt: Interrupt) -> dict[str, float] | None:
+    """Accuracy over the test images; None if the run was asked to stop meanwhile."""
+
+    def until_interrupted() -> Any:
+        for batch in eval_batches(dataset.test_images, dataset.test_labels, plan.batch_size):
+            if interrupt.received is not None:
+                return
+            yield batch
+
+    if interrupt.received is not None:
+        return None
+    evaluation = pipeline.evaluate(until_interrupted())
+    return None if interrupt.received is not None else evaluation
+
+
+def _line(
+    pipeline: Pipeline, plan: Plan, progress: Progress, evaluation: dict[str, float], steps_per_epoch: int
+) -> dict[str, Any]:
+    """One line of ``metrics.jsonl``."""
+    totals = pipeline.totals()
+    line: dict[str, Any] = {
+        "seed": plan.seed,
+        "epoch": progress.epoch,
+        "step": pipeline.step,
+        "learning_rate": float(np.asarray(plan.schedule(pipeline.step - 1))),
+        "train_loss": [_finite(total["loss"] / total["batches"]) for total in totals],
+        "classifier_loss": _finite(totals[-1]["classifier_loss"] / totals[-1]["batches"]),
+        "train_accuracy": totals[-1]["correct"] / totals[-1]["examples"],
+        "test_accuracy": evaluation["accuracy"],
+        "test_loss": _finite(evaluation["loss"]),
+        "train_seconds": progress.epoch_seconds,
+        "images_per_second": steps_per_epoch * plan.batch_size / progress.epoch_seconds,
+    }
+    return line
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: a loss that is not a number is null there."""
+    return value if np.isfinite(value) else None
+
+
+def _next_epoch(progress: Progress, accuracy: float) -> Progress:
+    better = accuracy > progress.best_accuracy
+    return Progress(
+        epoch=progress.epoch + 1,
+        seconds=progress.seconds + progress.epoch_seconds,
+        best_accuracy=accuracy if better else progress.best_accuracy,
+        best_epoch=progress.epoch if better else progress.best_epoch,
+        last_accuracy=accuracy,
+    )

@@ -1,0 +1,128 @@
+"""What a user sees while a run goes on: progress bar, lines, TensorBoard. It never waits for the device."""
+
+import collections
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import tqdm
+
+# How often losses are looked at, in seconds.
+_INTERVAL = 0.5
+
+
+class Writer(Protocol):
+    """What of TensorBoard's writer is used."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Add one point."""
+
+    def close(self) -> None:
+        """Write out and close."""
+
+
+def _ready(tree: Any) -> bool:
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(tree))
+
+
+class Reporter:
+    """Progress on the terminal, and TensorBoard files.
+
+    Args:
+      tensorboard: directory for TensorBoard files, or None for none.
+      progress: show a progress bar; by default if standard error is a terminal.
+    """
+
+    def __init__(self, tensorboard: Path | None = None, *, progress: bool | None = None):
+        self._progress = sys.stderr.isatty() if progress is None else progress
+        self._writer: Writer | None = None
+        if tensorboard is not None:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(tensorboard))
+        self._pending: collections.deque[tuple[int, Any, bool]] = collections.deque()
+        self._next_look = 0.0
+        self._bar: Any = None
+
+    def start_epoch(self, epoch: int, epochs: int, batches: int, done: int, batch_size: int, left: int) -> None:
+        """Begin an epoch's progress bar; ``left`` batches remain in the whole run."""
+        self._left, self._batch_size, self._began, self._since = left, batch_size, time.perf_counter(), 0
+        self._bar = tqdm.tqdm(
+            total=batches,
+            initial=done,
+            desc=f"epoch {epoch}/{epochs}",
+            unit="batch",
+            disable=not self._progress,
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def after_step(self, step: int, metrics: list[dict[str, Any]], with_norms: bool) -> None:
+        """Take a step's metrics; they are read later, once they have arrived."""
+        self._since += 1
+        self._pending.append((step, metrics, with_norms))
+        while len(self._pending) > 64 and not self._pending[0][2]:
+            self._pending.popleft()  # only a sample of the steps is shown
+        now = time.perf_counter()
+        if now >= self._next_look:
+            self._next_look = now + _INTERVAL
+            self._look()
+        self._bar.update(1)
+
+    def _look(self) -> None:
+        """Show the newest step that has arrived; keep every one that carries gradient norms."""
+        newest = None
+        while self._pending and _ready(self._pending[0][1]):
+            newest = self._pending.popleft()
+            if newest[2]:
+                self._write(*newest)
+        if newest is None:
+            return
+        losses = [float(values["loss"]) for values in newest[1]]
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        rate = self._since / seconds
+        self._bar.set_postfix_str(
+            f"loss {' '.join(f'{loss:.3f}' for loss in losses)}, {rate * self._batch_size:.0f} images/s, "
+            f"{max(self._left - self._since, 0) / rate:.0f} s left",
+            refresh=False,
+        )
+        if not newest[2]:
+            self._write(*newest)
+
+    def _write(self, step: int, metrics: list[dict[str, Any]], with_norms: bool) -> None:
+        if self._writer is None:
+            return
+        for index, values in enumerate(metrics):
+            self._writer.add_scalar(f"loss/stage_{index}", float(values["loss"]), step)
+            if with_norms:
+                for name, norm in values["gradient_norms"].items():
+                    self._writer.add_scalar(f"gradient_norm/stage_{index}/{name}", float(norm), step)
+
+    def end_epoch(self) -> None:
+        """Close the progress bar and write what has arrived."""
+        self._look()
+        self._bar.close()
+
+    def after_epoch(self, line: dict[str, Any], epochs: int) -> None:
+        """Print an epoch's line and write its values."""
+        losses = " ".join(f"{loss:.4f}" for loss in line["train_loss"])
+        text = (
+            f"epoch {line['epoch']}/{epochs}  loss {losses}  train accuracy {line['train_accuracy']:.4f}  "
+            f"test accuracy {line['test_accuracy']:.4f}  {line['images_per_second']:.0f} images/s"
+        )
+        tqdm.tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        if self._writer is not None:
+            for name in ("test_accuracy", "train_accuracy", "learning_rate", "test_loss"):
+                self._writer.add_scalar(name, line[name], line["step"])
+            for index, loss in enumerate(line["train_loss"]):
+                self._writer.add_scalar(f"epoch_loss/stage_{index}", loss, line["step"])
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
