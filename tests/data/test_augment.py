@@ -160,6 +160,8 @@ def test_jitter_draws_cover_their_ranges_and_all_orders_equally() -> None:
         assert distance < 1.95 / np.sqrt(count)
     columns = np.column_stack([factors, hue])
     assert np.abs(np.corrcoef(columns.T) - np.eye(4)).max() < 4 / np.sqrt(count)
+    # Two draws from one key repeat their numbers in memory order, across images.
+    assert abs(np.corrcoef(hue, factors.ravel()[:count])[0, 1]) < 4 / np.sqrt(count)
     _, counts = np.unique(order, axis=0, return_counts=True)
     assert len(counts) == len(ORDERS) == 24
     # 49.7 is the 0.1 % point of chi squared with 23 degrees of freedom.

@@ -193,7 +193,7 @@ def _binary(content: bytes, path: Path, label_bytes: int) -> tuple[np.ndarray, n
     length = label_bytes + _PIXELS
     if not content or len(content) % length:
         raise DataError(
-            f"{path} is {len(content)} bytes long, expected a multiple of {length}; it is cut off or damaged, "
+            f"{path} is {len(content)} bytes long, expected a multiple of {length}; it is damaged, "
             "so fetch the official archive again."
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, length)

@@ -57,7 +57,7 @@ class Members:
         reading = "its first member"
         try:
             # Members come one after another, so a compressed archive is unpacked once only.
-            with tarfile.open(self.place, "r|*") as archive:
+            with tarfile.open(self.place, "r|gz") as archive:
                 for member in archive:
                     name = Path(member.name).name
                     if name not in self.wanted or not member.isfile():

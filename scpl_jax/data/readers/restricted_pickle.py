@@ -16,14 +16,21 @@ _ALLOWED = frozenset(
         ("numpy._core.multiarray", "_reconstruct"),
         ("numpy.core.numeric", "_frombuffer"),
         ("numpy._core.numeric", "_frombuffer"),
-        # How Python 3 writes bytes for Python 2 to read.
-        ("_codecs", "encode"),
     }
 )
 
 
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand in for `codecs.encode`, a call of which is how Python 3 writes bytes for Python 2."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
+    return text.encode("latin1")
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _encode
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         if module.startswith("numpy.core"):

@@ -1,0 +1,41 @@
+# make run and make test do all set-up on a new machine: Python 3.11 or newer and a package index are enough.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(p)),$(p))))
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: run test setup lint types lock bench clean
+
+run: setup
+	$(BIN)/python -m scpl_jax.experiments.cifar --stages 4
+
+test: setup
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/.ready
+
+# The lock holds a hash for every package; the project itself needs no further download.
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+# Engine against a hand-written loop, augmentation, start-up: minutes, see README.
+bench: setup
+	$(BIN)/python -m scpl_jax.experiments.overhead --output experiments/overhead/results.json
+
+# Choose the newest versions again; needs uv.
+lock:
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade --python-version 3.11 \
+		--extra dev --extra tfds --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
