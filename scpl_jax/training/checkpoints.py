@@ -99,7 +99,12 @@ class CheckpointStore:
         policy = managers.AnyPreservationPolicy(
             [
                 managers.LatestN(keep),
-                managers.BestN(get_metric_fn=lambda metrics: metrics["test_accuracy"], n=1, keep_checkpoints_without_metrics=False),
+                # of equals the first, as in the results
+                managers.BestN(
+                    get_metric_fn=lambda metrics: metrics["test_accuracy"] - 1e-9 * metrics["epoch"],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
             ]
         )
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=True)
@@ -113,7 +118,9 @@ class CheckpointStore:
         }
         items["progress"] = save.JsonSave({"step": pipeline.step, **dataclasses.asdict(progress)})
         # Without a finished epoch there is no accuracy; orbax takes no metrics for such a checkpoint.
-        metrics = {"test_accuracy": progress.last_accuracy} if progress.batch == 0 and progress.epoch > 1 else None
+        metrics = None
+        if progress.batch == 0 and progress.epoch > 1:
+            metrics = {"test_accuracy": progress.last_accuracy, "epoch": progress.epoch - 1}
         try:
             if pipeline.step in self._manager.all_steps():  # the step is there already, perhaps without its evaluation
                 self._manager.wait_until_finished()

@@ -89,10 +89,11 @@ def test_changed_annotations_are_seen_past_the_cache(tmp_path):
     root = _published(tmp_path / "t")
     _load(root, tmp_path)
     annotations = root / "val" / "val_annotations.txt"
-    annotations.write_text(annotations.read_text().translate(str.maketrans("12", "21")))
+    swapped = annotations.read_text().replace("n01", "n0x").replace("n02", "n01").replace("n0x", "n02")
+    annotations.write_text(swapped)
     os.utime(annotations, ns=(1, 1))
-    with pytest.raises(DataError, match=r"val_annotations\.txt and the images in val/images do not match"):
-        _load(root, tmp_path)
+    found = _load(root, tmp_path).test_images.mean(axis=(1, 2, 3)).tolist()
+    np.testing.assert_allclose(found, [150, 51, 153, 52], atol=2)
 
 
 def test_an_image_without_annotation_is_named(tmp_path):

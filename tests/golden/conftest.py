@@ -1,8 +1,28 @@
 import jax
+import numpy as np
 import pytest
+
+
+def zeros(*_):
+    return lambda key, shape, dtype=np.float32, *_, **__: jax.device_put(np.zeros(shape, dtype))
 
 
 @pytest.fixture(autouse=True)
 def full_precision():
     with jax.default_matmul_precision("float32"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_random_initial_values(monkeypatch):
+    """Every initial value is replaced by a loaded one; zeros need no program to be compiled."""
+    monkeypatch.setattr("scpl_jax.models.layers.kernel_init", zeros)
+    monkeypatch.setattr("scpl_jax.models.layers.bias_init", zeros)
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """These programs run once, and compiling them with all optimisations takes most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -1,0 +1,38 @@
+"""Four emulated devices, exact float32, small networks that compile fast."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+
+import tempfile
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import scpl_jax as scpl
+
+jax.config.update("jax_default_matmul_precision", "highest")
+# Tests build the same small programs again and again; each is compiled once a session.
+_CACHE = tempfile.TemporaryDirectory(prefix="scpl-jax-tests-")
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+@pytest.fixture
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(8, 16, 16, 3)).astype(np.float32), np.array([0, 1, 2, 0, 1, 2, 3, 3], np.int32)
+
+
+@pytest.fixture
+def small_vgg():
+    """A function that makes the blocks of a small VGG: three convolution blocks and the classifier."""
+
+    def make(seed: int = 0) -> list[nnx.Module]:
+        layers = [4, "M", 6, "M", 8, "M"]
+        return scpl.models.vgg(layers, 4, hidden=8, image_shape=(16, 16, 3), rngs=nnx.Rngs(seed))
+
+    return make

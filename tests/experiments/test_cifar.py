@@ -1,0 +1,242 @@
+"""The command line: whole small runs, signals, resuming, and what it says to bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scpl_jax.experiments.cifar import main
+from scpl_jax.experiments.command_line import run
+
+COMMAND = [sys.executable, "-m", "scpl_jax.experiments.cifar"]
+TINY = [
+    "--dataset", "synthetic", "--width", "0.03", "--head-dims", "8,8", "--batch-size", "32", "--augment", "none",
+    "--limit-train", "128", "--limit-test", "40", "--stages", "2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tiny(tmp_path, cache):
+    """A function that runs the command in this process on a tiny network: (status, run directory)."""
+
+    def call(*arguments, out="run"):
+        path = tmp_path / out
+        return run(main, [*TINY, "--cache-dir", str(cache), "--out-dir", str(path), *arguments]), path
+
+    return call
+
+
+def read(path: Path):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((path / "results.json").read_text()), lines
+
+
+def test_a_run_leaves_the_files_of_the_contract(tiny, capsys):
+    status, path = tiny("--epochs", "2")
+    assert status == 0
+    results, lines = read(path)
+    assert {
+        "dataset", "dataset_source", "model", "method", "stages", "seed", "runs", "test_accuracy", "best_test_accuracy",
+        "best_epoch", "images_per_second", "peak_memory_bytes", "devices", "versions", "seconds",
+    } <= set(results)  # fmt: skip
+    assert {"epoch", "step", "learning_rate", "train_loss", "test_accuracy", "train_seconds", "images_per_second"} <= set(lines[0])  # fmt: skip
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert results["test_accuracy"] == lines[-1]["test_accuracy"]
+    assert round(results["test_accuracy"] * 40, 6).is_integer()  # every test image counts once
+    assert results["peak_memory_bytes"] > 1e6
+    config = json.loads((path / "config.json").read_text())
+    assert [stage["blocks"][1] for stage in config["stages"]][-1] == 6
+    assert any((path / "tensorboard").rglob("events*"))
+    printed = capsys.readouterr().out
+    assert "first step" in printed
+    assert "s of them to compile" in printed
+
+
+def test_several_runs_give_mean_and_deviation(tiny):
+    status, path = tiny("--epochs", "1", "--runs", "2", "--seed", "3", "--no-tensorboard")
+    results, lines = read(path)
+    accuracies = [one["test_accuracy"] for one in results["per_run"]]
+    assert status == 0
+    assert [one["seed"] for one in results["per_run"]] == [3, 4]
+    assert [line["seed"] for line in lines] == [3, 4]
+    assert results["test_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert results["test_accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "bp"],
+        ["--stages", "1", "--optimizer", "sgd", "--lr-every", "epoch", "--lr", "0.1"],
+        ["--model", "cnn", "--cut", "paper", "--stages", "4", "--head", "simsiam", "--augment", "strong"],
+        ["--model", "resnet18", "--cut", "even", "--shortcut", "3x3", "--head", "linear", "--head-dims", "8"],
+        ["--precision", "bfloat16", "--head-pool", "0", "--head", "mlp-bn", "--label-noise", "0.4", "--init", "he"],
+        ["--precision", "tf32", "--classifier-gradient", "--count-anchor", "--augment", "basic", "--image-size", "20"],
+    ],
+    ids=lambda options: " ".join(options[:4]),
+)
+def test_options_work_together(tiny, options):
+    status, path = tiny("--epochs", "1", "--limit-train", "64", "--no-tensorboard", *options)
+    assert status == 0
+    assert np.isfinite(read(path)[1][0]["train_loss"]).all()
+
+
+def test_an_existing_run_needs_resume_and_a_complete_one_stays(tiny, capsys):
+    tiny("--epochs", "1")
+    status, path = tiny("--epochs", "1")
+    assert status == 2
+    assert "holds a run already; add --resume" in capsys.readouterr().err
+    kept = (path / "results.json").read_bytes()
+    assert tiny("--resume")[0] == 0
+    assert "nothing left to do" in capsys.readouterr().out
+    assert (path / "results.json").read_bytes() == kept
+    assert tiny("--resume", "--lr", "0.5")[0] == 2
+    assert "--lr 0.5 contradicts the run to be resumed, which has 0.001" in capsys.readouterr().err
+
+
+def test_resume_without_anything_saved_starts_afresh(tiny):
+    status, path = tiny("--epochs", "1", "--resume")
+    assert status == 0
+    assert read(path)[0]["epochs"] == 1
+
+
+def without_times(lines):
+    return [{k: v for k, v in line.items() if k not in ("train_seconds", "images_per_second")} for line in lines]
+
+
+def test_signals_save_and_the_resumed_run_ends_as_an_undisturbed_one(tiny, tmp_path, cache):
+    """Ctrl-C in one session, SIGTERM in the next, then to the end: as a user would."""
+    epochs = ["--epochs", "40"]
+    _, undisturbed = tiny(*epochs)
+    path = tmp_path / "disturbed"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    arguments = [*COMMAND, *TINY, *epochs, "--cache-dir", str(cache), "--out-dir", str(path)]
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                break
+        process.send_signal(number)
+        output = process.stdout.read()
+        assert process.wait(60) == status
+        assert f"--out-dir {path} --resume" in output
+        arguments = [*COMMAND, "--out-dir", str(path), "--resume"]
+    assert not (path / "results.json").exists()
+    assert run(main, ["--out-dir", str(path), "--resume"]) == 0
+    assert without_times(read(path)[1]) == without_times(read(undisturbed)[1])
+    assert read(path)[0]["test_accuracy"] == read(undisturbed)[0]["test_accuracy"]
+
+
+BAD = {
+    "unknown data set": (["--dataset", "nonsense"], "nonsense"),
+    "unknown model": (["--model", "nonsense"], "unknown model 'nonsense'"),
+    "unknown method": (["--method", "nonsense"], "--method nonsense is unknown"),
+    "unknown head": (["--head", "nonsense"], "unknown head 'nonsense'"),
+    "unknown optimizer": (["--optimizer", "nonsense"], "--optimizer nonsense"),
+    "unknown augmentation": (["--augment", "nonsense"], "nonsense"),
+    "unknown initialisation": (["--init", "nonsense"], "unknown initialisation 'nonsense'"),
+    "unknown precision": (["--precision", "float8"], "--precision float8"),
+    "no stage": (["--stages", "0"], "--stages must be at least 1, got 0"),
+    "too many stages": (["--stages", "7"], "6 blocks that can be cut"),
+    "cut outside": (["--cut", "9"], "ascending positions"),
+    "cut no number": (["--cut", "a,b"], "--cut takes auto, even, paper"),
+    "paper cut for two stages": (["--cut", "paper"], "--cut paper is defined for 4 stages"),
+    "temperature 0": (["--temperature", "0"], "--temperature must be a number greater than 0"),
+    "temperature nan": (["--temperature", "nan"], "--temperature must be a number greater than 0"),
+    "negative lr": (["--lr", "-1"], "--lr must be a number greater than 0"),
+    "negative epochs": (["--epochs", "-3"], "--epochs must be at least 1"),
+    "batch of nothing": (["--batch-size", "0"], "--batch-size must be at least 1"),
+    "batch too large": (["--batch-size", "129"], "--batch-size 129 is larger than the 128 training images"),
+    "width 0": (["--width", "0"], "--width must be a number greater than 0"),
+    "noise above 1": (["--label-noise", "1.5"], "--label-noise must lie between 0 and 1"),
+    "head dims": (["--head", "linear", "--head-dims", "3,4"], "takes one layer size"),
+    "image too small": (["--image-size", "8"], "needs at least 16 x 16 pixels, got 8 x 8"),
+    "too many devices": (["--devices", "99"], "--devices 99 is more than"),
+    "image folder without a folder": (["--dataset", "imagefolder"], "--data-dir"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_status_2(tiny, capsys, case):
+    arguments, sentence = BAD[case]
+    status, path = tiny(*arguments)
+    error = capsys.readouterr().err
+    assert status == 2
+    assert sentence in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (path / "config.json").exists()
+
+
+def test_options_that_are_no_numbers_or_unknown_are_refused():
+    for arguments in (["--stages", "four"], ["--no-such-option", "1"], ["--lr", "fast"]):
+        process = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+        assert process.returncode == 2
+        assert arguments[0] in process.stdout + process.stderr
+        assert "Traceback" not in process.stderr
+
+
+def test_help_explains_every_option_with_its_default():
+    output = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
+    for option in ("--stages", "--cut", "--head-pool", "--temperature", "--resume", "--label-noise", "--lr-every"):
+        assert option in output
+    assert "default: 4" in output
+
+
+def image_folder(root: Path, classes=("cat", "dog")) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 4)):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
+    return root
+
+
+def test_image_folders_are_trained_on_and_their_faults_named(tiny, tmp_path, capsys):
+    folder = image_folder(tmp_path / "images")
+    arguments = ["--dataset", "imagefolder", "--data-dir", str(folder), "--epochs", "1", "--no-tensorboard"]
+    assert tiny(*arguments)[0] == 0
+    (folder / "train" / "cat" / "3.png").write_bytes(b"no image")
+    capsys.readouterr()
+    assert tiny(*arguments, out="second")[0] == 2
+    assert "3.png" in capsys.readouterr().err
+    for file in (folder / "train" / "cat").iterdir():
+        file.unlink()
+    assert tiny(*arguments, out="third")[0] == 2
+    assert "cat" in capsys.readouterr().err
+
+
+def test_labels_outside_the_classes_are_refused(tiny, tmp_path, capsys):
+    images = np.zeros((64, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "bad.npz", x_train=images, y_train=np.full(64, -2), x_test=images[:8], y_test=np.zeros(8, int))
+    assert tiny("--dataset", "npz", "--data-dir", str(tmp_path / "bad.npz"))[0] == 2
+    assert "label" in capsys.readouterr().err
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert tiny(out="file/run")[0] == 2
+    assert "can't be written" in capsys.readouterr().err
+
+
+def test_the_bundled_data_need_no_network_and_are_announced(tmp_path, capsys, monkeypatch, cache):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
+    arguments = ["--width", "0.03", "--head-dims", "8,8", "--epochs", "1", "--stages", "2", "--batch-size", "256"]
+    path = tmp_path / "run"
+    assert run(main, [*arguments, "--out-dir", str(path), "--cache-dir", str(cache)]) == 0
+    assert "--dataset cifar10" in capsys.readouterr().out
+    assert json.loads((path / "results.json").read_text())["dataset"] == "digits"

@@ -1,0 +1,193 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scpl_jax.losses import supervised_contrastive
+
+loss_and_gradient = jax.jit(
+    jax.value_and_grad(supervised_contrastive), static_argnames=("temperature", "count_anchor")
+)
+
+
+def published(features, labels, temperature, count_anchor):
+    """Equation 2 of arXiv 2004.11362, averaged over all rows, term by term in double precision."""
+    n = len(labels)
+    unit = np.zeros(features.shape)
+    for i, row in enumerate(features.astype(np.float64)):
+        length = math.sqrt(sum(value * value for value in row))
+        unit[i] = row / length if length > 0 else 0
+    total = 0.0
+    for i in range(n):
+        others = [k for k in range(n) if k != i]
+        positives = [p for p in others if labels[p] == labels[i]]
+        if not positives:
+            continue
+        denominator = sum(math.exp(unit[i] @ unit[k] / temperature) for k in others)
+        terms = [math.log(math.exp(unit[i] @ unit[p] / temperature) / denominator) for p in positives]
+        total -= sum(terms) / (len(positives) + count_anchor)
+    return total / n
+
+
+def batch(n, d, classes, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)).astype(np.float32), rng.integers(0, classes, n).astype(np.int32)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    n=st.integers(2, 9),
+    d=st.integers(1, 5),
+    classes=st.integers(1, 9),
+    temperature=st.sampled_from([0.05, 0.1, 1.0]),
+    count_anchor=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_equals_the_published_formula(n, d, classes, temperature, count_anchor, seed):
+    x, y = batch(n, d, classes, seed)
+    expected = published(x, y, temperature, count_anchor)
+    loss = supervised_contrastive_jit(x, y, temperature, count_anchor=count_anchor)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
+
+
+supervised_contrastive_jit = jax.jit(supervised_contrastive, static_argnames=("temperature", "count_anchor"))
+
+
+@pytest.mark.parametrize("count_anchor", [False, True])
+def test_gradient_is_that_of_the_published_formula_in_double_precision(count_anchor):
+    x, y = batch(7, 3, 3)
+    x = x.astype(np.float64)
+    with jax.enable_x64(True):
+        loss, gradient = loss_and_gradient(x, y, 0.2, count_anchor=count_anchor)
+        assert loss.dtype == jnp.float64
+        gradient = np.asarray(gradient)
+    np.testing.assert_allclose(loss, published(x, y, 0.2, count_anchor), rtol=1e-12)
+    numerical, step = np.zeros_like(x), 1e-6
+    for index in np.ndindex(x.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = x.copy()
+            moved[index] += sign * step
+            ends.append(published(moved, y, 0.2, count_anchor))
+        numerical[index] = (ends[0] - ends[1]) / (2 * step)
+    np.testing.assert_allclose(gradient, numerical, atol=1e-8)
+
+
+def test_equals_ntxent_where_every_label_occurs_twice():
+    x, _ = batch(10, 6, 1)
+    y = np.repeat(np.arange(5, dtype=np.int32), 2)
+    expected = jax.jit(optax.losses.ntxent)(x, y, 0.1)
+    np.testing.assert_allclose(supervised_contrastive_jit(x, y, 0.1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count_anchor", [False, True])
+def test_lengths_order_and_names_of_classes_do_not_matter(count_anchor):
+    x, y = batch(8, 4, 3)
+    options = {"temperature": 0.1, "count_anchor": count_anchor}
+    loss, gradient = loss_and_gradient(x, y, **options)
+
+    scale = np.float32([1e-3, 0.5, 1, 2, 3, 7, 100, 1e4])[:, None]
+    scaled, to_scaled = loss_and_gradient(x * scale, y, **options)
+    np.testing.assert_allclose(scaled, loss, rtol=1e-5)
+    np.testing.assert_allclose(to_scaled * scale, gradient, atol=1e-5)
+
+    order = np.random.default_rng(1).permutation(8)
+    permuted, to_permuted = loss_and_gradient(x[order], y[order], **options)
+    np.testing.assert_allclose(permuted, loss, rtol=1e-5)
+    np.testing.assert_allclose(to_permuted, gradient[order], atol=1e-5)
+
+    renamed, _ = loss_and_gradient(x, np.int32([41, -7, 1000])[y], **options)
+    np.testing.assert_allclose(renamed, loss, rtol=1e-6)
+
+
+def test_count_anchor_weighs_rows_by_positives_over_positives_plus_one():
+    x, _ = batch(9, 4, 1)
+    y = np.int32([0, 1, 2] * 3)  # two positives each
+    one = supervised_contrastive_jit(x, y, 0.1)
+    other = supervised_contrastive_jit(x, y, 0.1, count_anchor=True)
+    np.testing.assert_allclose(other, one * 2 / 3, rtol=1e-6)
+
+
+N, D = 6, 4
+LABELS = {
+    "singletons": [0, 0, 0, 1, 1, 2],
+    "one class": [3] * N,
+    "all different": list(range(N)),
+    "negative": [-1, -1, 0, 0, -5, -5],
+}
+FEATURES = {
+    "ordinary": lambda x: x,
+    "zero row": lambda x: np.where(np.arange(N)[:, None] == 2, 0, x),
+    "zeros": np.zeros_like,
+    "equal rows": lambda x: np.broadcast_to(x[:1], x.shape),
+    "opposite rows": lambda x: x[:1] * np.where(np.arange(N) % 2, 1, -1)[:, None],
+    "huge": lambda x: x * 1e30,
+    "tiny": lambda x: x * 1e-20,
+    "huge and tiny": lambda x: x * np.logspace(-30, 30, N)[:, None],
+    "largest": lambda x: np.sign(x) * np.finfo(np.float32).max,
+    "subnormal": lambda x: x * 1e-40,
+    "one hot": lambda x: np.eye(N, D) * 1e30,
+}
+
+
+@pytest.mark.parametrize("count_anchor", [False, True])
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("labels", LABELS)
+def test_value_and_gradient_are_finite(labels, features, count_anchor):
+    x = np.float32(FEATURES[features](batch(N, D, 1)[0]))
+    y = np.int32(LABELS[labels])
+    loss, gradient = loss_and_gradient(x, y, temperature=0.1, count_anchor=count_anchor)
+    assert np.isfinite(loss)
+    assert loss >= 0
+    assert np.isfinite(gradient).all()
+    if labels == "all different":
+        assert loss == 0
+        assert not gradient.any()
+    if features == "zero row":
+        assert not gradient[2].any()
+
+
+def test_huge_features_have_the_value_of_ordinary_ones():
+    x, y = batch(N, D, 2)
+    expected = published(x, y, 0.1, False)
+    np.testing.assert_allclose(loss_and_gradient(x * np.float32(1e30), y, temperature=0.1)[0], expected, rtol=1e-5)
+
+
+def test_a_zero_row_is_similar_to_nothing():
+    x, y = batch(N, D, 2)
+    x[2] = 0
+    expected = published(x, y, 0.1, False)
+    np.testing.assert_allclose(loss_and_gradient(x, y, temperature=0.1)[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count_anchor", [False, True])
+def test_a_batch_of_one_gives_zero(count_anchor):
+    x, y = batch(1, D, 1)
+    loss, gradient = loss_and_gradient(x, y, temperature=0.1, count_anchor=count_anchor)
+    assert loss == 0
+    assert gradient.shape == x.shape
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("scale", [1, 1e4, 1e-4])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_features_are_computed_in_float32(dtype, scale):
+    x, y = batch(N, D, 2)
+    x = jnp.asarray(x * scale, dtype)
+    loss, gradient = loss_and_gradient(x, y, temperature=0.1)
+    assert loss.dtype == jnp.float32
+    assert gradient.dtype == dtype
+    assert np.isfinite(gradient.astype(np.float32)).all()
+    np.testing.assert_allclose(loss, published(np.asarray(x, np.float64), y, 0.1, False), rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, -0.1, float("nan")])
+def test_temperature_must_be_positive(temperature):
+    x, y = batch(N, D, 2)
+    with pytest.raises(ValueError, match="temperature must be greater than 0"):
+        supervised_contrastive(x, y, temperature)

@@ -1,0 +1,150 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import scpl_jax as scpl
+from scpl_jax.pipeline import place
+from scpl_jax.stages import initial_state, train_step
+
+OPTIMIZER = optax.adam(1e-2)
+
+
+@pytest.fixture
+def stages(small_vgg, batch):
+    return scpl.decouple(small_vgg(), 3, scpl.SupCon(head_dims=(8, 6)), batch[0], nnx.Rngs(1))
+
+
+def arrays(states):
+    return jax.device_get([nnx.to_pure_dict(s.params) for s in states]), jax.device_get(
+        [[jax.tree.leaves(s.rest), jax.tree.leaves(s.opt_state), s.totals] for s in states]
+    )
+
+
+def batches(count):
+    rng = np.random.default_rng(1)
+    for _ in range(count):
+        yield rng.normal(size=(8, 16, 16, 3)).astype(np.float32), rng.integers(0, 4, 8).astype(np.int32)
+
+
+def trained(stages, count=6, **options):
+    pipeline = scpl.Pipeline(stages, OPTIMIZER, **options)
+    losses = [[m["loss"] for m in pipeline.train_step(*b)] for b in batches(count)]
+    return pipeline, jax.device_get(losses)
+
+
+def test_equals_a_hand_written_loop(stages):
+    pipeline, losses = trained(stages, devices=jax.devices()[:1])
+    states = [initial_state(stage, OPTIMIZER) for stage in stages]
+    steps = [jax.jit(lambda s, m, y, stage=stage: train_step(stage, OPTIMIZER, s, m, y)) for stage in stages]
+    expected = []
+    for images, labels in batches(6):
+        message, row = images, []
+        for index, step in enumerate(steps):
+            states[index], message, metrics = step(states[index], message, labels)
+            row.append(metrics["loss"])
+        expected.append(row)
+    np.testing.assert_allclose(losses, jax.device_get(expected), rtol=1e-5)
+    chex.assert_trees_all_close(arrays(pipeline.states)[0], arrays(states)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_run_ahead_and_devices_change_no_bit(stages, devices):
+    synchronous, losses = trained(stages, devices=jax.devices()[:1], max_in_flight=1)
+    pipelined, others = trained(stages, devices=jax.devices()[:devices], max_in_flight=8)
+    chex.assert_trees_all_equal(losses, others)
+    chex.assert_trees_all_equal(arrays(synchronous.states), arrays(pipelined.states))
+
+
+def test_learns(stages, batch):
+    pipeline = scpl.Pipeline(stages, OPTIMIZER, jax.devices()[:1])
+    first = [float(m["loss"]) for m in pipeline.train_step(*batch)]
+    for _ in range(30):
+        last = pipeline.train_step(*batch)
+    assert all(float(m["loss"]) < loss for m, loss in zip(last, first, strict=True))
+    assert int(last[-1]["correct"]) == 8
+
+
+def test_stages_stay_usable_after_training(stages):
+    """Steps donate their state; what ``decouple`` returned must not be donated with it."""
+    trained(stages, 2)
+    again, losses = trained(stages, 2)
+    assert np.isfinite(losses).all()
+    assert again.step == 2
+
+
+def test_preparation_gets_another_key_every_step(stages, batch):
+    def noise(key, images, labels):
+        return images * 0 + jax.random.normal(key, images.shape), labels
+
+    def losses(seed):
+        pipeline = scpl.Pipeline(stages, optax.sgd(0.0), jax.devices()[:1], prepare=noise, key=jax.random.key(seed))
+        return [float(pipeline.train_step(*batch)[0]["loss"]) for _ in range(3)]
+
+    assert len(set(losses(0))) == 3
+    assert losses(0) == losses(0)
+    assert losses(0) != losses(1)
+
+
+def test_preparation_may_change_the_number_of_examples(stages, batch):
+    def twice(key, images, labels):
+        return jnp.concatenate([images, images]), jnp.concatenate([labels, labels])
+
+    pipeline = scpl.Pipeline(stages, OPTIMIZER, jax.devices()[:2], prepare=twice, key=jax.random.key(0))
+    pipeline.train_step(*batch)
+    assert pipeline.totals()[-1]["examples"] == 16
+
+
+def test_totals_are_the_sums_of_the_metrics(stages):
+    pipeline = scpl.Pipeline(stages, OPTIMIZER)
+    metrics = jax.device_get([pipeline.train_step(*b) for b in batches(4)])
+    totals = pipeline.totals()
+    for stage in range(3):
+        assert totals[stage]["batches"] == 4
+        assert totals[stage]["loss"] == pytest.approx(sum(m[stage]["loss"] for m in metrics), rel=1e-6)
+    assert totals[2]["correct"] == sum(m[2]["correct"] for m in metrics)
+    assert totals[2]["examples"] == 32
+    pipeline.reset_totals()
+    assert pipeline.totals()[0] == {"loss": 0.0, "batches": 0}
+
+
+def test_gradient_norms_only_when_asked_for(stages, batch):
+    pipeline = scpl.Pipeline(stages, optax.sgd(0.0), jax.devices()[:1])
+    without = pipeline.train_step(*batch)[1]["gradient_norms"]
+    with_norms = pipeline.train_step(*batch, with_norms=True)[1]["gradient_norms"]
+    assert set(without) == set(with_norms)
+    assert all(float(v) == 0 for v in without.values())
+    assert all(float(v) > 0 for v in with_norms.values())
+    assert any("conv" in name for name in with_norms)
+
+
+def test_evaluation_counts_every_example_once(stages, batch):
+    pipeline = scpl.Pipeline(stages, OPTIMIZER, jax.devices()[:2])
+    images, labels = batch
+    logits = np.asarray(pipeline.predict(images))
+    padded = np.where(np.arange(8) < 5, labels, -1)
+    result = pipeline.evaluate([(images, labels), (images, padded)])
+    right = logits.argmax(1) == labels
+    assert result["examples"] == 13
+    assert result["accuracy"] == pytest.approx((right.sum() + right[:5].sum()) / 13)
+
+
+def test_evaluation_of_nothing_is_an_error(stages):
+    with pytest.raises(ValueError, match="no example"):
+        scpl.Pipeline(stages, OPTIMIZER).evaluate([])
+
+
+def test_placement_makes_the_busiest_device_as_idle_as_possible():
+    devices = jax.devices()
+    placed = place([5.0, 1.0, 1.0, 3.0], devices[:2])
+    assert placed == (devices[0], devices[1], devices[1], devices[1])
+    assert place([1.0, 1.0], devices) == tuple(devices[:2])
+
+
+@pytest.mark.parametrize(("stages_", "options", "message"), [((), {}, "at least one stage"), (None, {"max_in_flight": 0}, "at least 1, got 0"), (None, {"devices": []}, "at least one device")])  # fmt: skip
+def test_bad_arguments_are_named(stages, stages_, options, message):
+    with pytest.raises(ValueError, match=message):
+        scpl.Pipeline(stages if stages_ is None else stages_, OPTIMIZER, **options)

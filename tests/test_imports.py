@@ -1,0 +1,52 @@
+"""A module imports only from rooms above it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import scpl_jax
+
+PACKAGE = Path(scpl_jax.__file__).parent
+# Each room with the rooms it may import from, besides itself.
+ROOMS: dict[str, set[str]] = {
+    "losses": set(),
+    "models": set(),
+    "objectives": {"losses", "models"},
+    "stages": {"losses", "objectives"},
+    "pipeline": {"stages"},
+    "data": set(),
+    "training": {"pipeline", "stages", "data"},
+    "analysis": {"pipeline", "stages", "training"},
+    "experiments": {"losses", "models", "objectives", "stages", "pipeline", "data", "training", "analysis"},
+}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("scpl_jax.")}
+
+
+def test_imports_point_one_way():
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {room}"
+        for path in PACKAGE.rglob("*.py")
+        if path.parent != PACKAGE
+        for home in [path.relative_to(PACKAGE).parts[0]]
+        for room in imported_rooms(path) - ROOMS[home] - {home}
+    ]
+    assert wrong == []
+
+
+def test_importing_the_library_loads_no_heavy_optional_package():
+    code = (
+        "import sys, scpl_jax, scpl_jax.data; "
+        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'matplotlib', 'tensorboardX') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"

@@ -1,0 +1,70 @@
+import os
+import signal
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from scpl_jax.training import Interrupt, RunDirectory, RunError, build_optimizer, cosine_schedule
+
+
+def test_cosine_runs_from_start_to_end_and_changes_only_when_due():
+    every_step = cosine_schedule(1.0, 0.1, 10)
+    every_five = cosine_schedule(1.0, 0.1, 10, every=5)
+    assert float(every_step(0)) == pytest.approx(1.0)
+    assert float(every_step(10)) == pytest.approx(0.1)
+    assert float(every_step(5)) == pytest.approx(0.55)
+    assert [float(every_five(s)) for s in (5, 7, 9)] == [float(every_step(5))] * 3
+    rates = [float(every_step(s)) for s in range(11)]
+    assert all(np.diff(rates) < 0)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lamb", "lars", "lion", "rmsprop"])
+def test_optimizers_by_name_move_parameters(name):
+    optimizer = build_optimizer(name, optax.constant_schedule(0.1))
+    params = {"w": jnp.ones(3)}
+    updates, _ = optimizer.update({"w": jnp.ones(3)}, optimizer.init(params), params)
+    assert bool((updates["w"] != 0).all())
+
+
+@pytest.mark.parametrize("name", ["nonsense", "chain", "clip", "apply_updates", "__doc__", "a b", "losses"])
+def test_other_names_are_refused(name):
+    with pytest.raises(RunError, match="is not an Optax optimizer"):
+        build_optimizer(name, optax.constant_schedule(0.1))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_is_remembered(number, status):
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), number)
+        assert interrupt.received == number
+        assert interrupt.exit_status == status
+
+
+def test_the_second_ctrl_c_ends_at_once():
+    with Interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_json_files_are_replaced_whole(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.write_results({"test_accuracy": 0.5})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        directory.write_results({"test_accuracy": float("nan")})
+    assert '"test_accuracy": 0.5' in (tmp_path / "results.json").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_an_unreadable_configuration_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(RunError, match=r"config\.json can't be read as JSON"):
+        RunDirectory.config_of(tmp_path)
+
+
+def test_a_file_in_place_of_the_directory_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="--out-dir .* can't be written"):
+        RunDirectory(tmp_path / "file" / "run")

@@ -1,0 +1,167 @@
+"""Interrupted and resumed equals uninterrupted, to the bit, metrics file included."""
+
+import json
+import signal
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import scpl_jax as scpl
+from scpl_jax.data import Dataset, make_augment, normalise
+from scpl_jax.training import (
+    CheckpointStore,
+    Plan,
+    Reporter,
+    RunDirectory,
+    RunError,
+    build_optimizer,
+    cosine_schedule,
+    train,
+)
+
+EPOCHS, BATCH, STEPS = 3, 8, 4  # four batches an epoch
+TIMES = ("train_seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (46, 16, 16, 3), dtype=np.uint8)
+    labels = (np.arange(46) % 4).astype(np.int32)
+    colours = np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200], [100, 100, 100]], np.uint8)
+    images = images // 5 + colours[labels][:, None, None]
+    return Dataset(
+        name="colours",
+        source="test",
+        train_images=images[:35],
+        train_labels=labels[:35],
+        test_images=images[35:],
+        test_labels=labels[35:],
+        class_names=("a", "b", "c", "d"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+
+
+class StopAfter:
+    """Like :class:`scpl_jax.training.Interrupt`, but the signal comes once the pipeline has done so many steps."""
+
+    def __init__(self, pipeline, step=None):
+        self.pipeline, self.step = pipeline, step
+
+    @property
+    def received(self):
+        return signal.SIGINT if self.step is not None and self.pipeline.step >= self.step else None
+
+
+def new_pipeline(dataset, small_vgg):
+    """As a fresh process would build it. A dropout block gives the stages random state of their own."""
+    blocks = small_vgg()
+    blocks.insert(1, nnx.Dropout(0.1, rngs=nnx.Rngs(5)))
+    example = jax.ShapeDtypeStruct((2 * BATCH, 16, 16, 3), np.float32)
+    stages = scpl.decouple(blocks, 2, scpl.SupCon(head="mlp-bn", head_dims=(8, 6)), example, nnx.Rngs(1))
+    schedule = cosine_schedule(1e-2, 1e-4, EPOCHS * STEPS)
+    return scpl.Pipeline(
+        stages,
+        build_optimizer("adam", schedule),
+        jax.devices()[:2],
+        prepare=make_augment("strong", mean=dataset.mean, std=dataset.std),
+        prepare_eval=lambda images: normalise(images, dataset.mean, dataset.std),
+        key=jax.random.key(7),
+    )
+
+
+def session(path, dataset, small_vgg, stop=None, save_every=None):
+    """One process's part of a run: (result or None, its pipeline)."""
+    pipeline = new_pipeline(dataset, small_vgg)
+    store = CheckpointStore(path / "checkpoints", keep=2)
+    plan = Plan(0, EPOCHS, BATCH, cosine_schedule(1e-2, 1e-4, EPOCHS * STEPS), save_every)
+    reporter = Reporter(progress=False)
+    try:
+        result = train(
+            pipeline, dataset, plan, store, RunDirectory(path), reporter, StopAfter(pipeline, stop)
+        )
+    finally:
+        reporter.close()
+        store.close()
+    return result, pipeline
+
+
+def outcome(path, pipeline):
+    states = [(s.params, s.rest, s.opt_state, s.totals) for s in pipeline.states]
+    keys_as_numbers = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        jax.tree.leaves(states),
+    )
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return jax.device_get(keys_as_numbers), [
+        {name: value for name, value in line.items() if name not in TIMES} for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory):
+    def small(seed=0):
+        layers = [4, "M", 6, "M", 8, "M"]
+        return scpl.models.vgg(layers, 4, hidden=8, image_shape=(16, 16, 3), rngs=nnx.Rngs(seed))
+
+    path = tmp_path_factory.mktemp("undisturbed")
+    result, pipeline = session(path, dataset, small)
+    return result, outcome(path, pipeline)
+
+
+@pytest.mark.parametrize(
+    ("stops", "save_every"),
+    [([6], None), ([4], None), ([2, 7], None), ([4, 8], 3), ([1, 12], 1)],
+    ids=["in an epoch", "at its end", "twice", "ends of epochs, saved every 3 steps", "first and last step"],
+)
+def test_resumed_equals_uninterrupted(tmp_path, dataset, small_vgg, undisturbed, stops, save_every, capsys):
+    for stop in stops:
+        result, pipeline = session(tmp_path, dataset, small_vgg, stop, save_every)
+        assert result is None
+        assert pipeline.step == stop
+    result, pipeline = session(tmp_path, dataset, small_vgg, None, save_every)
+    expected_result, expected = undisturbed
+    chex.assert_trees_all_equal(outcome(tmp_path, pipeline), expected)
+    assert result.test_accuracy == expected_result.test_accuracy
+    assert (result.best_test_accuracy, result.best_epoch) == (
+        expected_result.best_test_accuracy,
+        expected_result.best_epoch,
+    )
+
+
+def test_lines_written_after_the_last_checkpoint_are_not_doubled(tmp_path, dataset, small_vgg, undisturbed):
+    """A process that is killed outright may have written lines that its newest checkpoint does not know of."""
+    session(tmp_path, dataset, small_vgg, 6)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"seed": 0, "epoch": 2, "step": 8, "test_accuracy": 0.1}\n{"seed": 0, "epo')
+    _, pipeline = session(tmp_path, dataset, small_vgg)
+    assert outcome(tmp_path, pipeline)[1] == undisturbed[1][1]
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(tmp_path, dataset, small_vgg):
+    result, _ = session(tmp_path, dataset, small_vgg)
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {8, 12, result.best_epoch * STEPS}
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, dataset, small_vgg):
+    session(tmp_path, dataset, small_vgg, 2)
+
+    def wider(seed=0):
+        layers = [4, "M", 7, "M", 8, "M"]
+        return scpl.models.vgg(layers, 4, hidden=8, image_shape=(16, 16, 3), rngs=nnx.Rngs(seed))
+
+    with pytest.raises(RunError, match="another network|can't be restored"):
+        session(tmp_path, dataset, wider)
+
+
+def test_every_epoch_has_one_line_with_a_loss_for_every_stage(undisturbed):
+    lines = undisturbed[1][1]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert all(len(line["train_loss"]) == 2 for line in lines)
+    assert lines[-1]["train_loss"][0] < lines[0]["train_loss"][0]
