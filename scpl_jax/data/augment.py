@@ -27,9 +27,7 @@ GRAYSCALE_PROBABILITY = 0.2
 Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def make_augment(
-    kind: str, *, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32
-) -> Augment:
+def make_augment(kind: str, *, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> Augment:
     """Make the augmentation ``kind``: a pure function to be compiled by the caller.
 
     Args:

@@ -79,9 +79,7 @@ def batches(
     return ((images[indices], labels[indices]) for indices in chosen)
 
 
-def eval_batches(
-    images: np.ndarray, labels: np.ndarray, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def eval_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches that hold every example exactly once, in order and all of one size.
 
     The last batch is filled up with black images labelled -1, so that a compiled step sees one shape only;

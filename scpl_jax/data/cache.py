@@ -90,8 +90,6 @@ def _write(path: Path, dataset: Dataset) -> None:
             np.savez(file, allow_pickle=False, texts=np.array(texts), **arrays)
         os.replace(temporary, path)
     except OSError as error:
-        _LOGGER.warning(
-            "The data set is not cached in %s (%s); it will be decoded again.", path.parent, error
-        )
+        _LOGGER.warning("The data set is not cached in %s (%s); it will be decoded again.", path.parent, error)
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

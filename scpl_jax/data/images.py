@@ -123,9 +123,7 @@ def _decode(opened: Any, name: str, size: int | None) -> np.ndarray:
     return np.asarray(rgb)
 
 
-def _in_parallel(
-    make: Callable[[int], np.ndarray], count: int, shape: tuple[int, ...], chunk: int = 256
-) -> np.ndarray:
+def _in_parallel(make: Callable[[int], np.ndarray], count: int, shape: tuple[int, ...], chunk: int = 256) -> np.ndarray:
     """Array of `make(0)`, `make(1)`, ...; Pillow lets go of the interpreter's lock, so threads help."""
     images = np.empty((count, *shape), np.uint8)
 

@@ -70,9 +70,7 @@ def load(
     if name not in _LOADERS:
         raise DataError(f"--dataset {name} is unknown, expected one of {', '.join(DATASETS)}; choose one.")
     if image_size is not None and image_size < 1:
-        raise DataError(
-            f"--image-size is {image_size}, expected at least 1 pixel; leave it out to keep sizes."
-        )
+        raise DataError(f"--image-size is {image_size}, expected at least 1 pixel; leave it out to keep sizes.")
     data_path = None if data_dir is None else Path(data_dir).expanduser()
     if data_path is not None and not os.access(data_path, os.R_OK):
         raise DataError(f"--data-dir {data_path} does not exist or cannot be read; name an existing folder.")

@@ -218,7 +218,12 @@ def _describe(options: Options, dataset: Dataset, pipeline: Pipeline) -> None:
 
 
 def _train_seed(
-    options: Options, dataset: Dataset, pipeline: Pipeline, seed: int, directory: RunDirectory, interrupt: Interrupt
+    options: Options,
+    dataset: Dataset,
+    pipeline: Pipeline,
+    seed: int,
+    directory: RunDirectory,
+    interrupt: Interrupt,
 ) -> tuple[Result | None, str | None]:
     """Train one seed; (its result or None if interrupted, why the last save failed or None)."""
     assert options.epochs is not None
@@ -244,18 +249,14 @@ def _train_seed(
         )
 
     try:
-        result = train(
-            pipeline, dataset, plan, store, directory, reporter, interrupt, on_first_step=on_first_step
-        )
+        result = train(pipeline, dataset, plan, store, directory, reporter, interrupt, on_first_step=on_first_step)
     finally:
         reporter.close()
         store.close()
     return result, store.failed
 
 
-def _summary(
-    options: Options, dataset: Dataset, pipeline: Pipeline, per_run: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _summary(options: Options, dataset: Dataset, pipeline: Pipeline, per_run: list[dict[str, Any]]) -> dict[str, Any]:
     """The contents of ``results.json``."""
     accuracies = [one["test_accuracy"] for one in per_run]
     best = max(per_run, key=lambda one: one["best_test_accuracy"])

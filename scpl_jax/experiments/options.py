@@ -12,7 +12,19 @@ METHODS = ("scpl", "bp")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # Options that change nothing in the numbers, or only where files lie: a resumed run may have other values.
 FREE_ON_RESUME = frozenset(
-    {"out_dir", "resume", "data_dir", "cache_dir", "max_in_flight", "devices", "save_every", "keep", "profile", "tensorboard", "norms_every"}
+    {
+        "out_dir",
+        "resume",
+        "data_dir",
+        "cache_dir",
+        "max_in_flight",
+        "devices",
+        "save_every",
+        "keep",
+        "profile",
+        "tensorboard",
+        "norms_every",
+    }
 )
 
 
@@ -68,7 +80,7 @@ class Options:
     optimizer: str = "adam"
     """Any Optax optimizer that needs only a learning rate, by name."""
     augment: str | None = None
-    """none, basic (crop and flip) or strong (two views, one with colour jitter). Default: strong; for the digits none."""
+    """none, basic (crop, flip) or strong (two views, one with colour jitter). Default: strong; for the digits none."""
     label_noise: float = 0.0
     """Share of the training labels drawn anew from all classes, from 0 to 1."""
     limit_train: int | None = None

@@ -21,9 +21,7 @@ _MIN_PIXELS = 64
 
 
 def _plain(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any) -> jax.Array:
-    return lax.conv_general_dilated(
-        images, kernel, strides, padding, dimension_numbers=_NHWC, precision=precision
-    )
+    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_NHWC, precision=precision)
 
 
 def _row_patches(padded: jax.Array, kernel_width: int, stride: int, out_width: int) -> jax.Array:
@@ -62,10 +60,7 @@ def _weight_gradient_by_patches(
     def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         x, g = part
         patches = _row_patches(jnp.pad(x, ((0, 0), *padding, (0, 0))), kw, strides[1], out_w)
-        rows = [
-            lax.slice_in_dim(patches, i, i + strides[0] * (out_h - 1) + 1, strides[0], axis=1)
-            for i in range(kh)
-        ]
+        rows = [lax.slice_in_dim(patches, i, i + strides[0] * (out_h - 1) + 1, strides[0], axis=1) for i in range(kh)]
         products = [
             jnp.matmul(
                 row.reshape(-1, kw * channels).T,
@@ -146,7 +141,9 @@ def conv_general_dilated(
         and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
         and all(d == 1 for d in (*options.get("lhs_dilation", ()), *options.get("rhs_dilation", ())))
         and options.get("feature_group_count", 1) == 1
-        and not any(v for k, v in options.items() if k not in plain_options and not k.endswith(("dilation", "group_count")))
+        and not any(
+            v for k, v in options.items() if k not in plain_options and not k.endswith(("dilation", "group_count"))
+        )
     )
     if simple:
         strides = tuple(window_strides)

@@ -40,7 +40,13 @@ def bias_init(name: str, fan_in: int) -> Callable[..., jax.Array]:
 
 
 def linear(
-    in_features: int, out_features: int, *, rngs: nnx.Rngs, init: str = "torch", use_bias: bool = True, dtype: Any = None
+    in_features: int,
+    out_features: int,
+    *,
+    rngs: nnx.Rngs,
+    init: str = "torch",
+    use_bias: bool = True,
+    dtype: Any = None,
 ) -> nnx.Linear:
     """A fully connected layer, parameters in float32, computing in ``dtype``.
 
@@ -148,9 +154,7 @@ class Classifier(nnx.Module):
         self.pool = pool
         size = in_shape[-1] if pool else math.prod(in_shape)
         sizes = [size, num_classes] if hidden is None else [size, hidden, num_classes]
-        self.layers = nnx.List(
-            [linear(a, b, rngs=rngs, init=init, dtype=dtype) for a, b in itertools.pairwise(sizes)]
-        )
+        self.layers = nnx.List([linear(a, b, rngs=rngs, init=init, dtype=dtype) for a, b in itertools.pairwise(sizes)])
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """(B, H, W, C) to (B, classes)."""

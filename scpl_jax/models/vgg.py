@@ -15,7 +15,14 @@ class VGGBlock(nnx.Module):
     """3 x 3 convolution without bias, batch norm, ReLU, and a 2 x 2 max pool if ``pool``: NHWC to NHWC."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, pool: bool, rngs: nnx.Rngs, init: str = "torch", dtype: Any = None
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        pool: bool,
+        rngs: nnx.Rngs,
+        init: str = "torch",
+        dtype: Any = None,
     ):
         self.conv = conv(in_channels, out_channels, 3, rngs=rngs, init=init, dtype=dtype)
         self.norm = batch_norm(out_channels, rngs=rngs, dtype=dtype)
@@ -79,7 +86,7 @@ def vgg(
 def vgg8(num_classes: int = 10, *, width: float = 1.0, rngs: nnx.Rngs, **options: Any) -> list[nnx.Module]:
     """The VGG8 of the SCPL paper: six convolution blocks and the classifier.
 
-    Channels 128, 256, pool, 256, 512, pool, 512, pool, 512, pool; classifier with 2500 hidden units; all times ``width``.
+    Channels 128, 256, pool, 256, 512, pool, 512, pool, 512, pool; classifier with 2500 hidden units; all x ``width``.
 
     Args:
       num_classes: width of the logits.

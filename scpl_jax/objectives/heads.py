@@ -136,9 +136,7 @@ class ProjectionHead(nnx.Module):
         norm = kind in ("mlp-bn", "simsiam")
         pairs = list(itertools.pairwise((math.prod(in_shape), *sizes)))
         layers = [_Layer(a, b, relu=True, norm=norm, **common) for a, b in pairs[:-1]]
-        layers += [
-            _Layer(a, b, relu=False, norm=kind == "simsiam", affine=False, **common) for a, b in pairs[-1:]
-        ]
+        layers += [_Layer(a, b, relu=False, norm=kind == "simsiam", affine=False, **common) for a, b in pairs[-1:]]
         self.layers = nnx.List(layers)
 
     def __call__(self, features: jax.Array) -> jax.Array:

@@ -21,9 +21,7 @@ class SupConLoss(nnx.Module):
 
     def __call__(self, features: jax.Array, labels: jax.Array) -> jax.Array:
         """Features (N, ...) and labels (N,) to a scalar."""
-        return supervised_contrastive(
-            self.head(features), labels, self.temperature, count_anchor=self.count_anchor
-        )
+        return supervised_contrastive(self.head(features), labels, self.temperature, count_anchor=self.count_anchor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +60,7 @@ class SupCon(Objective):
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise ValueError(
-                f"temperature must be greater than 0, got {self.temperature}; 0.1 is the usual value"
-            )
+            raise ValueError(f"temperature must be greater than 0, got {self.temperature}; 0.1 is the usual value")
         check_head(self.head, self.head_dims, self.head_pool)
 
     def build(self, features: Any, *, rngs: nnx.Rngs) -> SupConLoss:

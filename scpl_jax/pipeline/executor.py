@@ -48,8 +48,8 @@ class Pipeline:
       stages: from :func:`scpl_jax.decouple`.
       optimizer: an Optax optimizer; each stage has a state of its own.
       devices: devices to use; default: all. Stages are laid out over them by their estimated cost.
-      prepare: a pure function (key, images, labels) -> (message, labels), such as an augmentation, compiled and run on the
-        first stage's device before the first stage. Without it the first stage gets the images as they are.
+      prepare: a pure function (key, images, labels) -> (message, labels), such as an augmentation, compiled and run
+        on the first stage's device before the first stage. Without it the first stage gets the images as they are.
       prepare_eval: the same for evaluation: images -> message.
       key: ``jax.random.key`` that ``prepare`` gets, folded with the number of the step.
       max_in_flight: batches that may be under way before :meth:`train_step` waits for the oldest, at least 1. 1 is
@@ -279,9 +279,7 @@ def _prepare_step(prepare: Prepare, key: jax.Array, step: jax.Array, images: Any
 def _count(total: Any, logits: jax.Array, labels: jax.Array) -> Any:
     correct, loss, examples = total
     real = labels >= 0
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), jnp.maximum(labels, 0)
-    )
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.maximum(labels, 0))
     return (
         correct + jnp.sum(real & (jnp.argmax(logits, axis=-1) == labels), dtype=jnp.int32),
         loss + jnp.sum(jnp.where(real, losses, 0)),

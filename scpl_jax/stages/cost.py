@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from scpl_jax.stages.variables import split
+
 # One byte of optimizer traffic weighs as much as this many floating-point operations. The ratio of arithmetic to memory
 # speed is between 5 and 15 for float32 on the CPUs and GPUs at hand; the cut depends on it only where heads are large.
 _OPERATIONS_PER_BYTE = 8
@@ -49,7 +51,7 @@ def module_cost(module: nnx.Module, *inputs: Any) -> Cost:
       >>> cost.operations >= 2 * 5 * 10 * 20, cost.parameters
       (True, 220)
     """
-    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    graphdef, params, rest = split(module)
 
     def call(params: Any, rest: Any, inputs: Any) -> Any:
         return nnx.merge(graphdef, params, rest, copy=True)(*inputs)

@@ -1,6 +1,7 @@
 """Where to cut a list of blocks into stages. A cut is a tuple: the blocks at which stages 1, 2, ... begin."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 
@@ -30,7 +31,7 @@ def check_cut(cut: Sequence[int], num_stages: int, num_blocks: int) -> tuple[int
     check_num_stages(num_stages, num_blocks)
     positions = tuple(int(position) for position in cut)
     inside = all(0 < position < num_blocks for position in positions)
-    ascending = all(a < b for a, b in zip(positions, positions[1:], strict=False))
+    ascending = all(a < b for a, b in itertools.pairwise(positions))
     if len(positions) != num_stages - 1 or not inside or not ascending:
         raise ValueError(
             f"a cut into {num_stages} stages needs {num_stages - 1} ascending positions between 1 and "
@@ -54,9 +55,7 @@ def even_cut(num_blocks: int, num_stages: int) -> tuple[int, ...]:
     return tuple(stage * size + min(stage, extra) for stage in range(1, num_stages))
 
 
-def balanced_cut(
-    cost: Callable[[int, int], float], num_blocks: int, num_stages: int
-) -> tuple[int, ...]:
+def balanced_cut(cost: Callable[[int, int], float], num_blocks: int, num_stages: int) -> tuple[int, ...]:
     """The cut whose most expensive stage is as cheap as possible; of several, the first in lexical order.
 
     Args:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from flax import nnx
 from scpl_jax.objectives import Objective
 from scpl_jax.stages.cost import module_cost
 from scpl_jax.stages.cuts import balanced_cut, check_cut, check_num_stages, even_cut
+from scpl_jax.stages.variables import separate_rngs, split
 
 
 class StageModule(nnx.Module):
@@ -74,25 +76,14 @@ def _check_unshared(groups: Sequence[StageModule]) -> None:
                 )
 
 
-def _separate_rngs(rest: Any, index: int) -> Any:
-    """Random streams that blocks of several stages were built from start equal: make them differ by stage."""
-
-    def fold(variable: Any) -> Any:
-        if isinstance(variable, nnx.RngKey):
-            return variable.replace(jax.random.fold_in(variable.get_value(), index))
-        return variable
-
-    return jax.tree.map(fold, rest, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-
-
 def _make_stage(
     index: int, blocks: tuple[int, int], module: StageModule, gradient: bool, cost: float, loss_cost: float
 ) -> Stage:
     module.eval()
     eval_graph = nnx.graphdef(module)
     module.train()
-    train_graph, params, rest = nnx.split(module, nnx.Param, ...)
-    rest = _separate_rngs(rest, index)
+    train_graph, params, rest = split(module)
+    rest = separate_rngs(rest, index)
     return Stage(index, blocks, train_graph, eval_graph, params, rest, gradient, cost, loss_cost)
 
 
@@ -170,9 +161,7 @@ def decouple(
 
     def cost(start: int, stop: int, which: int | None = None) -> float:
         # While a cut is sought, the number of a stage is not known: objectives are then taken to cost like the first.
-        total = sum(
-            c.training(input_gradient=index > 0) for index, c in enumerate(block_costs[start:stop])
-        )
+        total = sum(c.training(input_gradient=index > 0) for index, c in enumerate(block_costs[start:stop]))
         total += loss_cost(stop, 0 if which is None else which)
         return total + (classifier_cost if stop == len(blocks) else 0.0)
 
@@ -187,7 +176,7 @@ def decouple(
 
     bounds = (0, *positions, len(blocks))
     modules = []
-    for index, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
         loss = objectives[index].build(inputs[stop], rngs=rngs)
         modules.append(StageModule(blocks[start:stop], loss, last if stop == len(blocks) else None))
     _check_unshared(modules)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from scpl_jax.losses import cross_entropy
 from scpl_jax.stages.decouple import Stage, StageModule
+from scpl_jax.stages.variables import split
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +76,7 @@ def _loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.Array)
         metrics["correct"] = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
         total = total + metrics["classifier_loss"]
         metrics.setdefault("loss", metrics["classifier_loss"])
-    _, _, rest = nnx.split(module, nnx.Param, ...)
+    _, _, rest = split(module)
     return total, (features, rest, metrics)
 
 
@@ -97,9 +98,7 @@ def gradients(
       are scalars: ``loss``, and with a classifier ``classifier_loss`` and ``correct`` (a count).
     """
     message = jax.lax.stop_gradient(message)
-    (_, outcome), gradient = jax.value_and_grad(_loss, argnums=1, has_aux=True)(
-        stage, params, rest, message, labels
-    )
+    (_, outcome), gradient = jax.value_and_grad(_loss, argnums=1, has_aux=True)(stage, params, rest, message, labels)
     return gradient, outcome
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +34,31 @@ def to_arrays(state: StageState) -> dict[str, jax.Array]:
 
 
 def from_arrays(arrays: dict[str, jax.Array], like: StageState) -> StageState:
-    """The inverse of :func:`to_arrays`, in the structure of ``like``.
-
-    Raises:
-      RunError: names, shapes or dtypes differ.
-    """
+    """The inverse of :func:`to_arrays`, in the structure of ``like``."""
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    expected = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
-    if set(arrays) != set(expected):
-        odd = sorted(set(arrays) ^ set(expected))[0]
-        raise RunError(f"the checkpoint is of another network: {odd} is in only one of the two")
     leaves = []
-    for name, leaf in expected.items():
-        value = arrays[name]
-        if _is_key(leaf):
-            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
-        if value.shape != leaf.shape or value.dtype != leaf.dtype:
-            raise RunError(
-                f"the checkpoint is of another network: {name} is {value.dtype}{list(value.shape)} there, "
-                f"{leaf.dtype}{list(leaf.shape)} here"
-            )
-        leaves.append(value)
+    for path, leaf in paths:
+        value = arrays[jax.tree_util.keystr(path, simple=True, separator="/")]
+        leaves.append(jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else value)
     return jax.tree.unflatten(structure, leaves)
+
+
+def describe(state: StageState) -> dict[str, str]:
+    """Names, dtypes and shapes of a state's arrays; saved beside them, so that another network's are told apart."""
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in jax.eval_shape(to_arrays, state).items()}
+
+
+def _check_same(saved: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
+    """Refuse another network's arrays before anything is read."""
+    if len(saved) != len(expected):
+        raise RunError(f"the checkpoint is of another network: it has {len(saved)} stages, this one {len(expected)}")
+    for index, (there, here) in enumerate(zip(saved, expected, strict=True)):
+        for name in sorted(set(there) | set(here)):
+            if there.get(name) != here.get(name):
+                raise RunError(
+                    f"the checkpoint is of another network: in stage {index}, {name} is {there.get(name, 'missing')} "
+                    f"there and {here.get(name, 'missing')} here"
+                )
 
 
 @dataclasses.dataclass
@@ -113,10 +115,14 @@ class CheckpointStore:
     def save(self, pipeline: Pipeline, progress: Progress) -> None:
         """Save in the background. A failure is logged and kept in ``failed``; what was saved before stays whole."""
         save = self._ocp.args
-        items = {
-            f"stage_{index:03d}": save.PyTreeSave(to_arrays(state)) for index, state in enumerate(pipeline.states)
-        }
-        items["progress"] = save.JsonSave({"step": pipeline.step, **dataclasses.asdict(progress)})
+        items = {f"stage_{index:03d}": save.PyTreeSave(to_arrays(state)) for index, state in enumerate(pipeline.states)}
+        items["progress"] = save.JsonSave(
+            {
+                "step": pipeline.step,
+                "progress": dataclasses.asdict(progress),
+                "stages": [describe(state) for state in pipeline.states],
+            }
+        )
         # Without a finished epoch there is no accuracy; orbax takes no metrics for such a checkpoint.
         metrics = None
         if progress.batch == 0 and progress.epoch > 1:
@@ -131,7 +137,10 @@ class CheckpointStore:
 
     def _report(self, error: BaseException) -> None:
         self.failed = str(error).splitlines()[0] if str(error) else type(error).__name__
-        _LOG.error("a checkpoint could not be saved (%s); training goes on, older checkpoints are intact", self.failed)
+        _LOG.error(
+            "a checkpoint could not be saved (%s); training goes on, older checkpoints are intact",
+            self.failed,
+        )
 
     def wait(self) -> None:
         """Wait until everything is written."""
@@ -161,33 +170,23 @@ class CheckpointStore:
         if step is None:
             raise RunError("there is no checkpoint to restore")
         restore = self._ocp.args
-        saved = {name for name in self._manager.item_metadata(step) if name.startswith("stage_")}  # type: ignore[union-attr]
-        if len(saved) != len(pipeline.states):
-            raise RunError(
-                f"the checkpoint is of another network: it has {len(saved)} stages, this one {len(pipeline.states)}"
-            )
-        items = {}
-        for index, (state, device) in enumerate(zip(pipeline.states, pipeline.devices, strict=True)):
-            sharding = jax.sharding.SingleDeviceSharding(device)
-            abstract = {
-                name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-                for name, array in jax.eval_shape(to_arrays, state).items()
-            }
-            arguments = self._ocp.checkpoint_utils.construct_restore_args(abstract)
-            items[f"stage_{index:03d}"] = restore.PyTreeRestore(abstract, restore_args=arguments)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                loaded = self._manager.restore(step, args=restore.Composite(progress=restore.JsonRestore(), **items))
-        except (ValueError, KeyError) as error:
-            raise RunError(
-                f"the checkpoint of step {step} can't be restored ({str(error).splitlines()[0]})"
-            ) from error
+            saved = self._manager.restore(step, args=restore.Composite(progress=restore.JsonRestore()))["progress"]
+            _check_same(saved["stages"], [describe(state) for state in pipeline.states])
+            items = {}
+            for index, (state, device) in enumerate(zip(pipeline.states, pipeline.devices, strict=True)):
+                sharding = jax.sharding.SingleDeviceSharding(device)
+                abstract = {
+                    name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+                    for name, array in jax.eval_shape(to_arrays, state).items()
+                }
+                arguments = self._ocp.checkpoint_utils.construct_restore_args(abstract)
+                items[f"stage_{index:03d}"] = restore.PyTreeRestore(abstract, restore_args=arguments)
+            loaded = self._manager.restore(step, args=restore.Composite(**items))
+        except (OSError, KeyError, TypeError) as error:
+            raise RunError(f"the checkpoint of step {step} can't be read ({str(error).splitlines()[0]})") from error
         pipeline.states = tuple(
             from_arrays(loaded[f"stage_{index:03d}"], state) for index, state in enumerate(pipeline.states)
         )
-        progress = dict(loaded["progress"])
-        pipeline.step = progress.pop("step")
-        return Progress(**progress)
-
-
+        pipeline.step = saved["step"]
+        return Progress(**saved["progress"])

@@ -90,7 +90,9 @@ def train(
     """
     progress = store.restore(pipeline) if store.latest is not None else Progress()
     restored_step = pipeline.step
-    directory.keep_metrics(lambda line: line["seed"] != plan.seed or line["step"] <= _lines_until(progress, restored_step))
+    directory.keep_metrics(
+        lambda line: line["seed"] != plan.seed or line["step"] <= _lines_until(progress, restored_step)
+    )
     images, labels = dataset.train_images, dataset.train_labels
     steps_per_epoch = len(images) // plan.batch_size
     # Compiled now, so that the first epoch's images/s are those of training.
@@ -119,7 +121,8 @@ def train(
                 progress.epoch_seconds = time.perf_counter() - began
                 store.save(pipeline, progress)
             if interrupt.received is not None:
-                return _stopped(reporter, store)
+                _stopped(reporter, store)
+                return None
         pipeline.wait()
         progress.epoch_seconds = time.perf_counter() - began
         reporter.end_epoch()
@@ -127,7 +130,8 @@ def train(
         evaluation = _evaluate(pipeline, dataset, plan, interrupt)
         if evaluation is None:
             store.save(pipeline, progress)
-            return _stopped(reporter, store)
+            _stopped(reporter, store)
+            return None
         line = _line(pipeline, plan, progress, evaluation, steps_per_epoch)
         last = line["test_accuracy"]
         directory.append_metrics(line)
@@ -138,7 +142,8 @@ def train(
         if plan.save_every is None or ends or pipeline.step % plan.save_every == 0 or interrupt.received is not None:
             store.save(pipeline, progress)
         if interrupt.received is not None and not ends:
-            return _stopped(reporter, store)
+            _stopped(reporter, store)
+            return None
 
     store.wait()
     examples = plan.epochs * steps_per_epoch * plan.batch_size

@@ -49,9 +49,7 @@ def _write_python2(out, value):
         out.write(b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(")
         out.write(b"K\x01")
         _write_python2(out, value.shape)
-        out.write(
-            b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-        )
+        out.write(b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb")
         out.write(b"\x89")
         _write_python2(out, value.tobytes())
         out.write(b"tb")
@@ -108,9 +106,7 @@ def cifar100_binary():
     """File contents of CIFAR-100's binary version of the same images."""
     files = {
         name: np.concatenate([np.zeros_like(labels)[:, None], labels[:, None], pixels], axis=1).tobytes()
-        for name, (pixels, labels) in zip(
-            ("train.bin", "test.bin"), cifar_batches(CIFAR100_NAMES, 1), strict=True
-        )
+        for name, (pixels, labels) in zip(("train.bin", "test.bin"), cifar_batches(CIFAR100_NAMES, 1), strict=True)
     }
     files["fine_label_names.txt"] = "\n".join(CIFAR100_NAMES).encode()
     return files

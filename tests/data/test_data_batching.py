@@ -37,9 +37,7 @@ def test_batches_follow_the_order_and_drop_the_rest(count, batch_size, seed):
     images, labels = _examples(count)
     order = epoch_order(count, seed=seed, epoch=0)
     if batch_size > count:
-        with pytest.raises(
-            DataError, match=f"--batch-size is {batch_size} but there are only {count} training"
-        ):
+        with pytest.raises(DataError, match=f"--batch-size is {batch_size} but there are only {count} training"):
             batches(images, labels, batch_size, order=order)
         return
     given_batches = list(batches(images, labels, batch_size, order=order))

@@ -184,16 +184,12 @@ def test_a_malicious_batch_is_refused_before_anything_runs(tmp_path, protocol):
     assert trace.exists(), "the pickle must be able to do harm for this test to mean anything"
     trace.unlink()
     write_folder(tmp_path / "cifar-10-batches-py", files | {"data_batch_1": content})
-    with pytest.raises(
-        DataError, match=r"data_batch_1 is no intact pickle of arrays \(it asks for .*_touch\)"
-    ):
+    with pytest.raises(DataError, match=r"data_batch_1 is no intact pickle of arrays \(it asks for .*_touch\)"):
         load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
     assert not trace.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["numpy.load", "numpy.core.multiarray.fromfile", "numpy.dtype.mro", "builtins.eval"]
-)
+@pytest.mark.parametrize("name", ["numpy.load", "numpy.core.multiarray.fromfile", "numpy.dtype.mro", "builtins.eval"])
 def test_neighbours_of_what_is_allowed_are_refused(name):
     module, _, attribute = name.rpartition(".")
     with pytest.raises(DataError, match="it asks for"):

@@ -33,9 +33,7 @@ def test_image_size_resizes(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     write_fashion_mnist(tmp_path / "data")
     (tmp_path / "data" / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(
-        DataError, match=r"holds no t10k-labels-idx1-ubyte \(nor t10k-labels-idx1-ubyte\.gz\)"
-    ):
+    with pytest.raises(DataError, match=r"holds no t10k-labels-idx1-ubyte \(nor t10k-labels-idx1-ubyte\.gz\)"):
         _load(tmp_path / "data", tmp_path)
 
 
@@ -73,16 +71,12 @@ def test_a_damaged_gzip_file_is_named(tmp_path, damage):
     write_fashion_mnist(tmp_path / "data", zipped=True)
     path = tmp_path / "data" / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(damage(gzip.compress(gzip.decompress(path.read_bytes()))))
-    with pytest.raises(
-        DataError, match=r"t10k-images-idx3-ubyte\.gz cannot be unpacked \(.+\); fetch it again"
-    ):
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz cannot be unpacked \(.+\); fetch it again"):
         _load(tmp_path / "data", tmp_path)
 
 
 def test_labels_that_do_not_match_the_images_are_refused(tmp_path):
     write_fashion_mnist(tmp_path / "data")
     (tmp_path / "data" / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(4, np.uint8)))
-    with pytest.raises(
-        DataError, match=r"train labels are int32 of shape \(4,\), expected int32 of shape \(5,\)"
-    ):
+    with pytest.raises(DataError, match=r"train labels are int32 of shape \(4,\), expected int32 of shape \(5,\)"):
         _load(tmp_path / "data", tmp_path)

@@ -89,9 +89,7 @@ def test_image_size_brings_all_to_one_size(tmp_path):
 def test_several_sizes_without_image_size_are_refused(tmp_path):
     root = write_image_folder(tmp_path / "pets")
     write_image(root / "train" / "dog" / "1.png", 50, size=(5, 9))
-    with pytest.raises(
-        DataError, match=r"dog/1\.png is 5 x 9 pixels but .*cat/0\.png is 8 x 8; give --image-size"
-    ):
+    with pytest.raises(DataError, match=r"dog/1\.png is 5 x 9 pixels but .*cat/0\.png is 8 x 8; give --image-size"):
         _load(root, tmp_path)
 
 
@@ -102,9 +100,7 @@ def test_an_image_cut_off_is_named(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:-1500])
-    with pytest.raises(
-        DataError, match=rf"dog/broken\{suffix} cannot be read as an image \(.+\); replace it"
-    ):
+    with pytest.raises(DataError, match=rf"dog/broken\{suffix} cannot be read as an image \(.+\); replace it"):
         _load(root, tmp_path, image_size=8)
 
 

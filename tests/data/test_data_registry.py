@@ -28,9 +28,7 @@ def test_the_names():
 
 
 def test_an_unknown_name_is_refused_with_the_choices():
-    with pytest.raises(
-        DataError, match=r"--dataset mnist is unknown, expected one of auto, cifar10, .*synthetic"
-    ):
+    with pytest.raises(DataError, match=r"--dataset mnist is unknown, expected one of auto, cifar10, .*synthetic"):
         load("mnist")
 
 

@@ -169,9 +169,7 @@ def test_an_unreachable_host_is_told_quickly_and_nothing_takes_its_place(tmp_pat
     monkeypatch.setattr(tfds, "DOWNLOAD_URLS", dict.fromkeys(tfds.DOWNLOAD_URLS, closed))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     began = time.monotonic()
-    with pytest.raises(
-        DataError, match=rf"host cannot be reached \({closed}\); connect to the network or give"
-    ):
+    with pytest.raises(DataError, match=rf"host cannot be reached \({closed}\); connect to the network or give"):
         load(name, data_dir=tmp_path, cache_dir=tmp_path / "cache")
     assert time.monotonic() - began < 6
 
@@ -181,9 +179,7 @@ def test_what_tfds_prepared_as_tfrecord_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     folder = tmp_path / "cifar10" / "3.0.2"
     write_folder(folder, {"cifar10-train.tfrecord-00000-of-00001": b"", "dataset_info.json": b"{}"})
-    with pytest.raises(
-        DataError, match="cifar10 as TFRecord files, expected ArrayRecord files; move that folder"
-    ):
+    with pytest.raises(DataError, match="cifar10 as TFRecord files, expected ArrayRecord files; move that folder"):
         load("cifar10")
     assert load("auto").name == "digits"
 
@@ -196,9 +192,7 @@ def test_a_failed_preparation_is_told_in_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds, "_builder", lambda *_: Failing())
     monkeypatch.setattr(tfds, "reachable", lambda _: True)
-    with pytest.raises(
-        DataError, match=r"TFDS could not prepare cifar10 in .* \(wrong checksum:\); try again"
-    ) as told:
+    with pytest.raises(DataError, match=r"TFDS could not prepare cifar10 in .* \(wrong checksum:\); try again") as told:
         tfds.prepare("cifar10", tmp_path)
     assert "\n" not in str(told.value)
 

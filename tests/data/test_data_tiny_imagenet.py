@@ -16,9 +16,7 @@ def _published(root):
     """Two classes as published, grey values 100 * class + index; val in an order of its own."""
     for label, name in enumerate(CLASSES):
         for index in range(3):
-            write_image(
-                root / "train" / name / "images" / f"{name}_{index}.JPEG", 100 * label + index, (64, 64)
-            )
+            write_image(root / "train" / name / "images" / f"{name}_{index}.JPEG", 100 * label + index, (64, 64))
         (root / "train" / name / f"{name}_boxes.txt").write_text("")
     rows = []
     for index, label in enumerate((1, 0, 0, 1)):
@@ -46,9 +44,7 @@ def _check(dataset):
     assert dataset.train_labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert dataset.test_labels.tolist() == [0, 1, 0, 1]
     # JPEG keeps a one-coloured image to within a step or two.
-    found = (
-        dataset.train_images.mean(axis=(1, 2, 3)).tolist() + dataset.test_images.mean(axis=(1, 2, 3)).tolist()
-    )
+    found = dataset.train_images.mean(axis=(1, 2, 3)).tolist() + dataset.test_images.mean(axis=(1, 2, 3)).tolist()
     np.testing.assert_allclose(found, [0, 100, 1, 101, 2, 102, 51, 150, 52, 153], atol=2)
 
 
@@ -72,9 +68,7 @@ def test_val_sorted_into_class_folders_is_read(tmp_path, keep_annotations):
     root = _published(tmp_path / "tiny-imagenet-200")
     for index, label in enumerate((1, 0, 0, 1)):
         (root / "val" / CLASSES[label]).mkdir(exist_ok=True)
-        (root / "val" / "images" / f"val_{index}.JPEG").rename(
-            root / "val" / CLASSES[label] / f"{index}.JPEG"
-        )
+        (root / "val" / "images" / f"val_{index}.JPEG").rename(root / "val" / CLASSES[label] / f"{index}.JPEG")
     (root / "val" / "images").rmdir()
     if not keep_annotations:
         (root / "val" / "val_annotations.txt").unlink()
@@ -106,9 +100,7 @@ def test_an_image_without_annotation_is_named(tmp_path):
 def test_a_class_of_one_split_only_is_named(tmp_path):
     root = _published(tmp_path / "t")
     (root / "train" / "n02").rename(root / "train" / "n03")
-    with pytest.raises(
-        DataError, match=r"t/val differ from those in train \(missing: n03; not in train: n02\)"
-    ):
+    with pytest.raises(DataError, match=r"t/val differ from those in train \(missing: n03; not in train: n02\)"):
         _load(root, tmp_path)
 
 

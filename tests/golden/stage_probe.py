@@ -16,9 +16,7 @@ from scpl_jax.stages import Stage
 
 def loaded(stage: Stage, layers: Sequence[Layer], arrays: Mapping[str, np.ndarray]) -> Stage:
     """The stage with torch's values."""
-    return dataclasses.replace(
-        stage, params=load(stage.params, layers, arrays), rest=load(stage.rest, layers, arrays)
-    )
+    return dataclasses.replace(stage, params=load(stage.params, layers, arrays), rest=load(stage.rest, layers, arrays))
 
 
 def merged(stage: Stage) -> Any:
@@ -50,5 +48,6 @@ def inner_results(stages: Sequence[Stage], params: Sequence[Any], rest: Sequence
 def recorder() -> optax.GradientTransformation:
     """Hands gradients on unchanged; its state is the last one."""
     return optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params), lambda updates, state, params=None: (updates, updates)
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda updates, state, params=None: (updates, updates),
     )

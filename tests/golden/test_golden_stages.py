@@ -39,7 +39,13 @@ def residual_blocks(golden, *, kernels, expansion, shortcut):
     else:
         channels, width, count, stride = golden.meta["cfg_in_out_blocks_stride"]
         strides = [stride] + [1] * (count - 1)
-    common = {"kernels": kernels, "expansion": expansion, "shortcut": shortcut, "init": "torch", "dtype": None}
+    common = {
+        "kernels": kernels,
+        "expansion": expansion,
+        "shortcut": shortcut,
+        "init": "torch",
+        "dtype": None,
+    }
     blocks = []
     for stride in strides:
         blocks.append(Residual(channels, width, stride=stride, rngs=nnx.Rngs(0), **common))
@@ -51,9 +57,7 @@ STAGES = {
     "vgg_stage": vgg_blocks,
     "resnet_stage": lambda golden: residual_blocks(golden, kernels=(3, 3), expansion=1, shortcut="3x3"),
     "resnet_pool_stage": lambda golden: residual_blocks(golden, kernels=(3, 3), expansion=1, shortcut="3x3"),
-    "resnet_bottleneck_stage": lambda golden: residual_blocks(
-        golden, kernels=(1, 3, 1), expansion=4, shortcut="1x1"
-    ),
+    "resnet_bottleneck_stage": lambda golden: residual_blocks(golden, kernels=(1, 3, 1), expansion=4, shortcut="1x1"),
     "resnet_basic1x1_stage": lambda golden: residual_blocks(golden, kernels=(3, 3), expansion=1, shortcut="1x1"),
 }
 

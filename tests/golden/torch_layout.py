@@ -23,7 +23,13 @@ FOLDER = Path(__file__).parents[2].parent / "shared" / "golden"
 
 Path_ = tuple[Any, ...]
 # Names of a layer's variables: here, and in torch.
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 # The reference's names of the kinds of heads.
 _HEADS = {"i": "identity", "l": "linear", "m": "mlp", "mb": "mlp-bn", "SimSiamMLP": "simsiam"}
 
@@ -161,8 +167,7 @@ def classifier_layers(
     """Layers of a Classifier for features (B, H, W, C)."""
     flattened = None if classifier.pool else in_shape[1:]
     return [
-        Layer((*path, "layers", index), name, flattened if index == 0 else None)
-        for index, name in enumerate(names)
+        Layer((*path, "layers", index), name, flattened if index == 0 else None) for index, name in enumerate(names)
     ]
 
 
@@ -195,9 +200,7 @@ def to_torch(state: Any, layers: Iterable[Layer]) -> dict[str, np.ndarray]:
     return values
 
 
-def statistics_to_torch(
-    rest: Any, layers: Iterable[Layer], before: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def statistics_to_torch(rest: Any, layers: Iterable[Layer], before: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Batch statistics after one step as torch has them.
 
     The running variance of torch takes the unbiased variance of a batch, ours the biased one.

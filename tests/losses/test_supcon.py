@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from scpl_jax.losses import supervised_contrastive
 
-loss_and_gradient = jax.jit(
-    jax.value_and_grad(supervised_contrastive), static_argnames=("temperature", "count_anchor")
-)
+loss_and_gradient = jax.jit(jax.value_and_grad(supervised_contrastive), static_argnames=("temperature", "count_anchor"))
 
 
 def published(features, labels, temperature, count_anchor):

@@ -75,7 +75,8 @@ def test_layers(kind, dims, expected):
 
 
 @pytest.mark.parametrize(
-    ("kind", "sizes"), [("linear", [1024]), ("mlp", [512, 1024]), ("mlp-bn", [512, 1024]), ("simsiam", [512, 512, 1024])]
+    ("kind", "sizes"),
+    [("linear", [1024]), ("mlp", [512, 1024]), ("mlp-bn", [512, 1024]), ("simsiam", [512, 512, 1024])],
 )
 def test_default_sizes_are_the_papers(kind, sizes):
     assert [shape[1] for shape in kernels(build((8,), kind, None))] == sizes

@@ -144,7 +144,14 @@ def test_placement_makes_the_busiest_device_as_idle_as_possible():
     assert place([1.0, 1.0], devices) == tuple(devices[:2])
 
 
-@pytest.mark.parametrize(("stages_", "options", "message"), [((), {}, "at least one stage"), (None, {"max_in_flight": 0}, "at least 1, got 0"), (None, {"devices": []}, "at least one device")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stages_", "options", "message"),
+    [
+        ((), {}, "at least one stage"),
+        (None, {"max_in_flight": 0}, "at least 1, got 0"),
+        (None, {"devices": []}, "at least one device"),
+    ],
+)
 def test_bad_arguments_are_named(stages, stages_, options, message):
     with pytest.raises(ValueError, match=message):
         scpl.Pipeline(stages if stages_ is None else stages_, OPTIMIZER, **options)

@@ -55,8 +55,7 @@ def load(request: Request) -> Dataset:
     for name, path in found.items():
         if path is None:
             raise DataError(
-                f"--data-dir {request.data_dir} holds no {name} (nor {name}.gz) beside the other idx files; "
-                "add it."
+                f"--data-dir {request.data_dir} holds no {name} (nor {name}.gz) beside the other idx files; add it."
             )
     train_images, train_labels, test_images, test_labels = (
         _read_idx(path, 3 if "images" in name else 1) for name, path in found.items() if path is not None
@@ -92,8 +91,7 @@ def _read_idx(path: Path, num_axes: int) -> np.ndarray:
         )
     if num_axes == 3 and shape[1:] != (_EDGE, _EDGE):
         raise DataError(
-            f"{path} holds images of {shape[1]} x {shape[2]} pixels, expected {_EDGE} x {_EDGE}; "
-            "fetch it again."
+            f"{path} holds images of {shape[1]} x {shape[2]} pixels, expected {_EDGE} x {_EDGE}; fetch it again."
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 

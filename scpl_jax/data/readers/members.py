@@ -48,9 +48,7 @@ class Members:
         return found
 
     def _read_folder(self) -> dict[str, bytes]:
-        return {
-            name: (self.place / name).read_bytes() for name in self.wanted if (self.place / name).is_file()
-        }
+        return {name: (self.place / name).read_bytes() for name in self.wanted if (self.place / name).is_file()}
 
     def _read_archive(self) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
@@ -71,8 +69,7 @@ class Members:
                     reading = f"what follows its member {name}"
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise DataError(
-                f"{self.place} is damaged at {reading} ({str(error).rstrip('.')}); fetch the official "
-                "archive again."
+                f"{self.place} is damaged at {reading} ({str(error).rstrip('.')}); fetch the official archive again."
             ) from error
         return found
 

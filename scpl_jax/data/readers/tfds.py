@@ -29,9 +29,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 """Images `(N, H, W, C)` uint8 and labels `(N,)` int32."""
 
 
-def load(
-    request: Request, tfds_name: str, finish: Callable[[Arrays, Arrays, tuple[str, ...]], Dataset]
-) -> Dataset:
+def load(request: Request, tfds_name: str, finish: Callable[[Arrays, Arrays, tuple[str, ...]], Dataset]) -> Dataset:
     """Read a data set prepared by TFDS; where there is none, download and prepare it first.
 
     A prepared one is looked for in the request's `data_dir` and then in TFDS's own folder. Preparing

@@ -85,14 +85,10 @@ def _load_archive(request: Request, archive: Path) -> Dataset:
                 open_image=lambda name: io.BytesIO(opened.read(members[name])),
             )
     except (zipfile.BadZipFile, EOFError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{archive} is damaged ({str(error).rstrip('.')}); fetch the archive again."
-        ) from error
+        raise DataError(f"{archive} is damaged ({str(error).rstrip('.')}); fetch the archive again.") from error
 
 
-def _listings(
-    place: Path, names: Iterable[str], annotations: str | None
-) -> tuple[tuple[str, ...], Listing, Listing]:
+def _listings(place: Path, names: Iterable[str], annotations: str | None) -> tuple[tuple[str, ...], Listing, Listing]:
     """Class names and the training and test images among the names of all files.
 
     Args:
@@ -108,9 +104,7 @@ def _listings(
         test = _annotated(place, images, annotations)
     for split, found in (("train", train), ("val", test)):
         if not found:
-            raise DataError(
-                f"{place} holds no images in {split}, expected the published folders; fetch it again."
-            )
+            raise DataError(f"{place} holds no images in {split}, expected the published folders; fetch it again.")
     class_names = tuple(sorted(train))
     check_classes(f"{place}/val", class_names, list(test))
     return (
