@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from scpl_jax.losses import supervised_contrastive
 
+loss_only = jax.jit(supervised_contrastive, static_argnames=("temperature", "count_anchor"))
 loss_and_gradient = jax.jit(jax.value_and_grad(supervised_contrastive), static_argnames=("temperature", "count_anchor"))
 
 
@@ -49,11 +50,8 @@ def batch(n, d, classes, seed=0):
 def test_equals_the_published_formula(n, d, classes, temperature, count_anchor, seed):
     x, y = batch(n, d, classes, seed)
     expected = published(x, y, temperature, count_anchor)
-    loss = supervised_contrastive_jit(x, y, temperature, count_anchor=count_anchor)
+    loss = loss_only(x, y, temperature, count_anchor=count_anchor)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
-
-
-supervised_contrastive_jit = jax.jit(supervised_contrastive, static_argnames=("temperature", "count_anchor"))
 
 
 @pytest.mark.parametrize("count_anchor", [False, True])
@@ -80,7 +78,7 @@ def test_equals_ntxent_where_every_label_occurs_twice():
     x, _ = batch(10, 6, 1)
     y = np.repeat(np.arange(5, dtype=np.int32), 2)
     expected = jax.jit(optax.losses.ntxent)(x, y, 0.1)
-    np.testing.assert_allclose(supervised_contrastive_jit(x, y, 0.1), expected, rtol=1e-5)
+    np.testing.assert_allclose(loss_only(x, y, 0.1), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("count_anchor", [False, True])
@@ -106,8 +104,8 @@ def test_lengths_order_and_names_of_classes_do_not_matter(count_anchor):
 def test_count_anchor_weighs_rows_by_positives_over_positives_plus_one():
     x, _ = batch(9, 4, 1)
     y = np.int32([0, 1, 2] * 3)  # two positives each
-    one = supervised_contrastive_jit(x, y, 0.1)
-    other = supervised_contrastive_jit(x, y, 0.1, count_anchor=True)
+    one = loss_only(x, y, 0.1)
+    other = loss_only(x, y, 0.1, count_anchor=True)
     np.testing.assert_allclose(other, one * 2 / 3, rtol=1e-6)
 
 
@@ -150,10 +148,17 @@ def test_value_and_gradient_are_finite(labels, features, count_anchor):
         assert not gradient[2].any()
 
 
-def test_huge_features_have_the_value_of_ordinary_ones():
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, jnp.bfloat16, jnp.float16])
+def test_the_largest_features_have_the_value_of_ordinary_ones(dtype):
     x, y = batch(N, D, 2)
-    expected = published(x, y, 0.1, False)
-    np.testing.assert_allclose(loss_and_gradient(x * np.float32(1e30), y, temperature=0.1)[0], expected, rtol=1e-5)
+    with jax.enable_x64(dtype is np.float64):
+        x = jnp.asarray(x / np.abs(x).max(axis=1, keepdims=True), dtype)  # the largest entry of a row is 1 or -1
+        expected = published(np.asarray(x, np.float64), y, 0.1, False)
+        for limit in (jnp.finfo(dtype).max, np.sqrt(np.float64(jnp.finfo(dtype).max))):
+            loss, gradient = loss_and_gradient(x * jnp.asarray(limit, dtype), y, temperature=0.1)
+            tolerance = 1e-2 if limit < jnp.finfo(dtype).max and dtype in (jnp.bfloat16, jnp.float16) else 1e-5
+            np.testing.assert_allclose(loss, expected, rtol=tolerance)
+            assert np.isfinite(np.asarray(gradient, np.float64)).all()
 
 
 def test_a_zero_row_is_similar_to_nothing():
