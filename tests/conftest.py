@@ -7,6 +7,11 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import tempfile
 
+from jaxtyping import install_import_hook
+
+# From here on the shapes and dtypes that losses and augmentations document are checked at every call.
+install_import_hook(["scpl_jax.losses", "scpl_jax.data"], "beartype.beartype")
+
 import jax
 import numpy as np
 import pytest

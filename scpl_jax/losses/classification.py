@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 
-def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, ""]:
+def cross_entropy(
+    logits: Float[Array | np.ndarray, "n classes"], labels: Int[Array | np.ndarray, " n"]
+) -> Float[Array, ""]:
     """Mean softmax cross-entropy over a batch.
 
     Args:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 # A row whose largest entry is below this counts as the zero vector: it has no direction. The released PyTorch code
@@ -13,9 +14,13 @@ def _unit_rows(features: jax.Array) -> jax.Array:
     """Rows divided by their length; a zero row stays zero and gets a zero gradient.
 
     The row's largest entry is divided out first, as a constant: the result does not depend on it, and without it the
-    square of a large entry overflows.
+    square of a large entry overflows. Entries near the largest number are made smaller before that, as a compiler may
+    divide by multiplying with the reciprocal, which is rounded to zero for them.
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(features), axis=1, keepdims=True))
+    root = jnp.sqrt(jnp.finfo(features.dtype).max).astype(features.dtype)
+    shrink = jnp.where(largest > root, 1 / root, 1)
+    features, largest = features * shrink, largest * shrink
     nonzero = largest > _ZERO_ROW
     scaled = jnp.where(nonzero, features / jnp.where(nonzero, largest, 1), 0)
     length = jnp.sqrt(jnp.sum(jnp.where(nonzero, scaled**2, 1), axis=1, keepdims=True))
@@ -23,9 +28,9 @@ def _unit_rows(features: jax.Array) -> jax.Array:
 
 
 def supervised_contrastive(
-    features: Float[Array, "n d"],
-    labels: Int[Array, " n"],
-    temperature: float = 0.1,
+    features: Float[Array | np.ndarray, "n d"],
+    labels: Int[Array | np.ndarray, " n"],
+    temperature: float | int = 0.1,
     *,
     count_anchor: bool = False,
 ) -> Float[Array, ""]:
@@ -66,6 +71,7 @@ def supervised_contrastive(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be greater than 0, got {temperature}; 0.1 is the usual value")
+    features, labels = jnp.asarray(features), jnp.asarray(labels)
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     n = features.shape[0]
     if n < 2:  # nobody to compare with; still a function of the features, so that it can be differentiated
