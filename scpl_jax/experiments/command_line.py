@@ -1,18 +1,23 @@
 """From a command line to options, and from errors to one sentence and exit status 2."""
 
+import contextlib
+import io
+import itertools
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
 from scpl_jax.experiments.options import Options, contradiction, from_json
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.run_dir import RunDirectory
+
+T = TypeVar("T")
 
 
 def _peek(arguments: Sequence[str], option: str) -> str | None:
@@ -23,6 +28,34 @@ def _peek(arguments: Sequence[str], option: str) -> str | None:
         if argument.startswith(option + "="):
             return argument.partition("=")[2]
     return None
+
+
+def parse_options(kind: type[T], arguments: Sequence[str], experiment: str, default: T) -> T:
+    """Parse a command line into a dataclass of options.
+
+    Args:
+      kind: the dataclass.
+      arguments: without the program's name.
+      experiment: the program's name.
+      default: what holds where nothing is given.
+
+    Raises:
+      RunError: an unknown option or a value that can't be read; tyro's own box, in one sentence.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            program = f"python -m scpl_jax.experiments.{experiment}"
+            return tyro.cli(kind, args=list(arguments), prog=program, default=default)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        # A title, the reason, more: each behind a rule, in a box or not, as the terminal can draw it.
+        lines = [line.strip(" │|╭╮╰╯─-+") for line in said.getvalue().splitlines()]
+        _, *rest = lines or [""]
+        reason = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, rest)))
+        reason = reason.rstrip(".") or "the command line can't be read"
+        raise RunError(f"{reason[0].lower()}{reason[1:]}; --help lists every option") from None
 
 
 def parse(arguments: Sequence[str], experiment: str) -> tuple[Options, dict[str, Any] | None]:
@@ -42,12 +75,7 @@ def parse(arguments: Sequence[str], experiment: str) -> tuple[Options, dict[str,
     config = RunDirectory.config_of(Path(given)) if given else None
     resuming = config is not None and "--resume" in arguments
     saved = from_json(config["options"]) if config is not None and resuming else Options()
-    options = tyro.cli(
-        Options,
-        args=list(arguments),
-        prog=f"python -m scpl_jax.experiments.{experiment}",
-        default=saved,
-    )
+    options = parse_options(Options, arguments, experiment, saved)
     options.check()
     if config is not None and not resuming:
         raise RunError(f"--out-dir {given} holds a run already; add --resume to continue it, or choose another")
@@ -73,7 +101,7 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped before anything could be saved", file=sys.stderr)
+        print("stopped at once; what was saved before stays as it is", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

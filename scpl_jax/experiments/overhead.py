@@ -25,12 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 
 from scpl_jax.data import make_augment
 from scpl_jax.experiments.cifar import versions
-from scpl_jax.experiments.command_line import run
+from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.models import build_model
 from scpl_jax.objectives import SupCon
 from scpl_jax.pipeline import Pipeline
@@ -138,7 +137,7 @@ def _row(times: list[float], base: list[float]) -> dict[str, float]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the measurement; returns the exit status."""
-    options = tyro.cli(Options, args=list(arguments), prog="python -m scpl_jax.experiments.overhead")
+    options = parse_options(Options, arguments, "overhead", Options())
     if min(options.steps, options.repeats, options.batch_size) < 1:
         raise RunError("--steps, --repeats and --batch-size must be at least 1")
     jax.config.update("jax_default_matmul_precision", "highest")

@@ -85,7 +85,7 @@ class Reporter:
         rate = self._since / seconds
         self._bar.set_postfix_str(
             f"loss {' '.join(f'{loss:.3f}' for loss in losses)}, {rate * self._batch_size:.0f} images/s, "
-            f"{max(self._left - self._since, 0) / rate:.0f} s left",
+            f"{max(self._left - self._since, 0) / max(rate, 1e-9):.0f} s left",
             refresh=False,
         )
         if not newest[2]:
@@ -107,7 +107,8 @@ class Reporter:
 
     def after_epoch(self, line: dict[str, Any], epochs: int) -> None:
         """Print an epoch's line and write its values."""
-        losses = " ".join(f"{loss:.4f}" for loss in line["train_loss"])
+        # a loss that is not a number is null in metrics.jsonl
+        losses = " ".join("nan" if loss is None else f"{loss:.4f}" for loss in line["train_loss"])
         text = (
             f"epoch {line['epoch']}/{epochs}  loss {losses}  train accuracy {line['train_accuracy']:.4f}  "
             f"test accuracy {line['test_accuracy']:.4f}  {line['images_per_second']:.0f} images/s"
@@ -116,8 +117,11 @@ class Reporter:
         sys.stdout.flush()
         if self._writer is not None:
             for name in ("test_accuracy", "train_accuracy", "learning_rate", "test_loss"):
-                self._writer.add_scalar(name, line[name], line["step"])
+                if line[name] is not None:
+                    self._writer.add_scalar(name, line[name], line["step"])
             for index, loss in enumerate(line["train_loss"]):
+                if loss is None:
+                    continue
                 self._writer.add_scalar(f"epoch_loss/stage_{index}", loss, line["step"])
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from scpl_jax.training import Interrupt, RunDirectory, RunError, build_optimizer, cosine_schedule
+from scpl_jax.training import Interrupt, Reporter, RunDirectory, RunError, build_optimizer, cosine_schedule
 
 
 def test_cosine_runs_from_start_to_end_and_changes_only_when_due():
@@ -68,3 +68,11 @@ def test_a_file_in_place_of_the_directory_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"--out-dir .* can't be written"):
         RunDirectory(tmp_path / "file" / "run")
+
+
+def test_an_epoch_without_finite_losses_is_still_reported(tmp_path, capsys):
+    reporter = Reporter(tmp_path, progress=False)
+    line = {"epoch": 1, "step": 4, "learning_rate": 0.1, "train_loss": [None, 1.5], "test_loss": None}
+    reporter.after_epoch({**line, "train_accuracy": 0.1, "test_accuracy": 0.2, "images_per_second": 3.0}, 2)
+    reporter.close()
+    assert "loss nan 1.5000" in capsys.readouterr().out
