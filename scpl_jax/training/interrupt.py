@@ -24,16 +24,15 @@ class Interrupt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _handle(self, number: int, _: types.FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+    def _handle(self, number: int, _: types.FrameType | None) -> None:
+        self.received = number
+        # Not what was there before: a process started in the background may have been told to ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     @property
     def exit_status(self) -> int:
