@@ -44,7 +44,8 @@ def test_the_first_signal_is_remembered(number, status):
 
 @pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN], ids=["as usual", "ignored before"])
 def test_the_second_ctrl_c_ends_at_once(before, request):
-    request.addfinalizer(lambda usual=signal.signal(signal.SIGINT, before): signal.signal(signal.SIGINT, usual))
+    usual = signal.signal(signal.SIGINT, before)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, usual))
     with Interrupt():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
