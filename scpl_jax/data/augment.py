@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from scpl_jax.data.colour import colour_jitter, draw_jitter, grayscale
 
@@ -113,18 +113,18 @@ def random_crop_flip(key: jax.Array, images: UInt8[Array, "b h w 3"]) -> UInt8[A
 
 
 def crop_flip(
-    images: UInt8[Array, "b h w 3"], top: Int[Array, " b"], left: Int[Array, " b"], flip: Array
-) -> UInt8[Array, "b h w 3"]:
+    images: Shaped[Array, "b h w c"], top: Int[Array, " b"], left: Int[Array, " b"], flip: Bool[Array, " b"]
+) -> Shaped[Array, "b h w c"]:
     """Cut the window at (``top``, ``left``) of each zero-padded image, mirrored where ``flip``.
 
     Args:
-        images: (B, H, W, 3) of any dtype.
+        images: (B, H, W, C) of any dtype.
         top: (B,) int, first row of the window in the padded image, 0 to 8.
         left: (B,) int, first column of the window in the padded image, 0 to 8.
         flip: (B,) bool.
 
     Returns:
-        (B, H, W, 3) of the same dtype.
+        (B, H, W, C) of the same dtype.
 
     >>> row = jnp.arange(1, 4, dtype=jnp.uint8)[None, None, :, None]
     >>> crop_flip(row, jnp.array([4]), jnp.array([5]), jnp.array([True]))[0, 0, :, 0].tolist()
