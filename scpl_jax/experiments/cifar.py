@@ -333,9 +333,7 @@ def main(arguments: Sequence[str]) -> int:
                     f"--out-dir {asked.out_dir} --resume"
                 )
                 return interrupt.exit_status
-            values = dataclasses.asdict(result)
-            del values["first_step_at"]
-            per_run.append({"seed": seed, **values})
+            per_run.append({"seed": seed, **dataclasses.asdict(result)})
             directory.finish_run(seed, per_run[-1])
     results = _summary(options, dataset, pipeline, per_run)
     directory.write_results(results)

@@ -14,13 +14,11 @@ def _unit_rows(features: jax.Array) -> jax.Array:
     """Rows divided by their length; a zero row stays zero and gets a zero gradient.
 
     The row's largest entry is divided out first, as a constant: the result does not depend on it, and without it the
-    square of a large entry overflows. Entries near the largest number are made smaller before that, as a compiler may
-    divide by multiplying with the reciprocal, which is rounded to zero for them.
+    square of a large entry overflows. Near the largest number a sixteenth of it serves as well: a compiler may divide
+    by multiplying with the reciprocal, which would be rounded to zero.
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(features), axis=1, keepdims=True))
-    root = jnp.sqrt(jnp.finfo(features.dtype).max).astype(features.dtype)
-    shrink = jnp.where(largest > root, 1 / root, 1)
-    features, largest = features * shrink, largest * shrink
+    largest = jnp.minimum(largest, jnp.finfo(features.dtype).max / 16)
     nonzero = largest > _ZERO_ROW
     scaled = jnp.where(nonzero, features / jnp.where(nonzero, largest, 1), 0)
     length = jnp.sqrt(jnp.sum(jnp.where(nonzero, scaled**2, 1), axis=1, keepdims=True))

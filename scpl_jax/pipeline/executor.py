@@ -21,7 +21,7 @@ import optax
 from scpl_jax.pipeline.placement import place
 from scpl_jax.pipeline.transfer import to_device
 from scpl_jax.stages.decouple import Stage
-from scpl_jax.stages.step import StageState, evaluate, has_classifier, initial_state, train_step, zero_totals
+from scpl_jax.stages.step import StageState, evaluate, initial_state, train_step, zero_totals
 
 Prepare = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
 
@@ -129,10 +129,7 @@ class Pipeline:
         """
         self._bound(self.max_in_flight - 1)
         images, labels = jax.tree.map(_as_array, (images, labels))
-        key = ("train", _signature((images, labels)))
-        if key not in self._programs:
-            self._programs[key] = self._compile_training(images, labels)
-        prepare, steps = self._programs[key]
+        prepare, steps = self._training_programs(images, labels)
         message, labels = to_device((images, labels), self.devices[0])
         if prepare is not None:
             message, labels = prepare(self._key, np.int32(self.step), message, labels)
@@ -167,11 +164,15 @@ class Pipeline:
           The seconds it took; 0 if it was compiled already.
         """
         before = self.compile_seconds
-        images, labels = jax.tree.map(_as_array, (images, labels))
+        self._training_programs(*jax.tree.map(_as_array, (images, labels)))
+        return self.compile_seconds - before
+
+    def _training_programs(self, images: Any, labels: Any) -> list[Any]:
+        """(preparation or None, one step a stage), compiled once for batches of this shape."""
         key = ("train", _signature((images, labels)))
         if key not in self._programs:
             self._programs[key] = self._compile_training(images, labels)
-        return self.compile_seconds - before
+        return self._programs[key]
 
     def _compile_training(self, images: Any, labels: Any) -> list[Any]:
         """Trace the chain of stages once for its shapes, then compile all of them at the same time."""
@@ -261,11 +262,6 @@ class Pipeline:
         """Start the running sums of loss and accuracy afresh, as at the start of an epoch."""
         for stage, state, device in zip(self.stages, self.states, self.devices, strict=True):
             state.totals = to_device(zero_totals(stage), device)
-
-    @property
-    def has_classifier(self) -> bool:
-        """Whether the last stage has a classifier."""
-        return has_classifier(self.stages[-1])
 
 
 def _as_array(x: Any) -> Any:

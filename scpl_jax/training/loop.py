@@ -51,7 +51,6 @@ class Result:
       best_epoch: that epoch.
       images_per_second: source images trained on per second of training, evaluation left out.
       seconds: training time, evaluation left out.
-      first_step_at: ``time.perf_counter()`` when the first step of this session was done, or None if there was none.
     """
 
     test_accuracy: float
@@ -59,7 +58,6 @@ class Result:
     best_epoch: int
     images_per_second: float
     seconds: float
-    first_step_at: float | None
 
 
 def train(
@@ -97,8 +95,7 @@ def train(
     steps_per_epoch = len(images) // plan.batch_size
     # Compiled now, so that the first epoch's images/s are those of training.
     pipeline.compile(images[: plan.batch_size], labels[: plan.batch_size])
-    first_step_at: float | None = None
-    last: float = progress.last_accuracy
+    first_step_done = False
 
     while progress.epoch <= plan.epochs:
         order = epoch_order(len(images), seed=plan.seed, epoch=progress.epoch)
@@ -109,9 +106,9 @@ def train(
             with_norms = plan.norms_every is not None and pipeline.step % plan.norms_every == 0
             _profile(plan, pipeline, pipeline.step - restored_step)
             metrics = pipeline.train_step(*batch, with_norms=with_norms)
-            if first_step_at is None:
+            if not first_step_done:
                 pipeline.wait()
-                first_step_at = time.perf_counter()
+                first_step_done = True
                 on_first_step()
             reporter.after_step(pipeline.step, metrics, with_norms)
             progress.batch += 1
@@ -133,11 +130,10 @@ def train(
             _stopped(reporter, store)
             return None
         line = _line(pipeline, plan, progress, evaluation, steps_per_epoch)
-        last = line["test_accuracy"]
         directory.append_metrics(line)
         reporter.after_epoch(line, plan.epochs)
         pipeline.reset_totals()
-        progress = _next_epoch(progress, last)
+        progress = _next_epoch(progress, line["test_accuracy"])
         ends = progress.epoch > plan.epochs
         if plan.save_every is None or ends or pipeline.step % plan.save_every == 0 or interrupt.received is not None:
             store.save(pipeline, progress)
@@ -148,7 +144,7 @@ def train(
     store.wait()
     examples = plan.epochs * steps_per_epoch * plan.batch_size
     rate = examples / progress.seconds if progress.seconds else 0.0
-    return Result(last, progress.best_accuracy, progress.best_epoch, rate, progress.seconds, first_step_at)
+    return Result(progress.last_accuracy, progress.best_accuracy, progress.best_epoch, rate, progress.seconds)
 
 
 def _lines_until(progress: Progress, step: int) -> int:
