@@ -165,12 +165,12 @@ def _config(options: Options, asked: Options, dataset: Dataset, pipeline: Pipeli
         "stages": [
             {
                 "blocks": list(stage.blocks),
-                "device": str(device),
+                "devices": [str(device) for device in mesh.devices.flat],
                 "parameters": stage.num_parameters,
                 "share_of_cost": stage.cost / sum(s.cost for s in pipeline.stages),
                 "share_of_local_loss": stage.loss_cost / stage.cost,
             }
-            for stage, device in zip(pipeline.stages, pipeline.devices, strict=True)
+            for stage, mesh in zip(pipeline.stages, pipeline.meshes, strict=True)
         ],
         "versions": versions(),
     }
@@ -198,6 +198,11 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def names(mesh: jax.sharding.Mesh) -> str:
+    """The devices of a sub-mesh, for people."""
+    return " ".join(str(device) for device in mesh.devices.flat)
+
+
 def _describe(options: Options, dataset: Dataset, pipeline: Pipeline) -> None:
     if dataset.note:
         print(dataset.note)
@@ -207,11 +212,11 @@ def _describe(options: Options, dataset: Dataset, pipeline: Pipeline) -> None:
         f"batch {options.batch_size}, augmentation {options.augment}, {options.precision}"
     )
     total = sum(stage.cost for stage in pipeline.stages)
-    for stage, device in zip(pipeline.stages, pipeline.devices, strict=True):
+    for stage, mesh in zip(pipeline.stages, pipeline.meshes, strict=True):
         first, last = stage.blocks[0], stage.blocks[1] - 1
         blocks = f"block {first}" if first == last else f"blocks {first} to {last}"
         print(
-            f"  stage {stage.index}: {blocks} on {device}, {stage.num_parameters:,} parameters, "
+            f"  stage {stage.index}: {blocks} on {names(mesh)}, {stage.num_parameters:,} parameters, "
             f"{stage.cost / total:.0%} of the estimated cost, its local loss {stage.loss_cost / stage.cost:.0%} of it"
         )
     sys.stdout.flush()
@@ -275,8 +280,8 @@ def _summary(options: Options, dataset: Dataset, pipeline: Pipeline, per_run: li
         "best_epoch": best["best_epoch"],
         "images_per_second": statistics.fmean(one["images_per_second"] for one in per_run),
         "peak_memory_bytes": peak_memory_bytes(),
-        "devices": sorted({str(device) for device in pipeline.devices}),
-        "device_kind": pipeline.devices[0].device_kind,
+        "devices": sorted({str(device) for mesh in pipeline.meshes for device in mesh.devices.flat}),
+        "device_kind": pipeline.meshes[0].devices.flat[0].device_kind,
         "versions": versions(),
         "seconds": sum(one["seconds"] for one in per_run),
     }

@@ -10,9 +10,10 @@ from scpl_jax.objectives.base import Objective
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy(Objective):
-    """No local loss: minimise the cross-entropy of the network's classifier through all blocks of the stage.
+    """No local loss: minimise the cross-entropy of the network's classifier.
 
-    With one stage this is ordinary backpropagation. It needs the classifier, so it serves only the last stage.
+    For all stages this is backpropagation through the whole network, whose stages then hand gradients back. For the
+    last stage only, beside local objectives for the others, it trains that stage's blocks.
 
     Example:
       >>> CrossEntropy().build(None, rngs=None) is None

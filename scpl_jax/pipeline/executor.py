@@ -7,7 +7,6 @@ memory of messages in flight stays bounded. Every stage sees exactly the message
 """
 
 import collections
-import concurrent.futures
 import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,38 +17,38 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scpl_jax.pipeline.placement import place
-from scpl_jax.pipeline.transfer import to_device
+from scpl_jax.pipeline import processes
+from scpl_jax.pipeline.backprop_programs import BackpropPrograms
+from scpl_jax.pipeline.evaluation import EvaluationPrograms, zero
+from scpl_jax.pipeline.groups import Builder, Program, abstract, group_stages, signature
+from scpl_jax.pipeline.local_programs import LocalPrograms, Record
+from scpl_jax.pipeline.placement import batch_sharding, is_local, place, replicated, sub_meshes
+from scpl_jax.pipeline.placement import processes as processes_of
+from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages.decouple import Stage
-from scpl_jax.stages.step import StageState, evaluate, initial_state, train_step, zero_totals
+from scpl_jax.stages.step import StageState, initial_state, zero_totals
 
 Prepare = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
-
-
-def _abstract(tree: Any, device: jax.Device) -> Any:
-    """Shapes, dtypes and placement of arrays: what a compilation needs to know."""
-    sharding = jax.sharding.SingleDeviceSharding(device)
-
-    def describe(x: Any) -> jax.ShapeDtypeStruct:
-        dtype = getattr(x, "dtype", None) or np.result_type(x)
-        return jax.ShapeDtypeStruct(np.shape(x), dtype, sharding=sharding)
-
-    return jax.tree.map(describe, tree)
-
-
-def _signature(tree: Any) -> Any:
-    return tuple((x.shape, x.dtype) for x in jax.tree.leaves(tree))
 
 
 class Pipeline:
     """Stages, their states and their optimizers on devices.
 
     Args:
-      stages: from :func:`scpl_jax.decouple`.
+      stages: from :func:`scpl_jax.decouple`. With local objectives every stage is updated on its own; with
+        :class:`~scpl_jax.CrossEntropy` for all of them a step is a backpropagation through all stages (GPipe).
       optimizer: an Optax optimizer; each stage has a state of its own.
       devices: devices to use; default: all. Stages are laid out over them by their estimated cost.
+      data_parallel: devices a stage, over which its batch is split; losses and batch statistics are over the whole
+        batch.
+      across_hosts: what is spread over the processes of a multi-process run, "stages" or "data"; see
+        :func:`scpl_jax.pipeline.sub_meshes`.
+      fuse: compile neighbouring stages that share devices into one program (backpropagation always does).
+      micro_batches: for backpropagation: parts that a batch is worked through in; it must divide the batch.
+      remat: for backpropagation over several devices: compute activations again in the backward pass instead of
+        keeping them.
       prepare: a pure function (key, images, labels) -> (message, labels), such as an augmentation, compiled and run
-        on the first stage's device before the first stage. Without it the first stage gets the images as they are.
+        on the first stage's devices before the first stage. Without it the first stage gets the images as they are.
       prepare_eval: the same for evaluation: images -> message.
       key: ``jax.random.key`` that ``prepare`` gets, folded with the number of the step.
       max_in_flight: batches that may be under way before :meth:`train_step` waits for the oldest, at least 1. 1 is
@@ -57,13 +56,18 @@ class Pipeline:
 
     Attributes:
       stages: the stages.
-      states: the state of each stage; may be replaced as a whole, for example by that of a checkpoint.
+      states: the state of each stage; may be replaced as a whole, for example by that of a checkpoint. In a run of
+        several processes the arrays of other processes' stages are there without values.
       step: number of training steps so far.
-      devices: the device of each stage.
+      meshes: the sub-mesh of each stage.
+      groups: the stages that one program runs.
       compile_seconds: time spent on compilation so far, in seconds.
+      record: called with (task, group, what it took, what it gave) for everything that is dispatched in a training
+        step, if set; see :class:`scpl_jax.pipeline.Timeline`.
 
     Raises:
-      ValueError: ``max_in_flight`` below 1, no stage, or no device.
+      ValueError: ``max_in_flight`` or ``micro_batches`` below 1, no stage, no device, options that do not serve stages
+        of this kind, or a placement between whose devices messages can't move.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -86,6 +90,11 @@ class Pipeline:
         optimizer: optax.GradientTransformation,
         devices: Sequence[jax.Device] | None = None,
         *,
+        data_parallel: int = 1,
+        across_hosts: str = "stages",
+        fuse: bool = False,
+        micro_batches: int = 1,
+        remat: bool = False,
         prepare: Prepare | None = None,
         prepare_eval: Callable[[Any], Any] | None = None,
         key: jax.Array | None = None,
@@ -95,22 +104,35 @@ class Pipeline:
             raise ValueError("a pipeline needs at least one stage, got none")
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight must be at least 1, got {max_in_flight}")
+        if micro_batches < 1:
+            raise ValueError(f"micro_batches must be at least 1, got {micro_batches}")
+        self.end_to_end = stages[0].end_to_end
+        if not self.end_to_end and (micro_batches > 1 or remat):
+            raise ValueError("micro_batches and remat are for backpropagation; stages with local losses need neither")
         self.stages = tuple(stages)
         self.optimizer = optimizer
-        self.devices = place([s.cost for s in stages], jax.devices() if devices is None else devices)
+        available = sub_meshes(jax.devices() if devices is None else devices, data_parallel, across_hosts)
+        self.meshes = place([s.cost for s in stages], available)
+        self.groups = group_stages(self.stages, self.meshes, fuse or self.end_to_end)
+        self.micro_batches, self.remat = micro_batches, remat
         self.max_in_flight = max_in_flight
         self.step = 0
         self.compile_seconds = 0.0
+        self.record: Record | None = None
         self.states: tuple[StageState, ...] = tuple(
-            to_device(initial_state(stage, optimizer), device)
-            for stage, device in zip(self.stages, self.devices, strict=True)
+            to_devices(initial_state(stage, optimizer), replicated(mesh))
+            for stage, mesh in zip(self.stages, self.meshes, strict=True)
         )
         self._in_flight: collections.deque[Any] = collections.deque()
-        self._key = None if key is None else to_device(key, self.devices[0])
+        self._first, self._last = batch_sharding(self.meshes[0]), batch_sharding(self.meshes[-1])
+        # The process of the first stage learns only from the last one how far the others are.
+        self._needs_token = processes_of(self.meshes[0]) != processes_of(self.meshes[-1])
+        self._key = None if key is None else to_devices(key, replicated(self.meshes[0]))
         self._prepare, self._prepare_eval = prepare, prepare_eval
-        self._programs: dict[Any, list[Any]] = {}
+        self._programs: dict[Any, Any] = {}
         self._flags = {
-            device: tuple(to_device(jnp.array(flag), device) for flag in (False, True)) for device in self.devices
+            wanted: [to_devices(np.array(wanted), replicated(group.mesh)) for group in self.groups]
+            for wanted in (False, True)
         }
 
     # Training
@@ -119,30 +141,38 @@ class Pipeline:
         """Dispatch one training step of every stage and return without waiting for it.
 
         Args:
-          images: a batch for the network (or for ``prepare``): any pytree of arrays, host or device, batch first.
+          images: a batch for the network (or for ``prepare``): any pytree of arrays, host or device, batch first. In a
+            run of several processes each of them must give the same batch.
           labels: class indices, shape (N,), integer.
           with_norms: also compute the gradient norm of every layer.
 
         Returns:
-          One dict a stage of scalars that are still being computed: ``loss``, with a classifier ``classifier_loss`` and
-          ``correct``; ``gradient_norms``, a dict by layer, 0 unless asked for. Reading a value waits for it.
+          One dict a stage of scalars that are still being computed: ``loss`` (with backpropagation only the last
+          stage's), with a classifier ``classifier_loss`` and ``correct``; ``gradient_norms``, a dict by layer, 0 unless
+          asked for. Reading a value waits for it; only a process that has the stage can read it.
         """
         self._bound(self.max_in_flight - 1)
         images, labels = jax.tree.map(_as_array, (images, labels))
-        prepare, steps = self._training_programs(images, labels)
-        message, labels = to_device((images, labels), self.devices[0])
+        prepare, run = self._training_programs(images, labels)
+        message, targets = to_devices((images, labels), self._first)
         if prepare is not None:
-            message, labels = prepare(self._key, np.int32(self.step), message, labels)
-        states, metrics = [], []
-        for state, device, run in zip(self.states, self.devices, steps, strict=True):
-            message, labels = to_device((message, labels), device)
-            state, message, values = run(state, message, labels, self._flags[device][with_norms])
-            states.append(state)
-            metrics.append(values)
-        self.states = tuple(states)
-        self._in_flight.append([values["loss"] for values in metrics])
+            message, targets = prepare(self._key, np.int32(self.step), message, targets)
+        self.states, metrics = run(self.states, message, targets, self._flags[with_norms], self.record)
+        losses = [one["loss"] for one in metrics if "loss" in one]
+        # With backpropagation an update ends long after the loss is known.
+        ends = metrics if self.end_to_end else []
+        updates = [value for one in ends for value in jax.tree.leaves(one["gradient_norms"])[:1]]
+        self._in_flight.append(self._signs(*losses[:-1], *updates, losses[-1]))
         self.step += 1
         return metrics
+
+    def _signs(self, *values: jax.Array) -> list[jax.Array]:
+        """What this process must wait for to know that a step is done, here and (the last value) at the last stage."""
+        signs = [value for value in values if len(value.addressable_shards)]
+        if self._needs_token:
+            token = hand_over(values[-1], replicated(self.meshes[0]))
+            signs += [token] if is_local(self.meshes[0]) else []
+        return signs
 
     def _bound(self, limit: int) -> None:
         while len(self._in_flight) > limit:
@@ -167,33 +197,39 @@ class Pipeline:
         self._training_programs(*jax.tree.map(_as_array, (images, labels)))
         return self.compile_seconds - before
 
-    def _training_programs(self, images: Any, labels: Any) -> list[Any]:
-        """(preparation or None, one step a stage), compiled once for batches of this shape."""
-        key = ("train", _signature((images, labels)))
+    def _training_programs(self, images: Any, labels: Any) -> tuple[Program | None, Any]:
+        """(preparation or None, the step), compiled once for batches of this shape."""
+        key = ("train", signature((images, labels)))
         if key not in self._programs:
             self._programs[key] = self._compile_training(images, labels)
-        return self._programs[key]
+        programs: tuple[Program | None, Any] = self._programs[key]
+        return programs
 
-    def _compile_training(self, images: Any, labels: Any) -> list[Any]:
-        """Trace the chain of stages once for its shapes, then compile all of them at the same time."""
+    def _compile_training(self, images: Any, labels: Any) -> tuple[Program | None, Any]:
         began = time.perf_counter()
-        message, labels = _abstract((images, labels), self.devices[0])
-        jobs = []
+        self._check_batch(labels.shape[0], 1)
+        builder = Builder()
+        message, targets = abstract((images, labels), self._first)
+        prepare: Program | None = None
         if self._prepare is not None:
-            function = jax.jit(functools.partial(_prepare_step, self._prepare))
-            traced = function.trace(_abstract(self._key, self.devices[0]), jnp.int32(0), message, labels)
-            jobs.append(traced.lower())
-            message, labels = traced.out_info
-        for stage, state, device in zip(self.stages, self.states, self.devices, strict=True):
-            function = jax.jit(functools.partial(train_step, stage, self.optimizer), donate_argnums=0)
-            message, labels = _abstract((message, labels), device)
-            flag = jax.ShapeDtypeStruct((), bool, sharding=jax.sharding.SingleDeviceSharding(device))
-            traced = function.trace(_abstract(state, device), message, labels, flag)
-            jobs.append(traced.lower())
-            message = traced.out_info[1]
-        programs = _compile_all(jobs)
+            arguments = (abstract(self._key, replicated(self.meshes[0])), jnp.int32(0), message, targets)
+            function = functools.partial(_prepare_step, self._prepare)
+            prepare, (message, targets) = builder.add(function, self.meshes[0], arguments, (True, True))
+        self._check_batch(targets.shape[0], self.micro_batches)
+        common = (builder, self.groups, self.optimizer, self.states, message, targets)
+        step = BackpropPrograms(*common, self.micro_batches, self.remat) if self.end_to_end else LocalPrograms(*common)
+        builder.compile()
         self.compile_seconds += time.perf_counter() - began
-        return [None if self._prepare is None else programs[0], programs[-len(self.stages) :]]
+        return prepare, step
+
+    def _check_batch(self, size: int, micro_batches: int) -> None:
+        parts = micro_batches * self._first.mesh.shape["data"]
+        if size % parts:
+            what = f"{micro_batches} micro-batches on " if micro_batches > 1 else ""
+            raise ValueError(
+                f"a batch of {size} can't be split over {what}{self._first.mesh.shape['data']} devices a stage; "
+                f"choose a batch size that {parts} divides"
+            )
 
     # Evaluation
 
@@ -201,29 +237,21 @@ class Pipeline:
         """Logits (N, classes) of a batch in evaluation mode, without waiting for them.
 
         Raises:
-          ValueError: the network has no classifier.
+          ValueError: the network has no classifier, or the devices of a stage can't share the batch.
         """
-        logits = self._forward(jax.tree.map(_as_array, images))
+        images = jax.tree.map(_as_array, images)
+        logits = self._evaluation_programs(images).predict(self.states, to_devices(images, self._first))
         if logits is None:
             raise ValueError("the network has no classifier, so there are no logits; use features()")
         return logits
 
-    def _forward(self, images: Any) -> Any:
-        key = ("eval", _signature(images))
+    def _evaluation_programs(self, images: Any) -> EvaluationPrograms:
+        key = ("eval", signature(images))
         if key not in self._programs:
-            self._programs[key] = self._compile_evaluation()
-        prepare, *steps = self._programs[key]
-        message = to_device(images, self.devices[0])
-        if self._prepare_eval is not None:
-            message = prepare(message)
-        logits = None
-        for state, device, run in zip(self.states, self.devices, steps, strict=True):
-            message, logits = run(state.params, state.rest, to_device(message, device))
-        return logits
-
-    def _compile_evaluation(self) -> list[Any]:
-        steps = [jax.jit(functools.partial(evaluate, stage)) for stage in self.stages]
-        return [jax.jit(self._prepare_eval) if self._prepare_eval is not None else None, *steps]
+            self._check_batch(jax.tree.leaves(images)[0].shape[0], 1)
+            self._programs[key] = EvaluationPrograms(self.groups, self.states, images, self._prepare_eval)
+        programs: EvaluationPrograms = self._programs[key]
+        return programs
 
     def evaluate(self, batches: Iterable[tuple[Any, Any]]) -> dict[str, float]:
         """Accuracy and loss of the classifier over batches of (images, labels); a label of -1 is left out.
@@ -231,37 +259,48 @@ class Pipeline:
         Batches run through the stages one behind the other like in training.
 
         Returns:
-          ``accuracy``, a fraction; ``loss``, mean cross-entropy; ``examples``, their number.
+          ``accuracy``, a fraction; ``loss``, mean cross-entropy; ``examples``, their number. Every process gets them.
 
         Raises:
           ValueError: no example, or a network without classifier.
         """
-        device = self.devices[-1]
-        count = jax.jit(_count)
-        total = to_device((jnp.int32(0), jnp.float32(0), jnp.int32(0)), device)
+        mesh = self.meshes[-1]
+        total = to_devices(zero(), replicated(mesh))
         pending: collections.deque[Any] = collections.deque()
         for images, labels in batches:
             logits = self.predict(images)
-            total = count(total, logits, to_device(_as_array(labels), device))
-            pending.append(total[0])
+            labels = to_devices(np.asarray(labels, np.int32), self._last)
+            total = self._evaluation_programs(jax.tree.map(_as_array, images)).count(total, logits, labels)
+            pending.append(self._signs(total[1]))
             if len(pending) > self.max_in_flight:
                 jax.block_until_ready(pending.popleft())
-        correct, loss, examples = (value.item() for value in total)
+        (correct, loss, examples) = self._read(total, mesh)
         if not examples:
             raise ValueError("there is no example to evaluate")
         return {"accuracy": correct / examples, "loss": loss / examples, "examples": examples}
 
+    def _read(self, tree: Any, mesh: Any) -> Any:
+        """Values of scalars on one sub-mesh as Python numbers, in every process."""
+        owner = processes_of(mesh)[0]
+        leaves, structure = jax.tree.flatten(tree)
+        own = [value.item() for value in jax.device_get(leaves)] if is_local(mesh) else None
+        return jax.tree.unflatten(structure, processes.gather(own)[owner])
+
     # State
 
     def totals(self) -> list[dict[str, float]]:
-        """The sums since :meth:`reset_totals`, one dict a stage; waits for them."""
-        fetched = jax.device_get([state.totals for state in self.states])
-        return [{name: value.item() for name, value in totals.items()} for totals in fetched]
+        """The sums since :meth:`reset_totals`, one dict a stage, in every process; waits for them."""
+        own = [
+            {name: value.item() for name, value in jax.device_get(state.totals).items()} if is_local(mesh) else None
+            for state, mesh in zip(self.states, self.meshes, strict=True)
+        ]
+        gathered = processes.gather(own)
+        return [gathered[processes_of(mesh)[0]][index] for index, mesh in enumerate(self.meshes)]
 
     def reset_totals(self) -> None:
         """Start the running sums of loss and accuracy afresh, as at the start of an epoch."""
-        for stage, state, device in zip(self.stages, self.states, self.devices, strict=True):
-            state.totals = to_device(zero_totals(stage), device)
+        for stage, state, mesh in zip(self.stages, self.states, self.meshes, strict=True):
+            state.totals = to_devices(zero_totals(stage), replicated(mesh))
 
 
 def _as_array(x: Any) -> Any:
@@ -270,20 +309,3 @@ def _as_array(x: Any) -> Any:
 
 def _prepare_step(prepare: Prepare, key: jax.Array, step: jax.Array, images: Any, labels: jax.Array) -> Any:
     return prepare(jax.random.fold_in(key, step), images, labels)
-
-
-def _count(total: Any, logits: jax.Array, labels: jax.Array) -> Any:
-    correct, loss, examples = total
-    real = labels >= 0
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.maximum(labels, 0))
-    return (
-        correct + jnp.sum(real & (jnp.argmax(logits, axis=-1) == labels), dtype=jnp.int32),
-        loss + jnp.sum(jnp.where(real, losses, 0)),
-        examples + jnp.sum(real, dtype=jnp.int32),
-    )
-
-
-def _compile_all(jobs: list[Any]) -> list[Any]:
-    """XLA compiles outside Python's lock, so the stages' programs can be compiled at the same time."""
-    with concurrent.futures.ThreadPoolExecutor(max_workers=len(jobs)) as pool:
-        return list(pool.map(lambda job: job.compile(), jobs))

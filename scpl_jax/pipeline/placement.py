@@ -1,36 +1,136 @@
-"""Which device runs which stage."""
+"""Which devices run which stage: a stage owns a sub-mesh with one axis, ``data``, over which its batch is split."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scpl_jax.stages.cuts import balanced_cut
 
+LAYOUTS = ("stages", "data")
 
-def place(costs: Sequence[float], devices: Sequence[jax.Device]) -> tuple[jax.Device, ...]:
-    """Give every stage a device, so that the busiest device has as little to do as possible.
 
-    Neighbouring stages share a device where there are more stages than devices; devices that are left over stay idle.
+def sub_meshes(devices: Sequence[jax.Device], data_parallel: int = 1, across_hosts: str = "stages") -> tuple[Mesh, ...]:
+    """Divide devices into sub-meshes of ``data_parallel`` devices each; what is left over stays idle.
 
     Args:
-      costs: cost of each stage, in any unit.
-      devices: the devices to use, at least one.
-
-    Returns:
-      The device of each stage, in order.
+      devices: the devices to use, of one process or of several.
+      data_parallel: devices a sub-mesh, at least 1.
+      across_hosts: what is spread over the processes of a multi-process run: "stages" (a sub-mesh lies in one process,
+        as far as it fits) or "data" (every sub-mesh has devices of every process, so that messages stay inside a
+        process and gradients are summed over the network). In one process both are the same.
 
     Raises:
-      ValueError: no device.
+      ValueError: no device, fewer devices than ``data_parallel``, or an unknown layout.
 
     Example:
       >>> import jax
-      >>> place([1.0, 2.0], jax.devices()[:1]) == (jax.devices()[0],) * 2
+      >>> [mesh.shape["data"] for mesh in sub_meshes(jax.devices()[:1])]
+      [1]
+    """
+    if across_hosts not in LAYOUTS:
+        raise ValueError(f"what is spread across hosts must be stages or data, got {across_hosts!r}")
+    if data_parallel < 1:
+        raise ValueError(f"data_parallel must be at least 1, got {data_parallel}")
+    if data_parallel > len(devices):
+        raise ValueError(
+            f"data_parallel {data_parallel} needs {data_parallel} devices a stage, there are {len(devices)}"
+        )
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    if len({len(group) for group in by_process.values()}) > 1:
+        counts = ", ".join(f"{len(group)} in process {index}" for index, group in sorted(by_process.items()))
+        raise ValueError(f"every process must have the same number of devices, got {counts}")
+    if across_hosts == "data":
+        if data_parallel % len(by_process):
+            raise ValueError(
+                f"data spread across {len(by_process)} processes needs a data_parallel that {len(by_process)} divides, "
+                f"got {data_parallel}"
+            )
+        share = data_parallel // len(by_process)
+        rounds = len(devices) // data_parallel
+        groups = [
+            [device for group in by_process.values() for device in group[index * share : (index + 1) * share]]
+            for index in range(rounds)
+        ]
+    else:
+        ordered = [device for group in by_process.values() for device in group]
+        starts = range(0, len(ordered) - data_parallel + 1, data_parallel)
+        groups = [ordered[start : start + data_parallel] for start in starts]
+    return tuple(Mesh(np.array(group), ("data",), axis_types=(AxisType.Auto,)) for group in groups)
+
+
+def place(costs: Sequence[float], meshes: Sequence[Mesh]) -> tuple[Mesh, ...]:
+    """Give every stage a sub-mesh, so that the busiest one has as little to do as possible.
+
+    Neighbouring stages share a sub-mesh where there are more stages than sub-meshes; sub-meshes left over stay idle.
+
+    Args:
+      costs: cost of each stage, in any unit.
+      meshes: from :func:`sub_meshes`, at least one.
+
+    Returns:
+      The sub-mesh of each stage, in order.
+
+    Raises:
+      ValueError: no sub-mesh, or a message can't move between two that follow each other.
+
+    Example:
+      >>> import jax
+      >>> meshes = sub_meshes(jax.devices()[:1])
+      >>> place([1.0, 2.0], meshes) == meshes * 2
       True
     """
-    if not devices:
+    if not meshes:
         raise ValueError("a pipeline needs at least one device, got none")
-    used = min(len(costs), len(devices))
+    used = min(len(costs), len(meshes))
     cut = balanced_cut(lambda start, stop: sum(costs[start:stop]), len(costs), used)
     bounds = (0, *cut, len(costs))
-    groups = zip(bounds[:-1], bounds[1:], devices, strict=False)
-    return tuple(device for start, stop, device in groups for _ in range(start, stop))
+    for before, behind in itertools.pairwise(meshes[:used]):
+        check_transfer(before, behind)
+    groups = zip(bounds[:-1], bounds[1:], meshes, strict=False)
+    return tuple(mesh for start, stop, mesh in groups for _ in range(start, stop))
+
+
+def processes(mesh: Mesh) -> tuple[int, ...]:
+    """The processes that have a device of the mesh, ascending; the first one owns what is written only once."""
+    return tuple(sorted({device.process_index for device in mesh.devices.flat}))
+
+
+def is_local(mesh: Mesh) -> bool:
+    """Whether this process has a device of the mesh."""
+    return jax.process_index() in processes(mesh)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Split over the first dimension."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same values on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_transfer(before: Mesh, behind: Mesh) -> None:
+    """A message must be able to move from one sub-mesh to the next; there are three ways.
+
+    Both in one process; every shard from one process to another; or every shard within its own process.
+
+    Raises:
+      ValueError: none of them serves.
+    """
+    here = [device.process_index for device in before.devices.flat]
+    there = [device.process_index for device in behind.devices.flat]
+    within = here == there
+    one_process = len({*here, *there}) == 1
+    crossing = len(here) == len(there) and all(a != b for a, b in zip(here, there, strict=True))
+    if not (within or one_process or crossing):
+        raise ValueError(
+            f"a message can't move from devices of the processes {here} to devices of the processes {there}: either "
+            "all of it crosses to another process or none; choose a number of devices a stage that divides those of a "
+            "process"
+        )

@@ -36,6 +36,8 @@ class Stage:
       params: initial parameters (``nnx.Param``).
       rest: initial batch statistics, random state and all other variables.
       classifier_gradient: whether the classifier's gradient reaches the stage's blocks.
+      end_to_end: whether all stages are trained together by the classifier's loss, each getting the gradient of its
+        message back from the next, instead of each by its own local loss.
       cost: cost of a training step by the compiler's estimate, in floating-point operations, local loss and update
         included.
       loss_cost: the part of ``cost`` that the local loss has.
@@ -48,6 +50,7 @@ class Stage:
     params: Any
     rest: Any
     classifier_gradient: bool
+    end_to_end: bool
     cost: float
     loss_cost: float
 
@@ -77,14 +80,20 @@ def _check_unshared(groups: Sequence[StageModule]) -> None:
 
 
 def _make_stage(
-    index: int, blocks: tuple[int, int], module: StageModule, gradient: bool, cost: float, loss_cost: float
+    index: int,
+    blocks: tuple[int, int],
+    module: StageModule,
+    gradient: bool,
+    end_to_end: bool,
+    cost: float,
+    loss_cost: float,
 ) -> Stage:
     module.eval()
     eval_graph = nnx.graphdef(module)
     module.train()
     train_graph, params, rest = split(module)
     rest = separate_rngs(rest, index)
-    return Stage(index, blocks, train_graph, eval_graph, params, rest, gradient, cost, loss_cost)
+    return Stage(index, blocks, train_graph, eval_graph, params, rest, gradient, end_to_end, cost, loss_cost)
 
 
 def decouple(
@@ -104,7 +113,8 @@ def decouple(
         classifier and returns logits (N, classes). The classifier is never a stage of its own: it belongs to the last
         stage, is trained by the cross-entropy of its logits, and under local objectives its input is detached.
       num_stages: from 1 to the number of blocks, the classifier not counted.
-      objective: what every stage minimises, or one objective for each stage.
+      objective: what every stage minimises, or one objective for each stage. :class:`~scpl_jax.CrossEntropy` for all of
+        them is backpropagation over several stages.
       example: an input batch, arrays or ``jax.ShapeDtypeStruct``; only shapes and dtypes are used.
       rngs: source of randomness for the parameters of the objectives.
       cut: "auto" (the dearest stage as cheap as possible, by the compiler's estimate, local loss and optimizer
@@ -136,11 +146,13 @@ def decouple(
     objectives = [objective] * num_stages if isinstance(objective, Objective) else list(objective)
     if len(objectives) != num_stages:
         raise ValueError(f"{num_stages} stages need one objective or {num_stages}, got {len(objectives)}")
+    # Without any local loss the stages are trained together, by backpropagation.
+    end_to_end = last is not None and not any(one.local for one in objectives)
     for index, one in enumerate(objectives):
-        if not one.local and not (index == num_stages - 1 and last is not None):
+        if not one.local and not end_to_end and not (index == num_stages - 1 and last is not None):
             raise ValueError(
                 f"{type(one).__name__} is the classifier's loss and stage {index} has no classifier; "
-                "use one stage, or a local objective such as SupCon"
+                "use it for all stages, or a local objective such as SupCon"
             )
 
     # The input of every block, and of the classifier.
@@ -161,7 +173,10 @@ def decouple(
 
     def cost(start: int, stop: int, which: int | None = None) -> float:
         # While a cut is sought, the number of a stage is not known: objectives are then taken to cost like the first.
-        total = sum(c.training(input_gradient=index > 0) for index, c in enumerate(block_costs[start:stop]))
+        # The first block of a stage needs no gradient of its input, unless it has to be handed back.
+        handed_back = end_to_end and start > 0
+        costs = enumerate(block_costs[start:stop])
+        total = sum(c.training(input_gradient=index > 0 or handed_back) for index, c in costs)
         total += loss_cost(stop, 0 if which is None else which)
         return total + (classifier_cost if stop == len(blocks) else 0.0)
 
@@ -186,6 +201,7 @@ def decouple(
             (bounds[index], bounds[index + 1]),
             module,
             objectives[index].classifier_gradient,
+            end_to_end,
             cost(bounds[index], bounds[index + 1], index),
             loss_cost(bounds[index + 1], index),
         )

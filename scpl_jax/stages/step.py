@@ -22,8 +22,8 @@ class StageState:
       params: parameters (``nnx.State`` of ``nnx.Param``).
       rest: batch statistics, random state and all other variables.
       opt_state: state of the stage's Optax optimizer.
-      totals: sums since :func:`reset_totals`, scalars: ``loss`` and, in the last stage, ``classifier_loss`` (sums of
-        batch means), ``correct`` and ``examples`` (counts), and ``batches``.
+      totals: sums since :func:`zero_totals`, scalars: ``loss`` (where the stage has one) and, in the last stage,
+        ``classifier_loss`` (sums of batch means), ``correct`` and ``examples`` (counts), and ``batches``.
     """
 
     params: Any
@@ -34,7 +34,9 @@ class StageState:
 
 def zero_totals(stage: Stage) -> dict[str, jax.Array]:
     """The running sums at the start of an epoch."""
-    totals = {"loss": jnp.float32(0), "batches": jnp.int32(0)}
+    totals = {"batches": jnp.int32(0)}
+    if not stage.end_to_end or has_classifier(stage):
+        totals["loss"] = jnp.float32(0)
     if has_classifier(stage):
         totals |= {"classifier_loss": jnp.float32(0), "correct": jnp.int32(0), "examples": jnp.int32(0)}
     return totals
@@ -139,15 +141,42 @@ def train_step(
       ``gradient_norms`` of :func:`layer_norms` added).
     """
     gradient, (features, rest, metrics) = gradients(stage, state.params, state.rest, message, labels)
+    state, metrics = apply_gradient(optimizer, state, gradient, rest, metrics, labels.shape[0], with_norms)
+    return state, features, metrics
+
+
+def apply_gradient(
+    optimizer: optax.GradientTransformation,
+    state: StageState,
+    gradient: Any,
+    rest: Any,
+    metrics: dict[str, jax.Array],
+    examples: int,
+    with_norms: jax.Array | bool,
+) -> tuple[StageState, dict[str, Any]]:
+    """Update a stage by its gradient and add the metrics to the running sums.
+
+    Args:
+      optimizer: the stage's Optax optimizer (static).
+      state: the stage's state at the start of the step.
+      gradient: a tree like its parameters.
+      rest: the other variables after the step.
+      metrics: scalars of the step.
+      examples: size of the batch (static).
+      with_norms: as of :func:`train_step`.
+
+    Returns:
+      (new state, metrics with ``gradient_norms`` added).
+    """
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     totals = {name: total + metrics[name] for name, total in state.totals.items() if name in metrics}
     totals["batches"] = state.totals["batches"] + 1
     if "examples" in state.totals:
-        totals["examples"] = state.totals["examples"] + labels.shape[0]
+        totals["examples"] = state.totals["examples"] + examples
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(layer_norms, gradient))
     norms = jax.lax.cond(with_norms, layer_norms, lambda _: zeros, gradient)
-    return StageState(params, rest, opt_state, totals), features, {**metrics, "gradient_norms": norms}
+    return StageState(params, rest, opt_state, totals), {**metrics, "gradient_norms": norms}
 
 
 def evaluate(stage: Stage, params: Any, rest: Any, message: Any) -> tuple[Any, jax.Array | None]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scpl_jax.pipeline import Pipeline
+from scpl_jax.pipeline.placement import replicated
 from scpl_jax.stages import StageState
 from scpl_jax.training.errors import RunError
 
@@ -174,8 +175,8 @@ class CheckpointStore:
             saved = self._manager.restore(step, args=restore.Composite(progress=restore.JsonRestore()))["progress"]
             _check_same(saved["stages"], [describe(state) for state in pipeline.states])
             items = {}
-            for index, (state, device) in enumerate(zip(pipeline.states, pipeline.devices, strict=True)):
-                sharding = jax.sharding.SingleDeviceSharding(device)
+            for index, (state, mesh) in enumerate(zip(pipeline.states, pipeline.meshes, strict=True)):
+                sharding = replicated(mesh)
                 abstract = {
                     name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
                     for name, array in jax.eval_shape(to_arrays, state).items()

@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 
 import scpl_jax as scpl
-from scpl_jax.pipeline import place
 from scpl_jax.stages import initial_state, train_step
 
 OPTIMIZER = optax.adam(1e-2)
@@ -137,21 +136,70 @@ def test_evaluation_of_nothing_is_an_error(stages):
         scpl.Pipeline(stages, OPTIMIZER).evaluate([])
 
 
-def test_placement_makes_the_busiest_device_as_idle_as_possible():
-    devices = jax.devices()
-    placed = place([5.0, 1.0, 1.0, 3.0], devices[:2])
-    assert placed == (devices[0], devices[1], devices[1], devices[1])
-    assert place([1.0, 1.0], devices) == tuple(devices[:2])
-
-
 @pytest.mark.parametrize(
     ("stages_", "options", "message"),
     [
         ((), {}, "at least one stage"),
         (None, {"max_in_flight": 0}, "at least 1, got 0"),
-        (None, {"devices": []}, "at least one device"),
+        (None, {"devices": []}, "there are 0"),
+        (None, {"data_parallel": 0}, "data_parallel must be at least 1, got 0"),
+        (None, {"data_parallel": 5}, "needs 5 devices a stage, there are 4"),
+        (None, {"across_hosts": "both"}, "stages or data, got 'both'"),
+        (None, {"micro_batches": 0}, "micro_batches must be at least 1"),
+        (None, {"micro_batches": 2}, "for backpropagation"),
+        (None, {"remat": True}, "for backpropagation"),
     ],
 )
 def test_bad_arguments_are_named(stages, stages_, options, message):
     with pytest.raises(ValueError, match=message):
         scpl.Pipeline(stages if stages_ is None else stages_, OPTIMIZER, **options)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_an_error(stages, batch):
+    pipeline = scpl.Pipeline(stages, OPTIMIZER, data_parallel=4)
+    with pytest.raises(ValueError, match="a batch of 6 can't be split over 4 devices a stage"):
+        pipeline.train_step(batch[0][:6], batch[1][:6])
+    with pytest.raises(ValueError, match="a batch of 6 can't be split"):
+        pipeline.predict(batch[0][:6])
+
+
+@pytest.mark.parametrize("data_parallel", [2, 4])
+def test_data_parallel_stages_compute_over_the_whole_batch(stages, data_parallel):
+    """Gradients (SGD at rate 1 shows them), batch statistics and losses of a step as on one device a stage."""
+    results = []
+    for options in ({"devices": jax.devices()[:2]}, {"data_parallel": data_parallel}):
+        pipeline = scpl.Pipeline(stages, optax.sgd(1.0), **options)
+        losses = [[m["loss"] for m in pipeline.train_step(*b)] for b in batches(1)]
+        results.append((jax.device_get(losses), *arrays(pipeline.states)))
+        logits = np.asarray(pipeline.predict(next(batches(1))[0]))
+        results[-1] = (*results[-1], logits)
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-5)
+
+
+def test_a_data_parallel_batch_is_really_split(stages, batch):
+    pipeline = scpl.Pipeline(stages, OPTIMIZER, data_parallel=2)
+    logits = pipeline.predict(batch[0])
+    assert {shard.data.shape for shard in logits.addressable_shards} == {(4, 4)}
+    assert [len(mesh.devices) for mesh in pipeline.meshes] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_fused_stages_compute_the_same(stages, devices):
+    separate, losses = trained(stages, 3, devices=jax.devices()[:devices])
+    fused, others = trained(stages, 3, devices=jax.devices()[:devices], fuse=True)
+    assert len(fused.groups) == devices
+    assert len(separate.groups) == 3
+    chex.assert_trees_all_close(losses, others, rtol=1e-4)
+    np.testing.assert_allclose(
+        separate.predict(next(batches(1))[0]), fused.predict(next(batches(1))[0]), rtol=1e-2, atol=1e-3
+    )
+
+
+def test_never_more_batches_in_flight_than_allowed(stages, monkeypatch):
+    pipeline = scpl.Pipeline(stages, OPTIMIZER, max_in_flight=3)
+    waited = []
+    original = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda tree: (waited.append(tree), original(tree))[1])
+    for number, b in enumerate(batches(6)):
+        pipeline.train_step(*b)
+        assert len(waited) == max(0, number - 2)

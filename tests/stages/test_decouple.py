@@ -64,7 +64,18 @@ def test_shared_parameters_between_stages_are_refused(batch):
 
 def test_cross_entropy_needs_the_classifier(small_vgg, batch):
     with pytest.raises(ValueError, match="stage 0 has no classifier"):
-        decouple(small_vgg(), 2, batch, objective=scpl.CrossEntropy())
+        decouple(small_vgg(), 2, batch, objective=[scpl.CrossEntropy(), scpl.SupCon()])
+    with pytest.raises(ValueError, match="stage 0 has no classifier"):
+        decouple(small_vgg(), 2, batch, objective=scpl.CrossEntropy(), classifier=False)
+
+
+def test_cross_entropy_for_all_stages_is_backpropagation(small_vgg, batch):
+    together = decouple(small_vgg(), 2, batch, objective=scpl.CrossEntropy())
+    mixed = decouple(small_vgg(), 2, batch, objective=[scpl.SupCon(), scpl.CrossEntropy()])
+    assert [stage.end_to_end for stage in together] == [True, True]
+    assert [stage.end_to_end for stage in mixed] == [False, False]
+    # the gradient that is handed back to stage 0 has to be computed
+    assert together[1].cost > mixed[1].cost
 
 
 def test_stages_may_have_different_objectives(small_vgg, batch):

@@ -1,0 +1,221 @@
+"""A training step of stages that are trained together by the classifier's loss, after a GPipe schedule.
+
+Naive model parallelism is the case of one micro-batch, and ordinary backpropagation that of one group: forward,
+backward and update are then one program.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scpl_jax.pipeline.groups import Builder, Group, Program, abstract
+from scpl_jax.pipeline.local_programs import Metrics, Record, States, flag_of
+from scpl_jax.pipeline.placement import batch_sharding, replicated
+from scpl_jax.pipeline.schedule import gpipe
+from scpl_jax.pipeline.transfer import hand_over, to_devices
+from scpl_jax.stages import backprop
+from scpl_jax.stages.decouple import Stage
+from scpl_jax.stages.step import StageState
+
+# A state taken apart, so that what the saved activations may share memory with is not donated.
+Parts = tuple[Any, Any, Any, Any]
+
+
+def _split(micro_batches: int, message: Any, labels: Any) -> tuple[list[Any], list[Any]]:
+    """A batch as equal micro-batches, in order."""
+    size = labels.shape[0] // micro_batches
+
+    def part(tree: Any, m: int) -> Any:
+        return jax.tree.map(lambda x: jax.lax.slice_in_dim(x, m * size, (m + 1) * size), tree)
+
+    return [part(message, m) for m in range(micro_batches)], [part(labels, m) for m in range(micro_batches)]
+
+
+def _parts(states: Sequence[StageState]) -> Parts:
+    return (
+        tuple(state.params for state in states),
+        tuple(state.rest for state in states),
+        tuple(state.opt_state for state in states),
+        tuple(state.totals for state in states),
+    )
+
+
+def _update(
+    group: Sequence[Stage],
+    optimizer: optax.GradientTransformation,
+    examples: int,
+    parts: Parts,
+    carry: backprop.Carry,
+    gradient: Any,
+    metrics: dict[str, jax.Array],
+    flag: jax.Array,
+) -> tuple[States, Metrics]:
+    states = [StageState(*values) for values in zip(*parts, strict=True)]
+    return backprop.update(group, optimizer, states, carry, gradient, metrics, examples, flag)
+
+
+class BackpropPrograms:
+    """The programs of one step, compiled for batches of one shape.
+
+    Args:
+      builder: what compiles them.
+      groups: neighbouring stages; the last group has the classifier.
+      optimizer: Optax optimizer.
+      states: state of each stage.
+      message: input of the first stage, shapes and dtypes.
+      labels: likewise.
+      micro_batches: number of parts of a batch; it and the sub-meshes must divide the batch.
+      remat: compute activations again in the backward pass instead of keeping them.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        groups: Sequence[Group],
+        optimizer: optax.GradientTransformation,
+        states: States,
+        message: Any,
+        labels: Any,
+        micro_batches: int,
+        remat: bool,
+    ):
+        self._groups, self._micro_batches = groups, micro_batches
+        self._schedule = gpipe(len(groups), micro_batches)
+        self._examples, self._optimizer, self._remat = labels.shape[0], optimizer, remat
+        self._carries = [_first_carry(group) for group in groups]
+        parts_of = [abstract(_parts(states[group.members]), replicated(group.mesh)) for group in groups]
+        carry_of = [abstract(self._carry(i, states), replicated(group.mesh)) for i, group in enumerate(groups)]
+
+        first = groups[0].mesh
+        self._split: Program | None = None
+        if micro_batches > 1:
+            split = functools.partial(_split, micro_batches)
+            self._split, (messages, targets) = builder.add(
+                split, first, abstract((message, labels), batch_sharding(first)), (True, True)
+            )
+            message, labels = messages[0], targets[0]
+
+        # Forward passes first: where XLA leaves what they save is known once they are compiled.
+        self._forward: list[Program] = []
+        for index, group in enumerate(groups[:-1]):
+            message = abstract(message, batch_sharding(group.mesh))
+            step = functools.partial(backprop.forward, group.stages, index == 0, remat)
+            arguments = (parts_of[index][0], carry_of[index], message)
+            program, (message, _, _) = builder.add(step, group.mesh, arguments, (True, None, False))
+            self._forward.append(program)
+        builder.compile()
+
+        kinds = {(m == 0, m == micro_batches - 1) for m in range(micro_batches)}
+        self._backward: list[dict[tuple[bool, bool], Program]] = []
+        cotangent: Any = None
+        for index in reversed(range(len(groups))):
+            group, place = groups[index], batch_sharding(groups[index].mesh)
+            if index == len(groups) - 1:
+                given = (abstract(message, place), abstract(labels, place))
+            else:
+                given = (self._forward[index].outputs[1], abstract(cotangent, place))
+            programs: dict[tuple[bool, bool], Program] = {}
+            total: Any = None
+            # In the order first, middle, last: the first one's output tells the shape of the sums.
+            for begins, ends in sorted(kinds, key=lambda kind: (kind[1], not kind[0])):
+                arguments = (*parts_of[index], carry_of[index], *given, None if begins else total, flag_of(group))
+                # Parameters may share memory with saved activations of the stage.
+                donated = (2, 3, 7) if index < len(groups) - 1 and not remat else (0, 2, 3)
+                programs[begins, ends], (cotangent, sums, _) = builder.add(
+                    functools.partial(self._work, index, ends),
+                    group.mesh,
+                    arguments,
+                    (True, False, False),
+                    donate=donated if ends else (7,),
+                )
+                total = total if ends else sums
+            self._backward.insert(0, programs)
+
+    def _work(
+        self,
+        index: int,
+        ends: bool,
+        params: Any,
+        rest: Any,
+        opt_state: Any,
+        totals: Any,
+        carry: backprop.Carry,
+        given: Any,
+        wanted: Any,
+        total: Any,
+        flag: jax.Array,
+    ) -> tuple[Any, Any, Any]:
+        """A micro-batch's backward pass; for the last group with its forward pass; for the last one with the update.
+
+        Returns:
+          (gradient of the message, sums so far or the new states, carry or metrics).
+        """
+        stages = self._groups[index].stages
+        if index == len(self._groups) - 1:
+            cotangent, sums, carry = backprop.forward_backward(
+                stages, index == 0, self._micro_batches, params, carry, given, wanted, total
+            )
+            gradient, metrics = sums
+        else:
+            cotangent, sums = backprop.backward(stages, index == 0, self._remat, params, given, wanted, total)
+            gradient, metrics = sums, {}
+        if not ends:
+            return cotangent, sums, carry
+        parts = (params, rest, opt_state, totals)
+        return cotangent, *_update(stages, self._optimizer, self._examples, parts, carry, gradient, metrics, flag)
+
+    def _carry(self, index: int, states: States) -> backprop.Carry:
+        """What the first micro-batch of a group begins with."""
+        moments, count = self._carries[index]
+        return backprop.Carry(tuple(state.rest for state in states[self._groups[index].members]), moments, count)
+
+    def __call__(
+        self, states: States, message: Any, labels: Any, flags: Sequence[Any], record: Record | None
+    ) -> tuple[States, Metrics]:
+        """Dispatch a step: walk through the schedule; ``flags`` says for each group whether norms are wanted."""
+        groups, final = self._groups, self._micro_batches - 1
+        messages, targets = ([message], [labels]) if self._split is None else self._split(message, labels)
+        given = {(0, m): part for m, part in enumerate(messages)}
+        carries = [self._carry(index, states) for index in range(len(groups))]
+        parts = [_parts(states[group.members]) for group in groups]
+        saved: dict[tuple[int, int], Any] = {}
+        sums: list[Any] = [None] * len(groups)
+        outcomes: list[Any] = [None] * len(groups)
+        for task in self._schedule:
+            index, m = task.stage, task.micro_batch
+            place = batch_sharding(groups[index].mesh)
+            if task.kind == "forward":
+                taken = given.pop((index, m))
+                message, saved[index, m], carries[index] = self._forward[index](parts[index][0], carries[index], taken)
+                given[index + 1, m] = hand_over(message, batch_sharding(groups[index + 1].mesh))
+                gave = message
+            else:
+                taken = given.pop((index, m))
+                if task.kind == "forward_backward":
+                    pair = (taken, hand_over(targets[m], place))
+                else:
+                    pair = (saved.pop((index, m)), taken)
+                program = self._backward[index][m == 0, m == final]
+                gave, sums[index], rest = program(*parts[index], carries[index], *pair, sums[index], flags[index])
+                if m == final:
+                    outcomes[index] = (sums[index], rest)
+                elif task.kind == "forward_backward":
+                    carries[index] = rest
+                if index:
+                    given[index - 1, m] = hand_over(gave, batch_sharding(groups[index - 1].mesh))
+                else:
+                    gave = rest
+            if record is not None:
+                record(f"{task.kind} {m}", groups[index], taken, gave)
+        new = tuple(state for some, _ in outcomes for state in some)
+        return new, [values for _, some in outcomes for values in some]
+
+
+def _first_carry(group: Group) -> tuple[Any, Any]:
+    """Sums of nothing, on the group's devices."""
+    carry = backprop.initial_carry(group.stages, [stage.rest for stage in group.stages])
+    return to_devices((carry.moments, jnp.int32(0)), replicated(group.mesh))

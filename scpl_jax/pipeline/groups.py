@@ -1,0 +1,145 @@
+"""Stages compiled into one program, and the compilation of programs for the sub-meshes that this process has."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from scpl_jax.pipeline.placement import batch_sharding, is_local, replicated
+from scpl_jax.pipeline.transfer import elsewhere
+from scpl_jax.stages.decouple import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Neighbouring stages that one program runs.
+
+    Attributes:
+      stages: the stages.
+      mesh: their sub-mesh.
+    """
+
+    stages: tuple[Stage, ...]
+    mesh: Mesh
+
+    @property
+    def members(self) -> slice:
+        """Where the group's stages are among all."""
+        return slice(self.stages[0].index, self.stages[-1].index + 1)
+
+    @property
+    def name(self) -> str:
+        """Its stages' numbers: "2", or "2-3"."""
+        first, last = self.stages[0].index, self.stages[-1].index
+        return str(first) if first == last else f"{first}-{last}"
+
+
+def group_stages(stages: Sequence[Stage], meshes: Sequence[Mesh], fuse: bool) -> tuple[Group, ...]:
+    """One group for each stage, or with ``fuse`` one for all neighbours that share a sub-mesh."""
+    pairs = zip(stages, meshes, strict=True)
+    if not fuse:
+        return tuple(Group((stage,), mesh) for stage, mesh in pairs)
+    runs = itertools.groupby(pairs, key=lambda pair: pair[1])
+    return tuple(Group(tuple(stage for stage, _ in run), mesh) for mesh, run in runs)
+
+
+def abstract(tree: Any, sharding: Any) -> Any:
+    """Shapes, dtypes and placement of arrays: what a compilation needs to know."""
+
+    def describe(x: Any) -> jax.ShapeDtypeStruct:
+        dtype = getattr(x, "dtype", None) or np.result_type(x)
+        return jax.ShapeDtypeStruct(np.shape(x), dtype, sharding=sharding)
+
+    return jax.tree.map(describe, tree)
+
+
+def signature(tree: Any) -> Any:
+    """What tells batches of different shape apart."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((x.shape, np.dtype(x.dtype)) for x in leaves)
+
+
+class Builder:
+    """Collects programs, then compiles those of this process at the same time.
+
+    A program of another process is never compiled here: called, it returns arrays of the right shapes without values.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: list[tuple[Program, Any]] = []
+
+    def add(
+        self,
+        function: Callable[..., Any],
+        mesh: Mesh,
+        arguments: tuple[Any, ...],
+        batched: tuple[bool | None, ...],
+        *,
+        donate: tuple[int, ...] = (),
+    ) -> tuple["Program", Any]:
+        """Plan a program.
+
+        Args:
+          function: a pure function that returns a tuple.
+          mesh: where it runs.
+          arguments: shapes and dtypes of its arguments, with their shardings.
+          batched: for each of its outputs whether it is split over the batch or replicated; None leaves it to XLA.
+          donate: arguments whose memory may be used again.
+
+        Returns:
+          (the program, to be called once :meth:`compile` is done; its outputs' shapes, with their shardings).
+        """
+        choices = {True: batch_sharding(mesh), False: replicated(mesh), None: None}
+        shardings = tuple(choices[b] for b in batched)
+        if is_local(mesh):
+            traced = jax.jit(function, donate_argnums=donate, out_shardings=shardings).trace(*arguments)
+            shapes, job = traced.out_info, traced.lower()
+        else:
+            shapes, job = jax.eval_shape(function, *arguments), None
+        placed = tuple(abstract(tree, s or replicated(mesh)) for tree, s in zip(shapes, shardings, strict=True))
+        program = Program(placed)
+        if job is None:
+            program.stand_in = elsewhere(placed)
+        else:
+            self._jobs.append((program, job))
+        return program, placed
+
+    def compile(self) -> None:
+        """Compile all of them; XLA does it outside Python's lock, so in threads it takes as long as the slowest."""
+        if not self._jobs:
+            return
+        with concurrent.futures.ThreadPoolExecutor(max_workers=len(self._jobs)) as pool:
+            for (program, _), compiled in zip(
+                self._jobs, pool.map(lambda entry: entry[1].compile(), self._jobs), strict=True
+            ):
+                program.set(compiled)
+        self._jobs = []
+
+
+class Program:
+    """A compiled program of this process, or the stand-in for one of another.
+
+    Attributes:
+      outputs: shapes, dtypes and shardings of what it returns; exact once it is compiled.
+      compiled: the program, or None.
+      stand_in: what a program of another process returns here.
+    """
+
+    def __init__(self, outputs: Any):
+        self.outputs = outputs
+        self.compiled: Any = None
+        self.stand_in: Any = None
+
+    def set(self, compiled: Any) -> None:
+        """Take the compiled program, and from it the places of outputs that were left to XLA."""
+        self.compiled = compiled
+        self.outputs = jax.tree.map(abstract, self.outputs, compiled.output_shardings)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Dispatch it."""
+        return self.stand_in if self.compiled is None else self.compiled(*arguments)

@@ -1,0 +1,206 @@
+"""A run of several processes: how they find each other and agree on small things.
+
+Arrays move between processes as ``jax.Array`` (see :mod:`scpl_jax.pipeline.transfer`). Small values that the host
+code needs (accuracies, who stops when) go through the key-value store of JAX's coordination service, as JSON. In a run
+of one process everything here is trivial and immediate.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import socket
+import time
+from typing import Any
+
+import jax
+from jax._src import distributed as _distributed
+
+# A peer that died is noticed after this many seconds by JAX's own client, which then ends the process.
+HEARTBEAT_SECONDS = 15
+# How long a process waits for the coordinator, in seconds.
+_CONNECT_SECONDS = 15
+# Values are waited for as long as it takes: a peer that has died is noticed by the heartbeat.
+_WAIT_MILLISECONDS = 24 * 3600 * 1000
+_names = itertools.count()
+
+
+def initialise(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Join the other processes of a run; must come before JAX is used.
+
+    Args:
+      coordinator_address: HOST:PORT of process 0. None with the other two: a cluster that JAX knows (SLURM, MPI,
+        Kubernetes) tells.
+      num_processes: number of processes.
+      process_id: number of this one, from 0.
+
+    Raises:
+      ValueError: values that don't go together, no cluster, or a coordinator that does not answer.
+    """
+    # SIGTERM is ours: finish the step, save, stop.
+    jax.config.update("jax_enable_preemption_service", False)
+    given = (coordinator_address, num_processes, process_id)
+    where, bind = "the cluster's coordinator", None
+    if given == (None, None, None):
+        # The CPU backend needs an address for messages between processes; GPU backends have their own ways.
+        own = socket.gethostbyname(socket.gethostname())
+    else:
+        host, port = _check(*given)
+        where = f"{host}:{port}"
+        if process_id:
+            _probe(host, port)
+        local = host in ("127.0.0.1", "localhost", "::1")
+        own = "127.0.0.1" if local else _own_address(host, port)
+        bind = coordinator_address if local else None
+    jax.config.update("jax_cross_host_transfer_socket_address", f"{own}:{_free_port(own)}")
+    try:
+        jax.distributed.initialize(
+            *given,
+            initialization_timeout=_CONNECT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=60,
+            coordinator_bind_address=bind,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the processes of the run could not be joined through {where} ({reason})") from error
+
+
+def _check(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> tuple[str, int]:
+    """Host and port of the coordinator, if all three are given and make sense."""
+    if coordinator_address is None or num_processes is None or process_id is None:
+        raise ValueError(
+            "--coordinator-address, --num-processes and --process-id belong together; give all three, or start the "
+            "processes with python -m scpl_jax.launch"
+        )
+    host, _, port = coordinator_address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"--coordinator-address must be HOST:PORT, got {coordinator_address!r}")
+    if num_processes < 1:
+        raise ValueError(f"--num-processes must be at least 1, got {num_processes}")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"--process-id must be from 0 to {num_processes - 1}, got {process_id}")
+    return host, int(port)
+
+
+def from_environment() -> tuple[str, int, int] | None:
+    """(coordinator's address, number of processes, number of this one) as the launcher sets them, or None.
+
+    Raises:
+      ValueError: some are missing or not numbers.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    values = [os.environ.get(name) for name in names]
+    if values[1] is None and values[2] is None:
+        return None
+    try:
+        address, count, index = values
+        assert address
+        return address, int(count or ""), int(index or "")
+    except (AssertionError, ValueError):
+        raise ValueError(f"the environment variables {', '.join(names)} belong together, got {values}") from None
+
+
+def _probe(host: str, port: int) -> None:
+    """Wait until somebody listens at the coordinator's address; JAX's own client would abort the process instead."""
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=2):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                reason = error.strerror or str(error)
+                raise ValueError(
+                    f"the coordinator at {host}:{port} did not answer within {_CONNECT_SECONDS} s ({reason}); start "
+                    "process 0 there, or correct --coordinator-address"
+                ) from None
+            time.sleep(0.2)
+
+
+def _own_address(host: str, port: int) -> str:
+    """The address by which this machine reaches the coordinator."""
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
+        probe.connect((host, port))
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def _free_port(host: str) -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_first() -> bool:
+    """Whether this process prints and writes what is written once."""
+    return jax.process_index() == 0
+
+
+def _client() -> Any:
+    client = _distributed.global_state.client
+    assert client is not None, "the processes have not joined"
+    return client
+
+
+def gather(value: Any) -> list[Any]:
+    """A JSON value of every process, in the order of the processes; every process must call it.
+
+    Example:
+      >>> gather({"correct": 3})
+      [{'correct': 3}]
+    """
+    if jax.process_count() == 1:
+        return [value]
+    name = f"scpl_jax/gather/{next(_names)}"
+    client = _client()
+    client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(value))
+    return [
+        json.loads(client.blocking_key_value_get(f"{name}/{index}", _WAIT_MILLISECONDS))
+        for index in range(jax.process_count())
+    ]
+
+
+def from_first(value: Any) -> Any:
+    """Process 0's JSON value for all; every process must call it, the values of the others are not used."""
+    if jax.process_count() == 1:
+        return value
+    name = f"scpl_jax/first/{next(_names)}"
+    if is_first():
+        _client().key_value_set(name, json.dumps(value))
+    return json.loads(_client().blocking_key_value_get(name, _WAIT_MILLISECONDS))
+
+
+def barrier(name: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"scpl_jax/{name}", _WAIT_MILLISECONDS)
+
+
+def publish(key: str, value: Any) -> None:
+    """Leave a JSON value for another process to find; nobody waits. What is there already stays."""
+    with contextlib.suppress(RuntimeError):
+        _client().key_value_set(f"scpl_jax/published/{key}", json.dumps(value))
+
+
+def collect(prefix: str, *, remove: bool = True) -> dict[str, Any]:
+    """The values left under keys that begin with ``prefix``; they are removed."""
+    if jax.process_count() == 1:
+        return {}
+    found = {}
+    for key, value in _client().key_value_dir_get(f"scpl_jax/published/{prefix}"):
+        found[key.rpartition("published/")[2]] = json.loads(value)
+        if remove:
+            _client().key_value_delete(key)
+    return found
+
+
+def leave() -> None:
+    """Part from the others in an orderly way, at the end of the program."""
+    if jax.process_count() > 1:
+        logging.getLogger("jax").setLevel(logging.ERROR)
+        jax.distributed.shutdown()
