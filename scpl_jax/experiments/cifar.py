@@ -26,7 +26,7 @@ from scpl_jax.experiments.command_line import parse, run  # noqa: E402
 from scpl_jax.experiments.options import Options, integers, to_json  # noqa: E402
 from scpl_jax.models import build_model, paper_cut  # noqa: E402
 from scpl_jax.objectives import CrossEntropy, Objective, SupCon  # noqa: E402
-from scpl_jax.pipeline import Pipeline  # noqa: E402
+from scpl_jax.pipeline import Pipeline, processes  # noqa: E402
 from scpl_jax.stages import Stage, decouple  # noqa: E402
 from scpl_jax.training import (  # noqa: E402
     CheckpointStore,
@@ -54,7 +54,7 @@ def resolve(options: Options, dataset: Dataset) -> Options:
 
 def objective_of(options: Options) -> Objective:
     """The objective that ``--method`` and the options of the head describe."""
-    if options.method == "bp":
+    if options.method in ("bp", "gpipe"):
         return CrossEntropy()
     return SupCon(
         temperature=options.temperature,
@@ -68,8 +68,13 @@ def objective_of(options: Options) -> Objective:
     )
 
 
-def build_stages(options: Options, dataset: Dataset, seed: int) -> tuple[Stage, ...]:
-    """The network's stages with the initial values of one seed."""
+def build_stages(
+    options: Options, dataset: Dataset, seed: int, plan: dict[str, Any] | None = None
+) -> tuple[Stage, ...]:
+    """The network's stages with the initial values of one seed.
+
+    ``plan`` holds cut and costs that were measured before, for ``--costs measured``.
+    """
     assert options.width is not None
     assert options.batch_size is not None
     key = jax.random.key(seed)
@@ -84,8 +89,6 @@ def build_stages(options: Options, dataset: Dataset, seed: int) -> tuple[Stage, 
         rngs=nnx.Rngs(jax.random.fold_in(key, 0)),
         **extra,
     )
-    # On one device backpropagation is one program, whatever the cut.
-    num_stages = 1 if options.method == "bp" else options.stages
     if options.stages > len(blocks) - 1:
         raise RunError(
             f"--stages {options.stages} is too many: {options.model} has {len(blocks) - 1} blocks that can be cut"
@@ -100,22 +103,69 @@ def build_stages(options: Options, dataset: Dataset, seed: int) -> tuple[Stage, 
     views = 2 if options.augment == "strong" else 1
     example = jax.ShapeDtypeStruct((options.batch_size * views, *dataset.image_shape), _dtype(options) or jnp.float32)
     rngs = nnx.Rngs(jax.random.fold_in(key, 1))
-    return decouple(blocks, num_stages, objective_of(options), example, rngs, cut="even" if num_stages == 1 else cut)
+    objective = objective_of(options)
+
+    def stages(cut: str | Sequence[int], costs: str = "estimate") -> tuple[Stage, ...]:
+        return decouple(blocks, options.stages, objective, example, rngs, cut=cut, costs=costs)
+
+    if options.costs == "estimate":
+        return stages(cut)
+    if plan is None:  # times differ from one process to the next and from one start to the next
+        plan = processes.decided_by_first(lambda: _plan(stages(cut, "measured")))
+    positions, costs, loss_costs = plan["cut"], plan["costs"], plan["loss_costs"]
+    return tuple(
+        dataclasses.replace(stage, cost=cost, loss_cost=loss_cost)
+        for stage, cost, loss_cost in zip(stages(positions), costs, loss_costs, strict=True)
+    )
 
 
-def build_pipeline(options: Options, dataset: Dataset, seed: int, total_steps: int, steps_per_epoch: int) -> Pipeline:
-    """The stages of one seed on their devices, with optimizer and augmentation."""
+def _plan(stages: Sequence[Stage]) -> dict[str, Any]:
+    """The cut and the costs on which the placement rests."""
+    return {
+        "cut": [stage.blocks[0] for stage in stages[1:]],
+        "costs": [stage.cost for stage in stages],
+        "loss_costs": [stage.loss_cost for stage in stages],
+    }
+
+
+def _devices(options: Options) -> list[jax.Device]:
+    """As many devices as asked for, the same number of every process."""
     devices = jax.devices()
-    if options.devices is not None and options.devices > len(devices):
+    if options.devices is None:
+        return devices
+    if options.devices > len(devices):
         raise RunError(f"--devices {options.devices} is more than the {len(devices)} there are")
+    each, left = divmod(options.devices, jax.process_count())
+    if left:
+        raise RunError(f"--devices {options.devices} can't be shared by {jax.process_count()} processes equally")
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    return [device for group in by_process.values() for device in group[:each]]
+
+
+def build_pipeline(
+    options: Options,
+    dataset: Dataset,
+    seed: int,
+    total_steps: int,
+    steps_per_epoch: int,
+    plan: dict[str, Any] | None = None,
+) -> Pipeline:
+    """The stages of one seed on their devices, with optimizer and augmentation."""
     schedule = _schedule(options, total_steps, steps_per_epoch)
     optimizer = build_optimizer(options.optimizer, schedule)
     dtype = _dtype(options) or jnp.float32
     assert options.augment is not None
     return Pipeline(
-        build_stages(options, dataset, seed),
+        build_stages(options, dataset, seed, plan),
         optimizer,
-        devices[: options.devices],
+        _devices(options),
+        data_parallel=options.data_parallel,
+        across_hosts=options.across_hosts,
+        fuse=options.fuse,
+        micro_batches=(options.micro_batches or 4) if options.method == "gpipe" else 1,
+        remat=options.remat,
         prepare=make_augment(options.augment, mean=dataset.mean, std=dataset.std, dtype=dtype),
         prepare_eval=lambda images: normalise(images, dataset.mean, dataset.std, dtype),
         key=jax.random.fold_in(jax.random.key(seed), 2),
@@ -172,6 +222,7 @@ def _config(options: Options, asked: Options, dataset: Dataset, pipeline: Pipeli
             }
             for stage, mesh in zip(pipeline.stages, pipeline.meshes, strict=True)
         ],
+        "plan": _plan(pipeline.stages),
         "versions": versions(),
     }
 
@@ -198,12 +249,20 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def say(text: str) -> None:
+    """Print in the first process of a run only."""
+    if processes.is_first():
+        print(text, flush=True)
+
+
 def names(mesh: jax.sharding.Mesh) -> str:
     """The devices of a sub-mesh, for people."""
     return " ".join(str(device) for device in mesh.devices.flat)
 
 
 def _describe(options: Options, dataset: Dataset, pipeline: Pipeline) -> None:
+    if not processes.is_first():
+        return
     if dataset.note:
         print(dataset.note)
     print(
@@ -241,16 +300,15 @@ def _train_seed(
         schedule=_schedule(options, options.epochs * steps_per_epoch, steps_per_epoch),
         save_every=options.save_every,
         norms_every=options.norms_every if options.tensorboard else None,
-        profile=directory.path / "profile" if options.profile else None,
+        profile=directory.path / "profile" / str(jax.process_index()) if options.profile else None,
     )
     store = CheckpointStore(directory.checkpoints / f"seed-{seed}", options.keep)
     reporter = Reporter(directory.path / "tensorboard" / f"seed-{seed}" if options.tensorboard else None)
 
     def on_first_step() -> None:
-        print(
+        say(
             f"first step {time.perf_counter() - _STARTED:.1f} s after the start, "
-            f"{pipeline.compile_seconds:.1f} s of them to compile",
-            flush=True,
+            f"{pipeline.compile_seconds:.1f} s of them to compile"
         )
 
     try:
@@ -264,6 +322,7 @@ def _train_seed(
 def _summary(options: Options, dataset: Dataset, pipeline: Pipeline, per_run: list[dict[str, Any]]) -> dict[str, Any]:
     """The contents of ``results.json``."""
     accuracies = [one["test_accuracy"] for one in per_run]
+    peaks = processes.gather(peak_memory_bytes())
     best = max(per_run, key=lambda one: one["best_test_accuracy"])
     results: dict[str, Any] = {
         "dataset": dataset.name,
@@ -279,7 +338,8 @@ def _summary(options: Options, dataset: Dataset, pipeline: Pipeline, per_run: li
         "best_test_accuracy": best["best_test_accuracy"],
         "best_epoch": best["best_epoch"],
         "images_per_second": statistics.fmean(one["images_per_second"] for one in per_run),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": max(peaks),
+        "peak_memory_bytes_per_process": peaks,
         "devices": sorted({str(device) for mesh in pipeline.meshes for device in mesh.devices.flat}),
         "device_kind": pipeline.meshes[0].devices.flat[0].device_kind,
         "versions": versions(),
@@ -311,10 +371,12 @@ def main(arguments: Sequence[str]) -> int:
         )
     steps_per_epoch = len(dataset.train_images) // options.batch_size
     total_steps = options.epochs * steps_per_epoch
-    pipeline = build_pipeline(options, dataset, options.seed, total_steps, steps_per_epoch)
-    directory = RunDirectory(asked.out_dir)
+    plan = None if config is None else config["plan"]
+    pipeline = build_pipeline(options, dataset, options.seed, total_steps, steps_per_epoch, plan)
+    plan = _plan(pipeline.stages)
+    directory = RunDirectory(asked.out_dir, writes=processes.is_first())
     if directory.complete:
-        print(f"the run in {asked.out_dir} is complete, there is nothing left to do")
+        say(f"the run in {asked.out_dir} is complete, there is nothing left to do")
         return 0
     if config is None:
         directory.write_config(_config(options, asked, dataset, pipeline))
@@ -329,11 +391,11 @@ def main(arguments: Sequence[str]) -> int:
                 per_run.append(finished)
                 continue
             if index:
-                pipeline = build_pipeline(options, dataset, seed, total_steps, steps_per_epoch)
+                pipeline = build_pipeline(options, dataset, seed, total_steps, steps_per_epoch, plan)
             result, failure = _train_seed(options, dataset, pipeline, seed, directory, interrupt)
             failed = failure or failed
             if result is None:
-                print(
+                say(
                     f"\nstopped and saved; continue with: python -m scpl_jax.experiments.cifar "
                     f"--out-dir {asked.out_dir} --resume"
                 )
@@ -343,7 +405,7 @@ def main(arguments: Sequence[str]) -> int:
     results = _summary(options, dataset, pipeline, per_run)
     directory.write_results(results)
     spread = f" +- {results['test_accuracy_std']:.4f} over {options.runs} runs" if options.runs > 1 else ""
-    print(f"test accuracy {results['test_accuracy']:.4f}{spread}; {asked.out_dir}/results.json")
+    say(f"test accuracy {results['test_accuracy']:.4f}{spread}; {asked.out_dir}/results.json")
     if failed is not None:
         print(f"error: a checkpoint could not be saved ({failed}); the results are whole", file=sys.stderr)
         return 1

@@ -11,9 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import tyro
 
 from scpl_jax.experiments.options import Options, contradiction, from_json
+from scpl_jax.pipeline import processes
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.run_dir import RunDirectory
 
@@ -58,6 +60,34 @@ def parse_options(kind: type[T], arguments: Sequence[str], experiment: str, defa
         raise RunError(f"{reason[0].lower()}{reason[1:]}; --help lists every option") from None
 
 
+def join(arguments: Sequence[str]) -> None:
+    """Join the other processes of the run, if the options or the environment tell of any.
+
+    Raises:
+      ValueError: they can't be joined; the message says why.
+    """
+    if jax.distributed.is_initialized():
+        return
+    address = _peek(arguments, "--coordinator-address")
+    count, index = (_number(arguments, option) for option in ("--num-processes", "--process-id"))
+    if (address, count, index) != (None, None, None):
+        processes.initialise(address, count, index)
+    elif "--cluster" in arguments:
+        processes.initialise()
+    elif (found := processes.from_environment()) is not None:
+        processes.initialise(*found)
+
+
+def _number(arguments: Sequence[str], option: str) -> int | None:
+    text = _peek(arguments, option)
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise RunError(f"{option} must be a whole number, got {text!r}") from None
+
+
 def parse(arguments: Sequence[str], experiment: str) -> tuple[Options, dict[str, Any] | None]:
     """Parse a command line; a resumed run's own options are the defaults.
 
@@ -71,8 +101,9 @@ def parse(arguments: Sequence[str], experiment: str) -> tuple[Options, dict[str,
     Raises:
       RunError: a bad value, a run directory in use, or options that contradict the run to be resumed.
     """
+    join(arguments)
     given = _peek(arguments, "--out-dir")
-    config = RunDirectory.config_of(Path(given)) if given else None
+    config = processes.decided_by_first(lambda: RunDirectory.config_of(Path(given)) if given else None)
     resuming = config is not None and "--resume" in arguments
     saved = from_json(config["options"]) if config is not None and resuming else Options()
     options = parse_options(Options, arguments, experiment, saved)
@@ -84,7 +115,8 @@ def parse(arguments: Sequence[str], experiment: str) -> tuple[Options, dict[str,
     if resuming and (problem := contradiction(options, saved)) is not None:
         raise RunError(problem)
     if options.out_dir is None:
-        options.out_dir = Path("runs") / experiment / datetime.now().strftime("%Y-%m-%d-%H%M%S-%f")[:-3]
+        now = processes.from_first(datetime.now().strftime("%Y-%m-%d-%H%M%S-%f")[:-3])
+        options.out_dir = Path("runs") / experiment / now
     return options, config if resuming else None
 
 
@@ -93,7 +125,9 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        return main(sys.argv[1:] if arguments is None else arguments)
+        status = main(sys.argv[1:] if arguments is None else arguments)
+        processes.leave()
+        return status
     except ValueError as error:
         # RunError, DataError and the library's own checks; anything unforeseen is a bug and keeps its traceback.
         if not _is_user_error(error):

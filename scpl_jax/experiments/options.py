@@ -8,7 +8,7 @@ from typing import Any
 
 from scpl_jax.training.errors import RunError
 
-METHODS = ("scpl", "bp")
+METHODS = ("scpl", "bp", "gpipe")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # Options that change nothing in the numbers, or only where files lie: a resumed run may have other values.
 FREE_ON_RESUME = frozenset(
@@ -19,6 +19,14 @@ FREE_ON_RESUME = frozenset(
         "cache_dir",
         "max_in_flight",
         "devices",
+        "data_parallel",
+        "across_hosts",
+        "fuse",
+        "coordinator_address",
+        "num_processes",
+        "process_id",
+        "cluster",
+        "timeline",
         "save_every",
         "keep",
         "profile",
@@ -36,7 +44,8 @@ class Options:
     """
 
     method: str = "scpl"
-    """scpl (local supervised-contrastive losses) or bp (backpropagation)."""
+    """scpl (local supervised-contrastive losses), bp (backpropagation; over several devices naive model parallelism) or
+    gpipe (backpropagation pipelined by micro-batches)."""
     dataset: str = "auto"
     """auto, cifar10, cifar100, tiny-imagenet, fashion-mnist, digits, imagefolder, npz or synthetic."""
     data_dir: Path | None = None
@@ -54,7 +63,9 @@ class Options:
     stages: int = 4
     """Number of stages, from 1 to the number of blocks."""
     cut: str = "auto"
-    """auto (by estimated cost), even, paper, or the blocks at which stages begin, as 2,4,5."""
+    """auto (the dearest stage as cheap as possible), even, paper, or the blocks at which stages begin, as 2,4,5."""
+    costs: str = "estimate"
+    """What cut and placement rest on: estimate (the compiler's) or measured (times of each block on this machine)."""
     head: str = "mlp"
     """Projection head: identity, linear, mlp, mlp-bn or simsiam."""
     head_dims: str | None = None
@@ -94,7 +105,25 @@ class Options:
     runs: int = 1
     """Number of runs with seeds SEED, SEED + 1, ...; the results give mean and standard deviation."""
     devices: int | None = None
-    """Number of devices to use. Default: all."""
+    """Number of devices to use, over all processes. Default: all."""
+    data_parallel: int = 1
+    """Devices a stage, over which its batch is split."""
+    across_hosts: str = "stages"
+    """What is spread over the processes of a run: stages (each in one process) or data (each over all of them)."""
+    fuse: bool = False
+    """Compile stages that share devices into one program."""
+    micro_batches: int | None = None
+    """gpipe: parts that a batch is worked through in. Default: 4."""
+    remat: bool = False
+    """bp, gpipe: compute activations again in the backward pass instead of keeping them (not for the last device)."""
+    coordinator_address: str | None = None
+    """HOST:PORT of process 0 of a run of several processes; scpl_jax.launch sets it."""
+    num_processes: int | None = None
+    """Number of processes of the run."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+    cluster: bool = False
+    """Join the processes that a cluster (SLURM, MPI, Kubernetes) has started."""
     max_in_flight: int = 8
     """Batches under way at a time; 1 is synchronous. The results do not depend on it."""
     out_dir: Path | None = None
@@ -111,6 +140,8 @@ class Options:
     """Write TensorBoard files."""
     norms_every: int = 100
     """Steps between gradient norms of every layer in TensorBoard."""
+    timeline: bool = False
+    """Measure when each stage works, for 50 steps, and write timeline.json (for Perfetto) and timeline.svg."""
     profile: bool = False
     """Write a trace of ten steps by the JAX profiler to profile/ in the run directory."""
 
@@ -124,6 +155,8 @@ class Options:
             "method": METHODS,
             "precision": PRECISIONS,
             "lr_every": ("step", "epoch"),
+            "costs": ("estimate", "measured"),
+            "across_hosts": ("stages", "data"),
             "shortcut": ("1x1", "3x3"),
         }
         for name, allowed in choices.items():
@@ -138,6 +171,8 @@ class Options:
             "limit_test": 1,
             "runs": 1,
             "devices": 1,
+            "data_parallel": 1,
+            "micro_batches": 1,
             "max_in_flight": 1,
             "save_every": 1,
             "keep": 1,
@@ -157,6 +192,10 @@ class Options:
             raise RunError(f"--end-lr must be a number of at least 0, got {self.end_lr}")
         if not 0 <= self.label_noise <= 1:
             raise RunError(f"--label-noise must lie between 0 and 1, got {self.label_noise}")
+        if self.micro_batches is not None and self.method != "gpipe":
+            raise RunError(f"--micro-batches is for --method gpipe, got --method {self.method}")
+        if self.remat and self.method == "scpl":
+            raise RunError("--remat is for --method bp and gpipe: with local losses a stage keeps no activations")
         integers(self.head_dims, "--head-dims")
         if self.cut not in ("auto", "even", "paper"):
             integers(self.cut, "--cut")

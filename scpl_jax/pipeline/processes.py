@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -147,8 +148,12 @@ def _client() -> Any:
     return client
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: Any, name: str | None = None) -> list[Any]:
     """A JSON value of every process, in the order of the processes; every process must call it.
+
+    Args:
+      value: this process's.
+      name: a name that is used once, needed where threads may call this in different orders in different processes.
 
     Example:
       >>> gather({"correct": 3})
@@ -156,7 +161,7 @@ def gather(value: Any) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [value]
-    name = f"scpl_jax/gather/{next(_names)}"
+    name = f"scpl_jax/gather/{next(_names) if name is None else name}"
     client = _client()
     client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(value))
     return [
@@ -175,10 +180,24 @@ def from_first(value: Any) -> Any:
     return json.loads(_client().blocking_key_value_get(name, _WAIT_MILLISECONDS))
 
 
-def barrier(name: str) -> None:
-    """Wait until every process is here."""
-    if jax.process_count() > 1:
-        _client().wait_at_barrier(f"scpl_jax/{name}", _WAIT_MILLISECONDS)
+def decided_by_first(decide: Callable[[], Any]) -> Any:
+    """What process 0 finds, a JSON value, for all; every process must call it.
+
+    Raises:
+      ValueError: ``decide`` raised it in process 0; then it is raised in every process.
+    """
+    if jax.process_count() == 1:
+        return decide()
+    answer: dict[str, Any] = {}
+    if is_first():
+        try:
+            answer = {"value": decide()}
+        except ValueError as error:
+            answer = {"error": str(error)}
+    answer = from_first(answer)
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return answer["value"]
 
 
 def publish(key: str, value: Any) -> None:
@@ -187,12 +206,12 @@ def publish(key: str, value: Any) -> None:
         _client().key_value_set(f"scpl_jax/published/{key}", json.dumps(value))
 
 
-def collect(prefix: str, *, remove: bool = True) -> dict[str, Any]:
-    """The values left under keys that begin with ``prefix``; they are removed."""
+def collect(folder: str, *, remove: bool = True) -> dict[str, Any]:
+    """The values left under the keys ``folder/...``; by default they are removed."""
     if jax.process_count() == 1:
         return {}
     found = {}
-    for key, value in _client().key_value_dir_get(f"scpl_jax/published/{prefix}"):
+    for key, value in _client().key_value_dir_get(f"scpl_jax/published/{folder}"):
         found[key.rpartition("published/")[2]] = json.loads(value)
         if remove:
             _client().key_value_delete(key)

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
 from scpl_jax.objectives import Objective
-from scpl_jax.stages.cost import module_cost
+from scpl_jax.stages.cost import TrainingCost, measured_cost, module_cost
 from scpl_jax.stages.cuts import balanced_cut, check_cut, check_num_stages, even_cut
 from scpl_jax.stages.variables import separate_rngs, split
 
@@ -38,8 +38,8 @@ class Stage:
       classifier_gradient: whether the classifier's gradient reaches the stage's blocks.
       end_to_end: whether all stages are trained together by the classifier's loss, each getting the gradient of its
         message back from the next, instead of each by its own local loss.
-      cost: cost of a training step by the compiler's estimate, in floating-point operations, local loss and update
-        included.
+      cost: cost of a training step, local loss and update included: floating-point operations by the compiler's
+        estimate, or measured seconds.
       loss_cost: the part of ``cost`` that the local loss has.
     """
 
@@ -105,6 +105,7 @@ def decouple(
     *,
     cut: str | Sequence[int] = "auto",
     classifier: bool = True,
+    costs: str = "estimate",
 ) -> tuple[Stage, ...]:
     """Cut a network into stages that are trained separately, each by its local objective.
 
@@ -119,6 +120,8 @@ def decouple(
       rngs: source of randomness for the parameters of the objectives.
       cut: "auto" (the dearest stage as cheap as possible, by the compiler's estimate, local loss and optimizer
         included), "even" (equal numbers of blocks), or the blocks at which stages 1, 2, ... begin.
+      costs: what "auto" and the stages' costs rest on: "estimate" (the compiler's, which is the same at every start) or
+        "measured" (times of each block and local loss on the default device).
       classifier: False if the network has none: then every block can be cut, and no accuracy is measured.
 
     Returns:
@@ -160,16 +163,19 @@ def decouple(
     for block in blocks:
         inputs.append(_output(block, inputs[-1]))
     labels = jax.ShapeDtypeStruct((jax.tree.leaves(inputs[0])[0].shape[0],), "int32")
-    block_costs = [module_cost(block, x) for block, x in zip(blocks, inputs[:-1], strict=True)]
+    if costs not in ("estimate", "measured"):
+        raise ValueError(f"costs must be estimate or measured, got {costs!r}")
+    cost_of: Callable[..., TrainingCost] = module_cost if costs == "estimate" else measured_cost
+    block_costs = [cost_of(block, x) for block, x in zip(blocks, inputs[:-1], strict=True)]
     classifier_cost = 0.0
     if last is not None:
         # Its input is detached or not; the difference is one product of many.
-        classifier_cost = module_cost(last, inputs[-1]).training()
+        classifier_cost = cost_of(last, inputs[-1]).training()
 
     @functools.cache
     def loss_cost(stop: int, which: int) -> float:
         loss = objectives[which].build(inputs[stop], rngs=nnx.Rngs(0))
-        return 0.0 if loss is None else module_cost(loss, inputs[stop], labels).training()
+        return 0.0 if loss is None else cost_of(loss, inputs[stop], labels).training()
 
     def cost(start: int, stop: int, which: int | None = None) -> float:
         # While a cut is sought, the number of a stage is not known: objectives are then taken to cost like the first.

@@ -1,17 +1,24 @@
 """Checkpoints with Orbax: asynchronous, the last K and the best kept, restored to the bit."""
 
+import concurrent.futures
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from scpl_jax.pipeline import Pipeline
-from scpl_jax.pipeline.placement import replicated
+from scpl_jax.pipeline import Pipeline, processes
+from scpl_jax.pipeline.groups import abstract
+from scpl_jax.pipeline.placement import is_local, replicated
+from scpl_jax.pipeline.placement import processes as processes_of
+from scpl_jax.pipeline.transfer import elsewhere, to_devices
 from scpl_jax.stages import StageState
 from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_dir import read_json, write_json
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,17 +28,18 @@ def _is_key(leaf: Any) -> bool:
 
 
 def to_arrays(state: StageState) -> dict[str, jax.Array]:
-    """A stage's state as a flat dict, path -> array; random keys as their raw numbers.
+    """A stage's state as a flat dict, path -> array on one device; random keys as their raw numbers.
 
     The arrays are copies on the device: the next step may then donate the originals while these are being written.
     """
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): jax.random.key_data(leaf)
-        if _is_key(leaf)
-        else jnp.copy(leaf)
-        for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): _copy(leaf) for path, leaf in leaves}
+
+
+def _copy(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        leaf = leaf.addressable_shards[0].data  # a state is the same on every device of its stage
+    return jnp.copy(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def from_arrays(arrays: dict[str, jax.Array], like: StageState) -> StageState:
@@ -46,6 +54,7 @@ def from_arrays(arrays: dict[str, jax.Array], like: StageState) -> StageState:
 
 def describe(state: StageState) -> dict[str, str]:
     """Names, dtypes and shapes of a state's arrays; saved beside them, so that another network's are told apart."""
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
     return {name: f"{x.dtype}{list(x.shape)}" for name, x in jax.eval_shape(to_arrays, state).items()}
 
 
@@ -86,7 +95,11 @@ class Progress:
 
 
 class CheckpointStore:
-    """The checkpoints of one training run.
+    """The checkpoints of one training run: a folder a step, in it a folder a stage and ``progress.json``.
+
+    Every process writes the stages it has; a stage that lies on several processes is written by the first of them. A
+    step's folder gets its name only when all of it is written, so a reader never finds a part. Several processes need a
+    directory that all of them see.
 
     Args:
       directory: where they lie; created if need be.
@@ -95,71 +108,117 @@ class CheckpointStore:
 
     def __init__(self, directory: Path, keep: int = 2):
         import orbax.checkpoint as ocp
-        from orbax.checkpoint import checkpoint_managers as managers
 
         self._ocp = ocp
         self.failed: str | None = None
-        policy = managers.AnyPreservationPolicy(
-            [
-                managers.LatestN(keep),
-                # of equals the first, as in the results
-                managers.BestN(
-                    get_metric_fn=lambda metrics: metrics["test_accuracy"] - 1e-9 * metrics["epoch"],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._root, self._keep = directory.absolute(), keep
+        self._saves = 0
+        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._job: concurrent.futures.Future[None] | None = None
+        if processes.is_first():
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._tidy()
+        processes.gather(None)  # nobody looks before it is tidy
+
+    def _tidy(self) -> None:
+        """Finish or undo what a killed run left half done."""
+        for folder in self._root.glob("*.old"):
+            if (self._root / folder.stem).exists():
+                shutil.rmtree(folder)
+            else:
+                folder.rename(self._root / folder.stem)
+        for folder in self._root.glob("*.partial"):
+            shutil.rmtree(folder)
+
+    def _steps(self) -> list[int]:
+        return sorted(int(folder.name) for folder in self._root.iterdir() if folder.name.isdigit())
 
     def save(self, pipeline: Pipeline, progress: Progress) -> None:
         """Save in the background. A failure is logged and kept in ``failed``; what was saved before stays whole."""
-        save = self._ocp.args
-        items = {f"stage_{index:03d}": save.PyTreeSave(to_arrays(state)) for index, state in enumerate(pipeline.states)}
-        items["progress"] = save.JsonSave(
-            {
-                "step": pipeline.step,
-                "progress": dataclasses.asdict(progress),
-                "stages": [describe(state) for state in pipeline.states],
-            }
-        )
-        # Without a finished epoch there is no accuracy; orbax takes no metrics for such a checkpoint.
-        metrics = None
-        if progress.batch == 0 and progress.epoch > 1:
-            metrics = {"test_accuracy": progress.last_accuracy, "epoch": progress.epoch - 1}
-        try:
-            if pipeline.step in self._manager.all_steps():  # the step is there already, perhaps without its evaluation
-                self._manager.wait_until_finished()
-                self._manager.delete(pipeline.step)
-            self._manager.save(pipeline.step, args=save.Composite(**items), metrics=metrics)
-        except OSError as error:
-            self._report(error)
+        self.wait()
+        own = {
+            index: to_arrays(state)
+            for index, (state, mesh) in enumerate(zip(pipeline.states, pipeline.meshes, strict=True))
+            if processes_of(mesh)[0] == jax.process_index()
+        }
+        record = {
+            "step": pipeline.step,
+            "progress": dataclasses.asdict(progress),
+            "stages": [describe(state) for state in pipeline.states],
+        }
+        self._saves += 1
+        self._job = self._pool.submit(self._write, pipeline.step, own, record, f"save-{self._root.name}-{self._saves}")
 
-    def _report(self, error: BaseException) -> None:
-        self.failed = str(error).splitlines()[0] if str(error) else type(error).__name__
-        _LOG.error(
-            "a checkpoint could not be saved (%s); training goes on, older checkpoints are intact",
-            self.failed,
-        )
+    def _write(self, step: int, own: dict[int, dict[str, jax.Array]], record: dict[str, Any], name: str) -> None:
+        partial, final, old = (self._root / f"{step}{suffix}" for suffix in (".partial", "", ".old"))
+        problem: str | None = None
+        try:
+            partial.mkdir(exist_ok=True)
+            for index, arrays in own.items():
+                values = {key: np.asarray(array) for key, array in arrays.items()}
+                with self._checkpointer() as checkpointer:
+                    checkpointer.save(partial / f"stage_{index:03d}", args=self._ocp.args.PyTreeSave(values))
+        except (OSError, ValueError, RuntimeError) as error:
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = next((p for p in processes.gather(problem, name) if p is not None), None)
+        if processes.is_first() and problem is None:
+            try:
+                write_json(partial / "progress.json", record)
+                if final.exists():  # the step was saved already, perhaps without its evaluation
+                    final.rename(old)
+                partial.rename(final)
+                shutil.rmtree(old, ignore_errors=True)
+                self._prune()
+            except OSError as error:
+                problem = error.strerror or str(error)
+        if problem is not None:
+            self._report(problem)
+            if processes.is_first():
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _checkpointer(self) -> Any:
+        """An Orbax checkpointer that acts alone, whatever other processes there are."""
+        alone = {}
+        if jax.process_count() > 1:
+            me = jax.process_index()
+            options = self._ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
+            )
+            alone = {"multiprocessing_options": options}
+        return self._ocp.Checkpointer(self._ocp.PyTreeCheckpointHandler(**alone), **alone)
+
+    def _prune(self) -> None:
+        """Remove all but the newest and the best; of equally good ones the first counts, as in the results."""
+        steps = self._steps()
+        rated = []
+        for step in steps:
+            progress = Progress(**read_json(self._root / str(step) / "progress.json")["progress"])
+            if progress.batch == 0 and progress.epoch > 1:  # without a finished epoch there is no accuracy
+                rated.append((-progress.last_accuracy, step))
+        best = {min(rated)[1]} if rated else set()
+        for step in set(steps[: -self._keep]) - best:
+            shutil.rmtree(self._root / str(step))
+
+    def _report(self, problem: str) -> None:
+        self.failed = problem
+        _LOG.error("a checkpoint could not be saved (%s); training goes on, older checkpoints are intact", problem)
 
     def wait(self) -> None:
         """Wait until everything is written."""
-        try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            self._report(error)
+        if self._job is not None:
+            self._job.result()
+            self._job = None
 
     def close(self) -> None:
         """Wait and release the resources."""
         self.wait()
-        self._manager.close()
+        self._pool.shutdown()
 
     @property
     def latest(self) -> int | None:
         """Step of the newest checkpoint, or None."""
-        step: int | None = self._manager.latest_step()
-        return step
+        self.wait()
+        return max(self._steps(), default=None)
 
     def restore(self, pipeline: Pipeline) -> Progress:
         """Put the newest checkpoint into the pipeline, on the pipeline's own devices.
@@ -167,27 +226,24 @@ class CheckpointStore:
         Raises:
           RunError: there is none, or it belongs to another network.
         """
-        step = self.latest
+        step = processes.from_first(self.latest)
         if step is None:
             raise RunError("there is no checkpoint to restore")
-        restore = self._ocp.args
+        folder = self._root / str(step)
         try:
-            saved = self._manager.restore(step, args=restore.Composite(progress=restore.JsonRestore()))["progress"]
+            saved = read_json(folder / "progress.json")
             _check_same(saved["stages"], [describe(state) for state in pipeline.states])
-            items = {}
+            states = []
             for index, (state, mesh) in enumerate(zip(pipeline.states, pipeline.meshes, strict=True)):
-                sharding = replicated(mesh)
-                abstract = {
-                    name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-                    for name, array in jax.eval_shape(to_arrays, state).items()
-                }
-                arguments = self._ocp.checkpoint_utils.construct_restore_args(abstract)
-                items[f"stage_{index:03d}"] = restore.PyTreeRestore(abstract, restore_args=arguments)
-            loaded = self._manager.restore(step, args=restore.Composite(**items))
+                place = replicated(mesh)
+                if not is_local(mesh):
+                    states.append(elsewhere(abstract(state, place)))
+                    continue
+                with self._checkpointer() as checkpointer:
+                    loaded = checkpointer.restore(folder / f"stage_{index:03d}", args=self._ocp.args.PyTreeRestore())
+                states.append(to_devices(from_arrays(loaded, state), place))
         except (OSError, KeyError, TypeError) as error:
             raise RunError(f"the checkpoint of step {step} can't be read ({str(error).splitlines()[0]})") from error
-        pipeline.states = tuple(
-            from_arrays(loaded[f"stage_{index:03d}"], state) for index, state in enumerate(pipeline.states)
-        )
+        pipeline.states = tuple(states)
         pipeline.step = saved["step"]
         return Progress(**saved["progress"])

@@ -4,6 +4,10 @@ import signal
 import types
 from typing import Self
 
+import jax
+
+from scpl_jax.pipeline import processes
+
 
 class Interrupt:
     """Remembers the first SIGINT or SIGTERM instead of ending the process; the second one ends it as usual.
@@ -38,3 +42,36 @@ class Interrupt:
     def exit_status(self) -> int:
         """What a shell expects of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM; 0 without one."""
         return 0 if self.received is None else 128 + self.received
+
+
+class Agreement:
+    """When to stop. Processes that train together must stop before the same step, whichever of them got the signal.
+
+    The host code of one process is at most ``2 * max_in_flight`` steps ahead of another's, because each waits for the
+    steps that many before, here and at the last stage. The first process that is asked to stop announces a step beyond
+    that, so all the others read the announcement before they get there.
+
+    Args:
+      interrupt: tells whether this process was asked to stop.
+      max_in_flight: as of the pipeline.
+    """
+
+    def __init__(self, interrupt: Interrupt, max_in_flight: int):
+        self._interrupt, self._ahead = interrupt, 2 * max_in_flight + 1
+        self._announced = False
+        self._stop: tuple[int, int] | None = None
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop before this step."""
+        if jax.process_count() == 1:
+            return self._interrupt.received is not None
+        if self._interrupt.received is not None and not self._announced:
+            self._announced = True
+            processes.publish("stop/step", [step + self._ahead, self._interrupt.received])
+        if self._stop is None:
+            for announced in processes.collect("stop", remove=False).values():
+                self._stop = (announced[0], announced[1])
+        if self._stop is None or step < self._stop[0]:
+            return False
+        self._interrupt.received = self._stop[1]
+        return True

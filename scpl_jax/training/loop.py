@@ -13,7 +13,7 @@ import optax
 from scpl_jax.data import Dataset, batches, epoch_order, eval_batches
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.training.checkpoints import CheckpointStore, Progress
-from scpl_jax.training.interrupt import Interrupt
+from scpl_jax.training.interrupt import Agreement, Interrupt
 from scpl_jax.training.reporting import Reporter
 from scpl_jax.training.run_dir import RunDirectory
 
@@ -96,6 +96,7 @@ def train(
     # Compiled now, so that the first epoch's images/s are those of training.
     pipeline.compile(images[: plan.batch_size], labels[: plan.batch_size])
     first_step_done = False
+    stop = Agreement(interrupt, pipeline.max_in_flight)
 
     while progress.epoch <= plan.epochs:
         order = epoch_order(len(images), seed=plan.seed, epoch=progress.epoch)
@@ -113,11 +114,12 @@ def train(
             reporter.after_step(pipeline.step, metrics, with_norms)
             progress.batch += 1
             due = plan.save_every is not None and pipeline.step % plan.save_every == 0
-            if interrupt.received is not None or (due and progress.batch < steps_per_epoch):
+            stopping = stop.reached(pipeline.step)
+            if stopping or (due and progress.batch < steps_per_epoch):
                 pipeline.wait()
                 progress.epoch_seconds = time.perf_counter() - began
                 store.save(pipeline, progress)
-            if interrupt.received is not None:
+            if stopping:
                 _stopped(reporter, store)
                 return None
         pipeline.wait()
@@ -135,9 +137,10 @@ def train(
         pipeline.reset_totals()
         progress = _next_epoch(progress, line["test_accuracy"])
         ends = progress.epoch > plan.epochs
-        if plan.save_every is None or ends or pipeline.step % plan.save_every == 0 or interrupt.received is not None:
+        stopping = stop.reached(pipeline.step)
+        if plan.save_every is None or ends or pipeline.step % plan.save_every == 0 or stopping:
             store.save(pipeline, progress)
-        if interrupt.received is not None and not ends:
+        if stopping and not ends:
             _stopped(reporter, store)
             return None
 
@@ -172,14 +175,16 @@ def _evaluate(pipeline: Pipeline, dataset: Dataset, plan: Plan, interrupt: Inter
 
     def until_interrupted() -> Any:
         for batch in eval_batches(dataset.test_images, dataset.test_labels, plan.batch_size):
-            if interrupt.received is not None:
+            if alone and interrupt.received is not None:
                 return
             yield batch
 
-    if interrupt.received is not None:
+    # Several processes would have to agree in the middle of an evaluation; they finish it.
+    alone = jax.process_count() == 1
+    if alone and interrupt.received is not None:
         return None
     evaluation = pipeline.evaluate(until_interrupted())
-    return None if interrupt.received is not None else evaluation
+    return None if alone and interrupt.received is not None else evaluation
 
 
 def _line(
@@ -192,7 +197,7 @@ def _line(
         "epoch": progress.epoch,
         "step": pipeline.step,
         "learning_rate": float(np.asarray(plan.schedule(pipeline.step - 1))),
-        "train_loss": [_finite(total["loss"] / total["batches"]) for total in totals],
+        "train_loss": [_finite(total["loss"] / total["batches"]) for total in totals if "loss" in total],
         "classifier_loss": _finite(totals[-1]["classifier_loss"] / totals[-1]["batches"]),
         "train_accuracy": totals[-1]["correct"] / totals[-1]["examples"],
         "test_accuracy": evaluation["accuracy"],

@@ -1,4 +1,7 @@
-"""What a user sees while a run goes on: progress bar, lines, TensorBoard. It never waits for the device."""
+"""What a user sees while a run goes on: progress bar, lines, TensorBoard. It never waits for the device.
+
+Of several processes the first one reports; the others leave it the losses and norms of their stages.
+"""
 
 import collections
 import sys
@@ -8,6 +11,8 @@ from typing import Any, Protocol
 
 import jax
 import tqdm
+
+from scpl_jax.pipeline import processes
 
 # How often losses are looked at, in seconds.
 _INTERVAL = 0.5
@@ -23,8 +28,26 @@ class Writer(Protocol):
         """Write out and close."""
 
 
+def _here(leaf: jax.Array) -> bool:
+    """Whether this process has the value."""
+    return len(leaf.addressable_shards) > 0
+
+
 def _ready(tree: Any) -> bool:
-    return all(leaf.is_ready() for leaf in jax.tree.leaves(tree))
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(tree) if _here(leaf))
+
+
+def _values(metrics: list[dict[str, Any]], *, with_norms: bool) -> dict[int, dict[str, Any]]:
+    """Losses and norms of the stages that this process has, as numbers: stage -> name -> value."""
+    found: dict[int, dict[str, Any]] = {}
+    for index, one in enumerate(metrics):
+        if not all(_here(leaf) for leaf in jax.tree.leaves(one)):
+            continue
+        norms = one["gradient_norms"] if with_norms else {}
+        found[index] = {"gradient_norms": {name: float(norm) for name, norm in norms.items()}}
+        if "loss" in one:
+            found[index]["loss"] = float(one["loss"])
+    return found
 
 
 class Reporter:
@@ -32,19 +55,21 @@ class Reporter:
 
     Args:
       tensorboard: directory for TensorBoard files, or None for none.
-      progress: show a progress bar; by default if standard error is a terminal.
+      progress: show a progress bar; by default if standard error is a terminal. Only the first process shows and
+        writes.
     """
 
     def __init__(self, tensorboard: Path | None = None, *, progress: bool | None = None):
-        self._progress = sys.stderr.isatty() if progress is None else progress
+        self._progress = processes.is_first() and (sys.stderr.isatty() if progress is None else progress)
         self._writer: Writer | None = None
-        if tensorboard is not None:
+        if tensorboard is not None and processes.is_first():
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(tensorboard))
         self._pending: collections.deque[tuple[int, Any, bool]] = collections.deque()
         self._next_look = 0.0
         self._bar: Any = None
+        self._losses: dict[int, float] = {}
 
     def start_epoch(self, epoch: int, epochs: int, batches: int, done: int, batch_size: int, left: int) -> None:
         """Begin an epoch's progress bar; ``left`` batches remain in the whole run."""
@@ -74,13 +99,24 @@ class Reporter:
     def _look(self) -> None:
         """Show the newest step that has arrived; keep every one that carries gradient norms."""
         newest = None
+        arrived: dict[int, dict[int, dict[str, Any]]] = {}
         while self._pending and _ready(self._pending[0][1]):
             newest = self._pending.popleft()
             if newest[2]:
-                self._write(*newest)
+                arrived[newest[0]] = _values(newest[1], with_norms=True)
+        if newest is not None and not newest[2]:
+            arrived[newest[0]] = _values(newest[1], with_norms=False)
+        if not processes.is_first():
+            for step, values in arrived.items():
+                processes.publish(f"metrics/{step}-{jax.process_index()}", values)
+            return
+        for step, values in arrived.items():
+            self._write(step, values)
+        for name, values in processes.collect("metrics").items():
+            self._write(int(name.rpartition("/")[2].split("-")[0]), {int(k): v for k, v in values.items()})
         if newest is None:
             return
-        losses = [float(values["loss"]) for values in newest[1]]
+        losses = [self._losses[index] for index in sorted(self._losses)]
         seconds = max(time.perf_counter() - self._began, 1e-9)
         rate = self._since / seconds
         self._bar.set_postfix_str(
@@ -88,17 +124,17 @@ class Reporter:
             f"{max(self._left - self._since, 0) / max(rate, 1e-9):.0f} s left",
             refresh=False,
         )
-        if not newest[2]:
-            self._write(*newest)
 
-    def _write(self, step: int, metrics: list[dict[str, Any]], with_norms: bool) -> None:
-        if self._writer is None:
-            return
-        for index, values in enumerate(metrics):
-            self._writer.add_scalar(f"loss/stage_{index}", float(values["loss"]), step)
-            if with_norms:
-                for name, norm in values["gradient_norms"].items():
-                    self._writer.add_scalar(f"gradient_norm/stage_{index}/{name}", float(norm), step)
+    def _write(self, step: int, stages: dict[int, dict[str, Any]]) -> None:
+        for index, values in stages.items():
+            if "loss" in values:
+                self._losses[index] = values["loss"]
+            if self._writer is None:
+                continue
+            if "loss" in values:
+                self._writer.add_scalar(f"loss/stage_{index}", values["loss"], step)
+            for name, norm in values["gradient_norms"].items():
+                self._writer.add_scalar(f"gradient_norm/stage_{index}/{name}", norm, step)
 
     def end_epoch(self) -> None:
         """Close the progress bar and write what has arrived."""
@@ -107,7 +143,10 @@ class Reporter:
 
     def after_epoch(self, line: dict[str, Any], epochs: int) -> None:
         """Print an epoch's line and write its values."""
+        self._look()  # what other processes have left meanwhile
         # a loss that is not a number is null in metrics.jsonl
+        if not processes.is_first():
+            return
         losses = " ".join("nan" if loss is None else f"{loss:.4f}" for loss in line["train_loss"])
         text = (
             f"epoch {line['epoch']}/{epochs}  loss {losses}  train accuracy {line['train_accuracy']:.4f}  "

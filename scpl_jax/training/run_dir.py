@@ -47,13 +47,14 @@ class RunDirectory:
 
     Args:
       path: the directory; created if need be.
+      writes: whether this process writes into it; of several that train together only one does.
 
     Raises:
       RunError: it can't be created or written.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, *, writes: bool = True):
+        self.path, self._writes = path, writes
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
@@ -90,11 +91,13 @@ class RunDirectory:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write ``config.json``."""
-        write_json(self.path / "config.json", config)
+        if self._writes:
+            write_json(self.path / "config.json", config)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write ``results.json``, which marks the run as complete."""
-        write_json(self.path / "results.json", results)
+        if self._writes:
+            write_json(self.path / "results.json", results)
 
     @property
     def complete(self) -> bool:
@@ -108,17 +111,21 @@ class RunDirectory:
 
     def finish_run(self, seed: int, result: dict[str, Any]) -> None:
         """Keep the result of one seed, so that it is not trained again."""
+        if not self._writes:
+            return
         (self.path / "results").mkdir(exist_ok=True)
         write_json(self.path / "results" / f"seed-{seed}.json", result)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
+        if not self._writes:
+            return
         with self.metrics.open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the lines that a resumed run will write again, and an unfinished last line."""
-        if not self.metrics.exists():
+        if not self._writes or not self.metrics.exists():
             return
         kept = []
         for text in self.metrics.read_text().splitlines(keepends=True):
