@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from scpl_jax.pipeline.groups import Builder, Group, Program, abstract
@@ -25,8 +26,12 @@ from scpl_jax.stages.step import StageState
 Parts = tuple[Any, Any, Any, Any]
 
 
-def _split(micro_batches: int, message: Any, labels: Any) -> tuple[list[Any], list[Any]]:
-    """A batch as equal micro-batches, in order."""
+def _split(micro_batches: int, message: Any, labels: Any, _: jax.Array) -> tuple[list[Any], list[Any]]:
+    """A batch as equal micro-batches, in order.
+
+    The last argument is of the step before: over several devices this program has collectives, which must not run
+    beside those of another program of the same devices.
+    """
     size = labels.shape[0] // micro_batches
 
     def part(tree: Any, m: int) -> Any:
@@ -95,7 +100,10 @@ class BackpropPrograms:
         if micro_batches > 1:
             split = functools.partial(_split, micro_batches)
             self._split, (messages, targets) = builder.add(
-                split, first, abstract((message, labels), batch_sharding(first)), (True, True)
+                split,
+                first,
+                (*abstract((message, labels), batch_sharding(first)), abstract(np.int32(0), replicated(first))),
+                (True, True),
             )
             message, labels = messages[0], targets[0]
 
@@ -178,7 +186,9 @@ class BackpropPrograms:
     ) -> tuple[States, Metrics]:
         """Dispatch a step: walk through the schedule; ``flags`` says for each group whether norms are wanted."""
         groups, final = self._groups, self._micro_batches - 1
-        messages, targets = ([message], [labels]) if self._split is None else self._split(message, labels)
+        messages, targets = (
+            ([message], [labels]) if self._split is None else self._split(message, labels, states[0].totals["batches"])
+        )
         given = {(0, m): part for m, part in enumerate(messages)}
         carries = [self._carry(index, states) for index in range(len(groups))]
         parts = [_parts(states[group.members]) for group in groups]

@@ -115,7 +115,9 @@ class Pipeline:
         self.meshes = place([s.cost for s in stages], available)
         self.groups = group_stages(self.stages, self.meshes, fuse or self.end_to_end)
         self.micro_batches, self.remat = micro_batches, remat
-        self.max_in_flight = max_in_flight
+        # Collectives of the CPU backend block threads that programs of another step need to get on with.
+        blocking = jax.process_count() > 1 and data_parallel > 1 and micro_batches > 1
+        self.max_in_flight = 1 if blocking and self.meshes[0].devices.flat[0].platform == "cpu" else max_in_flight
         self.step = 0
         self.compile_seconds = 0.0
         self.record: Record | None = None

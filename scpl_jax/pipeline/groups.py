@@ -97,7 +97,10 @@ class Builder:
         choices = {True: batch_sharding(mesh), False: replicated(mesh), None: None}
         shardings = tuple(choices[b] for b in batched)
         if is_local(mesh):
-            traced = jax.jit(function, donate_argnums=donate, out_shardings=shardings).trace(*arguments)
+            # Unused arguments are kept: waiting for them keeps programs with collectives in one order on all devices
+            # of a stage, which the CPU backend would otherwise not.
+            jitted = jax.jit(function, donate_argnums=donate, out_shardings=shardings, keep_unused=True)
+            traced = jitted.trace(*arguments)
             shapes, job = traced.out_info, traced.lower()
         else:
             shapes, job = jax.eval_shape(function, *arguments), None

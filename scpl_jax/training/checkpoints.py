@@ -1,9 +1,12 @@
 """Checkpoints with Orbax: asynchronous, the last K and the best kept, restored to the bit."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import shutil
+import unittest.mock
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,16 +179,23 @@ class CheckpointStore:
             if processes.is_first():
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _checkpointer(self) -> Any:
+    @contextlib.contextmanager
+    def _checkpointer(self) -> Iterator[Any]:
         """An Orbax checkpointer that acts alone, whatever other processes there are."""
         alone = {}
-        if jax.process_count() > 1:
-            me = jax.process_index()
-            options = self._ocp.options.MultiprocessingOptions(
-                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
-            )
-            alone = {"multiprocessing_options": options}
-        return self._ocp.Checkpointer(self._ocp.PyTreeCheckpointHandler(**alone), **alone)
+        with contextlib.ExitStack() as stack:
+            if jax.process_count() > 1:
+                # Of several processes Orbax lets only number 0 write arrays that are not spread over all of them; the
+                # others would leave folders without values. Here each one writes what nobody else has.
+                from orbax.checkpoint._src.multihost import multihost
+
+                stack.enter_context(unittest.mock.patch.object(multihost, "process_index", return_value=0))
+                options = self._ocp.options.MultiprocessingOptions(
+                    primary_host=0, active_processes={0}, barrier_sync_key_prefix=f"process-{jax.process_index()}"
+                )
+                alone = {"multiprocessing_options": options}
+            handler = self._ocp.PyTreeCheckpointHandler(**alone)
+            yield stack.enter_context(self._ocp.Checkpointer(handler, **alone))
 
     def _prune(self) -> None:
         """Remove all but the newest and the best; of equally good ones the first counts, as in the results."""
