@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -131,15 +132,30 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
     except ValueError as error:
         # RunError, DataError and the library's own checks; anything unforeseen is a bug and keeps its traceback.
         if not _is_user_error(error):
-            raise
+            traceback.print_exc()
+            return _leave_at_once(1)
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _leave_at_once(2)
     except KeyboardInterrupt:
         print("stopped at once; what was saved before stays as it is", file=sys.stderr)
-        return 130
+        return _leave_at_once(130)
+    except Exception:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            return _leave_at_once(1)
+        raise
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _leave_at_once(status: int) -> int:
+    """In a run of several processes end here: JAX's own exit would wait for peers that wait for this process."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _is_user_error(error: ValueError) -> bool:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scpl_jax.pipeline.groups import Builder, Group, Program, abstract
+from scpl_jax.pipeline.groups import Builder, Group, Pacer, Program, abstract
 from scpl_jax.pipeline.local_programs import Metrics, Record, States, flag_of
 from scpl_jax.pipeline.placement import batch_sharding, replicated
 from scpl_jax.pipeline.schedule import gpipe
@@ -88,7 +88,7 @@ class BackpropPrograms:
         micro_batches: int,
         remat: bool,
     ):
-        self._groups, self._micro_batches = groups, micro_batches
+        self._groups, self._micro_batches, self._pacer = groups, micro_batches, Pacer(groups)
         self._schedule = gpipe(len(groups), micro_batches)
         self._examples, self._optimizer, self._remat = labels.shape[0], optimizer, remat
         self._carries = [_first_carry(group) for group in groups]
@@ -200,15 +200,18 @@ class BackpropPrograms:
             place = batch_sharding(groups[index].mesh)
             if task.kind == "forward":
                 taken = given.pop((index, m))
+                self._pacer.before(groups[index])
                 message, saved[index, m], carries[index] = self._forward[index](parts[index][0], carries[index], taken)
                 given[index + 1, m] = hand_over(message, batch_sharding(groups[index + 1].mesh))
                 gave = message
+                self._pacer.after(groups[index], message)
             else:
                 taken = given.pop((index, m))
                 if task.kind == "forward_backward":
                     pair = (taken, hand_over(targets[m], place))
                 else:
                     pair = (saved.pop((index, m)), taken)
+                self._pacer.before(groups[index])
                 program = self._backward[index][m == 0, m == final]
                 gave, sums[index], rest = program(*parts[index], carries[index], *pair, sums[index], flags[index])
                 if m == final:
@@ -219,6 +222,7 @@ class BackpropPrograms:
                     given[index - 1, m] = hand_over(gave, batch_sharding(groups[index - 1].mesh))
                 else:
                     gave = rest
+                self._pacer.after(groups[index], gave)
             if record is not None:
                 record(f"{task.kind} {m}", groups[index], taken, gave)
         new = tuple(state for some, _ in outcomes for state in some)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from scpl_jax.pipeline.groups import Builder, Group, Program, abstract
+from scpl_jax.pipeline.groups import Builder, Group, Pacer, Program, abstract
 from scpl_jax.pipeline.placement import batch_sharding, replicated
 from scpl_jax.pipeline.transfer import hand_over
 from scpl_jax.stages.decouple import Stage
@@ -53,7 +53,7 @@ class LocalPrograms:
         message: Any,
         labels: Any,
     ):
-        self._groups = groups
+        self._groups, self._pacer = groups, Pacer(groups)
         self._steps: list[Program] = []
         for group in groups:
             message, labels = abstract((message, labels), batch_sharding(group.mesh))
@@ -75,7 +75,9 @@ class LocalPrograms:
         for group, program, flag in zip(self._groups, self._steps, flags, strict=True):
             message, labels = hand_over((message, labels), batch_sharding(group.mesh))
             given = message
+            self._pacer.before(group)
             states_of_group, message, values = program(states[group.members], message, labels, flag)
+            self._pacer.after(group, values)
             new.extend(states_of_group)
             metrics.extend(values)
             if record is not None:

@@ -24,6 +24,8 @@ HEARTBEAT_SECONDS = 15
 _CONNECT_SECONDS = 15
 # Values are waited for as long as it takes: a peer that has died is noticed by the heartbeat.
 _WAIT_MILLISECONDS = 24 * 3600 * 1000
+# Connections by which messages come in on the CPU backend.
+_CONNECTIONS = 4
 _names = itertools.count()
 
 
@@ -57,6 +59,8 @@ def initialise(
         own = "127.0.0.1" if local else _own_address(host, port)
         bind = coordinator_address if local else None
     jax.config.update("jax_cross_host_transfer_socket_address", f"{own}:{_free_port(own)}")
+    # Without these it would listen on all interfaces.
+    jax.config.update("jax_cross_host_transport_addresses", ",".join([f"{own}:0"] * _CONNECTIONS))
     try:
         jax.distributed.initialize(
             *given,

@@ -1,0 +1,226 @@
+"""What the throughput experiment measures in one process (of one or several)."""
+
+import dataclasses
+import os
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from scpl_jax.models import build_model
+from scpl_jax.objectives import CrossEntropy, Objective, SupCon
+from scpl_jax.pipeline import Pipeline, Span, Timeline, processes
+from scpl_jax.pipeline.placement import is_local
+from scpl_jax.stages import Stage, decouple
+
+# Steps before those that are timed: the pipeline fills.
+_FILL = 4
+
+
+class _Squares(nnx.Module):
+    def __call__(self, features: Any, labels: jax.Array) -> jax.Array:
+        return sum((jnp.mean(jnp.square(x)) for x in jax.tree.leaves(features)), jnp.float32(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Squares(Objective):
+    """A local loss that costs nothing to speak of: what a stage takes beside it is its blocks' own work."""
+
+    def build(self, features: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+        """The loss: no parameters."""
+        return _Squares()
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The network that is measured, cut once; every method gets the same blocks, cut and batch.
+
+    Attributes:
+      local: stages with the contrastive loss.
+      bare: the same stages with a local loss that costs nothing.
+      end_to_end: the same stages without local losses.
+      images: a batch, float32.
+      labels: its labels, int32.
+    """
+
+    local: tuple[Stage, ...]
+    bare: tuple[Stage, ...]
+    end_to_end: tuple[Stage, ...]
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def network(
+    model: str, width: float, stages: int, batch_size: int, head_pool: int, cut: str | Sequence[int], image_size: int
+) -> Network:
+    """Build the network for images of noise; the cut is that of the stages with local losses."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(batch_size, image_size, image_size, 3)).astype(np.float32)
+    labels = rng.integers(0, 10, batch_size).astype(np.int32)
+
+    def build(objective: Objective, cut: str | Sequence[int]) -> tuple[Stage, ...]:
+        blocks = build_model(model, 10, width=width, image_shape=images.shape[1:], rngs=nnx.Rngs(0))
+        return decouple(blocks, stages, objective, images, nnx.Rngs(1), cut=cut)
+
+    local = build(SupCon(head_pool=head_pool), cut)
+    positions = [stage.blocks[0] for stage in local[1:]]
+    return Network(local, build(Squares(), positions), build(CrossEntropy(), positions), images, labels)
+
+
+def pipelines(network: Network, methods: Sequence[str], placement: dict[str, Any]) -> dict[str, Pipeline]:
+    """A pipeline for each method: "scpl", "scpl fused", "bp", "gpipe M", with " remat" behind for recomputation."""
+    made: dict[str, Pipeline] = {}
+    for method in methods:
+        options = dict(placement)
+        name, *more = method.split()
+        if name == "scpl":
+            made[method] = Pipeline(network.local, optax.adam(1e-3), fuse="fused" in more, **options)
+        else:
+            micro_batches = next((int(word) for word in more if word.isdigit()), 1)
+            # The sub-meshes are those that the local stages get: the same placement for all.
+            made[method] = Pipeline(
+                _priced_like(network.end_to_end, network.local),
+                optax.adam(1e-3),
+                micro_batches=micro_batches,
+                remat="remat" in more,
+                **options,
+            )
+    return made
+
+
+def _priced_like(stages: Sequence[Stage], other: Sequence[Stage]) -> list[Stage]:
+    return [dataclasses.replace(stage, cost=like.cost) for stage, like in zip(stages, other, strict=True)]
+
+
+def own_parts(pipeline: Pipeline, stages: Sequence[Stage]) -> list[tuple[Pipeline, int]]:
+    """The stages of each sub-mesh of this process as a pipeline of their own, with the number of the first one."""
+    parts = []
+    for mesh in dict.fromkeys(pipeline.meshes):
+        if not is_local(mesh):
+            continue
+        mine = [index for index, other in enumerate(pipeline.meshes) if other == mesh]
+        renumbered = [dataclasses.replace(stages[index], index=number) for number, index in enumerate(mine)]
+        devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+        parts.append((Pipeline(renumbered, optax.adam(1e-3), devices, data_parallel=len(devices)), mine[0]))
+    return parts
+
+
+def message_before(stages: Sequence[Stage], index: int, images: np.ndarray) -> Any:
+    """Noise of the shape that stage ``index`` is given."""
+    message: Any = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    for stage in stages[:index]:
+        message = jax.eval_shape(_blocks_of(stage), stage.params, stage.rest, message)
+    rng = np.random.default_rng(index)
+    return jax.tree.map(lambda x: np.maximum(rng.normal(size=x.shape), 0).astype(x.dtype), message)
+
+
+def _blocks_of(stage: Stage) -> Callable[..., Any]:
+    def run(params: Any, rest: Any, message: Any) -> Any:
+        for block in nnx.merge(stage.eval_graph, params, rest, copy=True).blocks:
+            message = block(message)
+        return message
+
+    return run
+
+
+def seconds_a_step(pipeline: Pipeline, images: Any, labels: Any, steps: int, max_in_flight: int) -> float:
+    """Seconds a step in the steady state, the same in every process.
+
+    The difference of two runs that differ by ``steps`` steps: filling and draining the pipeline takes as long in both.
+    """
+    pipeline.max_in_flight = max_in_flight
+
+    def whole(count: int) -> float:
+        processes.gather(None)  # all begin together
+        began = time.perf_counter()
+        for _ in range(count):
+            pipeline.train_step(images, labels)
+        pipeline.wait()
+        seconds: float = max(processes.gather(time.perf_counter() - began))
+        return seconds
+
+    short = whole(_FILL)
+    return (whole(_FILL + steps) - short) / steps
+
+
+def seconds_alone(pipeline: Pipeline, message: Any, labels: Any, least: float) -> float:
+    """Seconds a step of stages on local input, for at least ``least`` seconds, whatever the other processes do."""
+    for _ in range(2):
+        pipeline.train_step(message, labels)
+    pipeline.wait()
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < least:
+        pipeline.train_step(message, labels)
+        pipeline.wait()
+        steps += 1
+    return (time.perf_counter() - began) / steps
+
+
+def record(pipeline: Pipeline, images: Any, labels: Any, steps: int, max_in_flight: int) -> list[Span]:
+    """The timeline of some steps, after the pipeline has filled; of all processes."""
+    pipeline.max_in_flight = max_in_flight
+    for _ in range(_FILL):
+        pipeline.train_step(images, labels)
+    timeline = Timeline(pipeline)
+    for _ in range(steps):
+        pipeline.train_step(images, labels)
+    pipeline.wait()
+    own = [dataclasses.asdict(span) for span in timeline.stop()]
+    return [Span(**span) for spans in processes.gather(own) for span in spans]
+
+
+class ResidentMemory:
+    """Samples the process's resident memory while it is open: of what runs now, not of the compilation before it."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def _sample(self) -> None:
+        while not self._done.is_set():
+            self.peak = max(self.peak, resident_bytes())
+            time.sleep(0.002)
+
+    def __enter__(self) -> "ResidentMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def resident_bytes() -> int:
+    """Memory of the process now; where the system does not tell, its peak so far."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_bytes(pipeline: Pipeline, images: Any, labels: Any, steps: int, max_in_flight: int) -> int:
+    """Peak memory while training: of this process's fullest device where the backend tells, else resident memory."""
+    pipeline.max_in_flight = max_in_flight
+    with ResidentMemory() as memory:
+        for _ in range(_FILL + steps):
+            pipeline.train_step(images, labels)
+        pipeline.wait()
+    stats = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    return max(stats) or memory.peak
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and spread."""
+    return {"median": statistics.median(values), "fastest": min(values), "slowest": max(values)}

@@ -1,0 +1,314 @@
+"""Side-by-side speeds: ``python -m scpl_jax.experiments.throughput --processes 2 --pin --output FILE.json``.
+
+SCPL (pipelined and synchronous), backpropagation over the same devices (naive model parallelism) and GPipe train the
+same blocks with the same cut and placement, in turn, in one run. Times are medians over the repeats, of the steady
+state.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from scpl_jax.experiments import measure
+from scpl_jax.experiments.cifar import versions
+from scpl_jax.experiments.command_line import join, parse_options, run
+from scpl_jax.experiments.options import integers
+from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
+from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_dir import read_json, write_json
+
+METHODS = "scpl,scpl synchronous,bp,gpipe 2,gpipe 4,gpipe 8,gpipe 4 remat"
+
+
+@dataclasses.dataclass
+class Options:
+    """Compare the speed of SCPL, backpropagation and GPipe on the same network, cut and devices."""
+
+    model: str = "vgg8"
+    """Network, as of the cifar experiment."""
+    width: float = 0.25
+    """Multiplier of the numbers of channels."""
+    image_size: int = 32
+    """Side of the images, in pixels."""
+    batch_size: int = 64
+    """Images a batch."""
+    stages: int = 2
+    """Number of stages."""
+    cut: str = "auto"
+    """auto, even, or the blocks at which stages begin, as 2,4."""
+    head_pool: int = 2
+    """Average a feature map to this side before the projection head, in pixels; 0: not at all."""
+    method: str = METHODS
+    """What is measured, separated by commas; scpl is always needed for the ratios."""
+    processes: int = 1
+    """Local processes to start; 1: this one, with the devices it has."""
+    pin: bool = False
+    """Give each process its own cores."""
+    devices: int | None = None
+    """Devices to use, over all processes. Default: all."""
+    data_parallel: int = 1
+    """Devices a stage."""
+    max_in_flight: int = 8
+    """Batches under way at a time in pipelined training."""
+    steps: int = 16
+    """Training steps a measurement."""
+    repeats: int = 5
+    """Measurements of each, taken in turn."""
+    memory: bool = True
+    """Also measure the peak memory of each method, in runs of their own."""
+    precision: str = "float32"
+    """float32 or tf32."""
+    output: Path | None = None
+    """Write the numbers as JSON."""
+    figure: Path | None = None
+    """Draw the speeds as SVG or PNG."""
+    timeline: Path | None = None
+    """Draw the timelines of all methods as SVG or PNG."""
+    only_memory_of: str | None = None
+    """Measure nothing but the memory of this method (used by the experiment itself)."""
+
+    def check(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+          RunError: one sentence for the first bad option.
+        """
+        for name in ("batch_size", "stages", "processes", "steps", "repeats", "max_in_flight", "data_parallel"):
+            if getattr(self, name) < 1:
+                raise RunError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.precision not in ("float32", "tf32"):
+            raise RunError(f"--precision must be float32 or tf32, got {self.precision}")
+        for method in self.methods:
+            words = method.split()
+            numbers = [word for word in words[1:] if word.isdigit() and int(word) > 0]
+            known = {"scpl": {"synchronous", "fused"}, "bp": {"remat"}, "gpipe": {"remat", *numbers}}
+            if not words or words[0] not in known or not set(words[1:]) <= known[words[0]]:
+                raise RunError(f"--method {method!r} is unknown; choose from scpl, scpl synchronous, bp, gpipe 4, ...")
+            if words[0] == "gpipe" and len(numbers) != 1:
+                raise RunError(f"--method {method!r} needs a number of micro-batches, as gpipe 4")
+        if self.cut not in ("auto", "even"):
+            integers(self.cut, "--cut")
+        if self.pin and self.processes == 1:
+            raise RunError("--pin needs --processes of at least 2")
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, in order; scpl among them."""
+        asked = [" ".join(name.split()) for name in self.method.split(",")]
+        return list(dict.fromkeys(asked))
+
+
+def _measure_all(options: Options) -> dict[str, Any] | None:
+    """Everything that one set of processes measures; the result in the first process."""
+    jax.config.update(
+        "jax_default_matmul_precision", {"float32": "highest", "tf32": "tensorfloat32"}[options.precision]
+    )
+    cut = options.cut if options.cut in ("auto", "even") else integers(options.cut, "--cut") or ()
+    parts = (options.model, options.width, options.stages, options.batch_size, options.head_pool, cut)
+    network = measure.network(*parts, options.image_size)
+    placement = {"devices": jax.devices()[: options.devices], "data_parallel": options.data_parallel}
+    images, labels = network.images, network.labels
+    if options.only_memory_of is not None:
+        name = options.only_memory_of.removesuffix(" synchronous")
+        pipeline = measure.pipelines(network, [name], placement)[name]
+        ahead = _ahead(options.only_memory_of, options)
+        peaks = processes.gather(measure.peak_bytes(pipeline, images, labels, options.steps, ahead))
+        return {"peak_memory_bytes": peaks}
+
+    made = measure.pipelines(network, list(dict.fromkeys(_program(m) for m in ["scpl", *options.methods])), placement)
+    scpl = made["scpl"]
+    alone = {
+        kind: [
+            (part, measure.message_before(network.local, first, images))
+            for part, first in measure.own_parts(scpl, stages)
+        ]
+        for kind, stages in (("alone", network.local), ("alone without local losses", network.bare))
+    }
+    names = [*options.methods, *alone]
+    times: dict[str, list[Any]] = {name: [] for name in names}
+    for pipeline in made.values():
+        measure.seconds_a_step(pipeline, images, labels, 1, options.max_in_flight)
+    for repeat in range(options.repeats):
+        # Every second round backwards, so that a machine that slows down favours nobody.
+        for name in names if repeat % 2 == 0 else names[::-1]:
+            if name in alone:
+                processes.gather(None)  # all begin together
+                least = options.steps * 0.1
+                mine = [measure.seconds_alone(part, message, labels, least) for part, message in alone[name]]
+                times[name].append([one for some in processes.gather(mine) for one in some])
+                continue
+            ahead = _ahead(name, options)
+            seconds = measure.seconds_a_step(made[_program(name)], images, labels, options.steps, ahead)
+            times[name].append(seconds)
+    spans = {
+        name: measure.record(made[_program(name)], images, labels, 6, _ahead(name, options)) for name in options.methods
+    }
+    return _result(options, scpl, times, spans)
+
+
+def _program(method: str) -> str:
+    return method.removesuffix(" synchronous")
+
+
+def _ahead(method: str, options: Options) -> int:
+    return 1 if method.endswith("synchronous") else options.max_in_flight
+
+
+def _result(
+    options: Options, scpl: Pipeline, times: dict[str, list[Any]], spans: dict[str, list[Span]]
+) -> dict[str, Any]:
+    """The numbers, as they are printed and written."""
+    table = {}
+    for name in options.methods:
+        row: dict[str, Any] = {"seconds_a_step": measure.summary(times[name])}
+        row["images_per_second"] = options.batch_size / row["seconds_a_step"]["median"]
+        row["idle_share"] = idle_shares(spans[name], skip=1)
+        table[name] = row
+    slowest = [max(parts) for parts in times["alone"]]
+    with_losses = [sum(parts) for parts in times["alone"]]
+    without = [sum(parts) for parts in times["alone without local losses"]]
+    result: dict[str, Any] = {
+        "methods": table,
+        "slowest_stage_alone_seconds": measure.summary(slowest),
+        "share_of_local_losses": measure.summary([1 - b / a for a, b in zip(with_losses, without, strict=True)]),
+        "stages": [
+            {
+                "blocks": list(s.blocks),
+                "devices": [str(d) for d in mesh.devices.flat],
+                "estimated_share": s.cost / total,
+            }
+            for total in [sum(stage.cost for stage in scpl.stages)]
+            for s, mesh in zip(scpl.stages, scpl.meshes, strict=True)
+        ],
+    }
+
+    # Ratios within a round, then their median: what slows the machine down slows both.
+    def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
+        return measure.summary([a / b for a, b in zip(numerator, denominator, strict=True)])
+
+    if "scpl" in table:
+        result["pipeline_efficiency"] = ratios(slowest, times["scpl"])
+        result["speedup_over"] = {
+            name: ratios(times[name], times["scpl"]) for name in options.methods if name != "scpl"
+        }
+        if "bp" in table:
+            result["speedup_over_bp"] = result["speedup_over"]["bp"]["median"]
+        gpipe = {name: result["speedup_over"][name]["median"] for name in options.methods if name.startswith("gpipe")}
+        if gpipe:
+            result["best_gpipe"] = min(gpipe, key=lambda name: gpipe[name])
+            result["speedup_over_best_gpipe"] = gpipe[result["best_gpipe"]]
+    result["timelines"] = {name: [dataclasses.asdict(span) for span in some] for name, some in spans.items()}
+    return result
+
+
+def _in_processes(options: Options, arguments: Sequence[str], extra: Sequence[str] = ()) -> dict[str, Any]:
+    """Run this experiment in processes of its own; what the first of them found."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        command = [sys.executable, "-m", "scpl_jax.experiments.throughput", *arguments, *extra]
+        launch = [sys.executable, "-m", "scpl_jax.launch", "--processes", str(options.processes)]
+        launch += ["--pin"] if options.pin else []
+        command = [*launch, "--", *command]
+        cache = os.environ.get(
+            "JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/scpl_jax_throughput_{os.getpid()}"
+        )
+        environment = {**os.environ, "SCPL_THROUGHPUT_ANSWER": str(answer), "JAX_COMPILATION_CACHE_DIR": cache}
+        status = subprocess.run(command, env=environment, check=False).returncode
+        if status or not answer.exists():
+            raise RunError(f"the measuring processes ended with status {status}")
+        found: dict[str, Any] = read_json(answer)
+        return found
+
+
+def _print(options: Options, result: dict[str, Any]) -> None:
+    print(f"{'':22}{'ms a step':>10}{'fastest':>10}{'slowest':>10}{'images/s':>10}{'idle':>7}{'peak MiB':>10}")
+    for name, row in result["methods"].items():
+        seconds = row["seconds_a_step"]
+        idle = sum(row["idle_share"].values()) / max(1, len(row["idle_share"]))
+        peaks = row.get("peak_memory_bytes")
+        memory = "" if peaks is None else "+".join(f"{peak / 2**20:.0f}" for peak in peaks)
+        print(
+            f"{name:22}{seconds['median'] * 1e3:>10.1f}{seconds['fastest'] * 1e3:>10.1f}"
+            f"{seconds['slowest'] * 1e3:>10.1f}{row['images_per_second']:>10.1f}{idle:>7.0%}{memory:>10}"
+        )
+    for key, text in (
+        ("speedup_over_bp", "scpl over bp"),
+        ("speedup_over_best_gpipe", f"scpl over the best GPipe ({result.get('best_gpipe')})"),
+    ):
+        if key in result:
+            print(f"{text}: {result[key]:.2f} times")
+    for key, text in (
+        ("pipeline_efficiency", "pipeline efficiency (slowest stage alone / scpl's step)"),
+        ("share_of_local_losses", "share of the local losses, optimizer included"),
+    ):
+        if key in result:
+            print(f"{text}: {result[key]['median']:.3f} ({result[key]['fastest']:.3f} to {result[key]['slowest']:.3f})")
+
+
+def _draw(result: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "scpl_jax"
+    import matplotlib.pyplot as plt
+
+    names = list(result["methods"])
+    speeds = [result["methods"][name]["images_per_second"] for name in names]
+    figure, axis = plt.subplots(figsize=(7, 0.4 * len(names) + 0.9))
+    colours = ["#4477aa" if name.startswith("scpl") else "#bbbbbb" for name in names]
+    bars = axis.barh(names, speeds, color=colours)
+    axis.bar_label(bars, [f" {speed:.0f}" for speed in speeds])
+    axis.invert_yaxis()
+    axis.set_xlabel("images/s")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0.1)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the measurement; returns the exit status."""
+    answer = os.environ.get("SCPL_THROUGHPUT_ANSWER")
+    options = parse_options(Options, arguments, "throughput", Options())
+    options.check()
+    if answer is not None:
+        join(arguments)
+    if answer is not None or options.processes == 1:
+        result = _measure_all(options)
+        if answer is not None:
+            if processes.is_first():
+                write_json(Path(answer), result)
+            return 0
+    else:
+        result = _in_processes(options, arguments)
+    assert result is not None
+    if options.memory:
+        for name, row in result["methods"].items():
+            alone = dataclasses.replace(options, repeats=1)
+            row |= _in_processes(alone, arguments, ["--only-memory-of", name])
+    found = result.pop("timelines").items()
+    spans: dict[str, Sequence[Span]] = {name: [Span(**span) for span in some] for name, some in found}
+    _print(options, result)
+    settings = {name: value for name, value in dataclasses.asdict(options).items() if not isinstance(value, Path)}
+    devices = {"device_kind": jax.devices()[0].device_kind, "cores": os.cpu_count()}
+    if options.output is not None:
+        write_json(options.output, {"options": settings, **result, **devices, "versions": versions()})
+    if options.figure is not None:
+        _draw(result, options.figure)
+    if options.timeline is not None:
+        from scpl_jax.analysis.timeline import draw
+
+        draw(spans, options.timeline)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
