@@ -28,8 +28,8 @@ import optax
 from flax import nnx
 
 from scpl_jax.data import make_augment
-from scpl_jax.experiments.cifar import versions
 from scpl_jax.experiments.command_line import parse_options, run
+from scpl_jax.experiments.machine import versions
 from scpl_jax.models import build_model
 from scpl_jax.objectives import SupCon
 from scpl_jax.pipeline import Pipeline

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 
 from scpl_jax.experiments import measure
-from scpl_jax.experiments.cifar import versions
 from scpl_jax.experiments.command_line import join, parse_options, run
+from scpl_jax.experiments.machine import versions
 from scpl_jax.experiments.options import integers
 from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
 from scpl_jax.training.errors import RunError

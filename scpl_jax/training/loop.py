@@ -70,6 +70,7 @@ def train(
     interrupt: Interrupt,
     *,
     on_first_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[int], None] = lambda done: None,
 ) -> Result | None:
     """Train from the newest checkpoint, or from the start, to the last epoch.
 
@@ -82,6 +83,7 @@ def train(
       reporter: what shows the progress.
       interrupt: tells when to stop.
       on_first_step: called once, when the first step of this session is done.
+      after_step: called when a step was dispatched, with the number of steps of this session.
 
     Returns:
       The result; None if ``interrupt`` stopped the run, which is then saved.
@@ -112,6 +114,7 @@ def train(
                 first_step_done = True
                 on_first_step()
             reporter.after_step(pipeline.step, metrics, with_norms)
+            after_step(pipeline.step - restored_step)
             progress.batch += 1
             due = plan.save_every is not None and pipeline.step % plan.save_every == 0
             stopping = stop.reached(pipeline.step)

@@ -1,0 +1,159 @@
+"""From options to the objects of the library: network, stages, optimizer, pipeline."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scpl_jax.data import Dataset, make_augment, normalise
+from scpl_jax.experiments.options import Options, integers
+from scpl_jax.models import build_model, paper_cut
+from scpl_jax.objectives import CrossEntropy, Objective, SupCon
+from scpl_jax.pipeline import Pipeline, processes
+from scpl_jax.stages import Stage, decouple
+from scpl_jax.training import RunError, build_optimizer, cosine_schedule
+
+_DIGITS_DEFAULTS: dict[str, Any] = {"width": 0.125, "epochs": 20, "batch_size": 128, "augment": "none"}
+_DEFAULTS: dict[str, Any] = {"width": 1.0, "epochs": 200, "batch_size": 1024, "augment": "strong"}
+
+
+def resolve(options: Options, dataset: Dataset) -> Options:
+    """Fill in the defaults that depend on the data set."""
+    defaults = _DIGITS_DEFAULTS if dataset.name == "digits" else _DEFAULTS
+    missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
+    return dataclasses.replace(options, **missing)
+
+
+def objective_of(options: Options) -> Objective:
+    """The objective that ``--method`` and the options of the head describe."""
+    if options.method in ("bp", "gpipe"):
+        return CrossEntropy()
+    return SupCon(
+        temperature=options.temperature,
+        head=options.head,
+        head_dims=integers(options.head_dims, "--head-dims"),
+        head_pool=options.head_pool,
+        count_anchor=options.count_anchor,
+        classifier_gradient=options.classifier_gradient,
+        init=options.init,
+        dtype=dtype_of(options),
+    )
+
+
+def build_stages(
+    options: Options, dataset: Dataset, seed: int, plan: dict[str, Any] | None = None
+) -> tuple[Stage, ...]:
+    """The network's stages with the initial values of one seed.
+
+    ``plan`` holds the cut and the costs that were found before, when the run was started.
+    """
+    assert options.width is not None
+    assert options.batch_size is not None
+    key = jax.random.key(seed)
+    extra = {"shortcut": options.shortcut} if options.model.startswith("resnet") else {}
+    blocks = build_model(
+        options.model,
+        dataset.num_classes,
+        width=options.width,
+        image_shape=dataset.image_shape,
+        init=options.init,
+        dtype=dtype_of(options),
+        rngs=nnx.Rngs(jax.random.fold_in(key, 0)),
+        **extra,
+    )
+    if options.stages > len(blocks) - 1:
+        raise RunError(
+            f"--stages {options.stages} is too many: {options.model} has {len(blocks) - 1} blocks that can be cut"
+        )
+    cut: str | Sequence[int] = options.cut
+    if options.cut == "paper":
+        if options.stages != 4:
+            raise RunError(f"--cut paper is defined for 4 stages, got --stages {options.stages}; use auto or even")
+        cut = paper_cut(options.model)
+    elif options.cut not in ("auto", "even"):
+        cut = integers(options.cut, "--cut") or ()
+    views = 2 if options.augment == "strong" else 1
+    example = jax.ShapeDtypeStruct((options.batch_size * views, *dataset.image_shape), dtype_of(options) or jnp.float32)
+    objective = objective_of(options)
+
+    def stages(cut: str | Sequence[int], costs: str = "estimate") -> tuple[Stage, ...]:
+        rngs = nnx.Rngs(jax.random.fold_in(key, 1))
+        return decouple(blocks, options.stages, objective, example, rngs, cut=cut, costs=costs)
+
+    if plan is None and options.costs == "estimate":
+        return stages(cut)
+    if plan is None:  # times differ from one process to the next
+        plan = processes.decided_by_first(lambda: plan_of(stages(cut, "measured")))
+    positions, costs, loss_costs = plan["cut"], plan["costs"], plan["loss_costs"]
+    return tuple(
+        dataclasses.replace(stage, cost=cost, loss_cost=loss_cost)
+        for stage, cost, loss_cost in zip(stages(positions), costs, loss_costs, strict=True)
+    )
+
+
+def plan_of(stages: Sequence[Stage]) -> dict[str, Any]:
+    """The cut and the costs on which the placement rests."""
+    return {
+        "cut": [stage.blocks[0] for stage in stages[1:]],
+        "costs": [stage.cost for stage in stages],
+        "loss_costs": [stage.loss_cost for stage in stages],
+    }
+
+
+def _devices(options: Options) -> list[jax.Device]:
+    """As many devices as asked for, the same number of every process."""
+    devices = jax.devices()
+    if options.devices is None:
+        return devices
+    if options.devices > len(devices):
+        raise RunError(f"--devices {options.devices} is more than the {len(devices)} there are")
+    each, left = divmod(options.devices, jax.process_count())
+    if left:
+        raise RunError(f"--devices {options.devices} can't be shared by {jax.process_count()} processes equally")
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    return [device for group in by_process.values() for device in group[:each]]
+
+
+def build_pipeline(
+    options: Options,
+    dataset: Dataset,
+    seed: int,
+    total_steps: int,
+    steps_per_epoch: int,
+    plan: dict[str, Any] | None = None,
+) -> Pipeline:
+    """The stages of one seed on their devices, with optimizer and augmentation."""
+    schedule = schedule_of(options, total_steps, steps_per_epoch)
+    optimizer = build_optimizer(options.optimizer, schedule)
+    dtype = dtype_of(options) or jnp.float32
+    assert options.augment is not None
+    return Pipeline(
+        build_stages(options, dataset, seed, plan),
+        optimizer,
+        _devices(options),
+        data_parallel=options.data_parallel,
+        across_hosts=options.across_hosts,
+        fuse=options.fuse,
+        micro_batches=(options.micro_batches or 4) if options.method == "gpipe" else 1,
+        remat=options.remat,
+        prepare=make_augment(options.augment, mean=dataset.mean, std=dataset.std, dtype=dtype),
+        prepare_eval=lambda images: normalise(images, dataset.mean, dataset.std, dtype),
+        key=jax.random.fold_in(jax.random.key(seed), 2),
+        max_in_flight=options.max_in_flight,
+    )
+
+
+def schedule_of(options: Options, total_steps: int, steps_per_epoch: int) -> Any:
+    """The learning rate by step."""
+    every = steps_per_epoch if options.lr_every == "epoch" else 1
+    return cosine_schedule(options.lr, options.end_lr, total_steps, every)
+
+
+def dtype_of(options: Options) -> Any:
+    """The dtype of the computation; None for float32, that of the images."""
+    return jnp.bfloat16 if options.precision == "bfloat16" else None

@@ -1,0 +1,81 @@
+"""What an experiment tells of the machine and of the run, besides its results."""
+
+import dataclasses
+import importlib.metadata
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import jax
+
+from scpl_jax.pipeline import Pipeline, Span, Timeline, idle_shares, processes
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("scpl-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory in use: of the fullest device where the backend tells, else the process's resident size."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    known = [peak for peak in peaks if peak]
+    if known:
+        return max(known)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def say(text: str) -> None:
+    """Print in the first process of a run only."""
+    if processes.is_first():
+        print(text, flush=True)
+
+
+def names(mesh: jax.sharding.Mesh) -> str:
+    """The devices of a sub-mesh, for people."""
+    return " ".join(str(device) for device in mesh.devices.flat)
+
+
+class Recording:
+    """The timeline of fifty steps, written when they are over or training ends before."""
+
+    FIRST, LAST = 3, 53  # the first steps are not typical
+
+    def __init__(self, pipeline: Pipeline, folder: Path):
+        self._pipeline, self._folder = pipeline, folder
+        self._timeline: Timeline | None = None
+        self._done = False
+
+    def after_step(self, done: int) -> None:
+        """Start or finish when it is time."""
+        if done == self.FIRST and not self._done:
+            self._pipeline.wait()
+            self._timeline = Timeline(self._pipeline)
+        elif done == self.LAST:
+            self.finish()
+
+    def finish(self) -> None:
+        """Write ``timeline.json`` and ``timeline.svg`` and print the idle share of each device."""
+        if self._timeline is None:
+            return
+        own = [dataclasses.asdict(span) for span in self._timeline.stop()]
+        self._timeline, self._done = None, True
+        spans = [Span(**span) for some in processes.gather(own) for span in some]
+        if processes.is_first() and spans:
+            from scpl_jax.analysis.timeline import draw, write_trace
+
+            write_trace(spans, self._folder / "timeline.json")
+            shown = [span for span in spans if span.step < min(s.step for s in spans) + 12]
+            title = "backpropagation" if self._pipeline.end_to_end else "local losses"
+            draw({title: shown}, self._folder / "timeline.svg")
+            idle = ", ".join(f"{name} {share:.0%}" for name, share in idle_shares(spans, skip=2).items())
+            say(f"idle: {idle}; {self._folder}/timeline.json opens in https://ui.perfetto.dev")
