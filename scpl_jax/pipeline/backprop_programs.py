@@ -176,6 +176,13 @@ class BackpropPrograms:
         parts = (params, rest, opt_state, totals)
         return cotangent, *_update(stages, self._optimizer, self._examples, parts, carry, gradient, metrics, flag)
 
+    @property
+    def temporary_bytes(self) -> list[int]:
+        """What the largest program of each group needs beside arguments and results, by the compiler's account."""
+        forward = [program.temporary_bytes for program in self._forward] + [0]
+        backward = [max(program.temporary_bytes for program in programs.values()) for programs in self._backward]
+        return [max(pair) for pair in zip(forward, backward, strict=True)]
+
     def _carry(self, index: int, states: States) -> backprop.Carry:
         """What the first micro-batch of a group begins with."""
         moments, count = self._carries[index]

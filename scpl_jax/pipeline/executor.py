@@ -199,6 +199,16 @@ class Pipeline:
         self._training_programs(*jax.tree.map(_as_array, (images, labels)))
         return self.compile_seconds - before
 
+    def temporary_bytes(self, images: Any, labels: Any) -> list[int]:
+        """Memory that each group's step needs beside its state and its messages, by the compiler's account.
+
+        Args:
+          images: as of :meth:`train_step`; only shapes and dtypes are used.
+          labels: likewise.
+        """
+        needed: list[int] = self._training_programs(*jax.tree.map(_as_array, (images, labels)))[1].temporary_bytes
+        return needed
+
     def _training_programs(self, images: Any, labels: Any) -> tuple[Program | None, Any]:
         """(preparation or None, the step), compiled once for batches of this shape."""
         key = ("train", signature((images, labels)))

@@ -143,6 +143,11 @@ class Program:
         self.compiled = compiled
         self.outputs = jax.tree.map(abstract, self.outputs, compiled.output_shardings)
 
+    @property
+    def temporary_bytes(self) -> int:
+        """Memory that it needs beside its arguments and results, by the compiler's account; 0 in other processes."""
+        return 0 if self.compiled is None else int(self.compiled.memory_analysis().temp_size_in_bytes)
+
     def __call__(self, *arguments: Any) -> Any:
         """Dispatch it."""
         return self.stand_in if self.compiled is None else self.compiled(*arguments)

@@ -66,6 +66,11 @@ class LocalPrograms:
             )
             self._steps.append(program)
 
+    @property
+    def temporary_bytes(self) -> list[int]:
+        """What each group's program needs beside arguments and results, by the compiler's account."""
+        return [program.temporary_bytes for program in self._steps]
+
     def __call__(
         self, states: States, message: Any, labels: Any, flags: Sequence[Any], record: Record | None
     ) -> tuple[States, Metrics]:

@@ -141,24 +141,22 @@ def test_stopped_killed_and_resumed_in_other_numbers_of_processes(undisturbed, e
 def test_data_spread_over_processes_trains_alike(undisturbed, environment):
     """Two processes of two devices each; every stage has a device of both, and messages stay inside a process."""
     out = undisturbed.parent / "data"
-    options = ["--across-hosts", "data", "--data-parallel", "2", "--epochs", "1"]
+    options = ["--across-hosts", "data", "--data-parallel", "2"]
     two_devices = {**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     finish(command(out, *options, processes=2), two_devices)
     stages = json.loads((out / "config.json").read_text())["stages"]
     assert [len(stage["devices"]) for stage in stages] == [2, 2]
     first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
-    one = finish(command(undisturbed.parent / "short", "--epochs", "1"), environment)
-    expected = json.loads((undisturbed.parent / "short" / "metrics.jsonl").read_text())
-    assert one.returncode == 0
+    expected = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[0])
     np.testing.assert_allclose(first["train_loss"], expected["train_loss"], rtol=2e-3)
 
 
 @two_cores
-@pytest.mark.parametrize("method", [["--method", "bp"], ["--method", "gpipe", "--micro-batches", "2"]])
-def test_backpropagation_over_two_processes(undisturbed, environment, method):
-    outs = [undisturbed.parent / f"{method[1]}-{number}" for number in (1, 2)]
+def test_backpropagation_over_two_processes(undisturbed, environment):
+    outs = [undisturbed.parent / f"gpipe-{number}" for number in (1, 2)]
     for number, out in enumerate(outs, start=1):
-        finish(command(out, *method, "--epochs", "2", processes=number), environment)
+        options = ["--method", "gpipe", "--micro-batches", "2", "--epochs", "2"]
+        finish(command(out, *options, processes=number), environment)
     one, two = (json.loads((out / "results.json").read_text()) for out in outs)
     assert two["test_accuracy"] == pytest.approx(one["test_accuracy"], abs=0.1)
     losses = [json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["train_loss"] for out in outs]
