@@ -8,16 +8,14 @@ between two devices is a link of its own, which carries one message after the ot
 import dataclasses
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from scpl_jax.analysis.machine import Job, Link, Machine, Span
 from scpl_jax.pipeline.schedule import Task, gpipe, needs, one_forward_one_backward
 from scpl_jax.stages.cuts import balanced_cut
 
 METHODS = ("scpl", "bp", "gpipe", "1f1b")
-# Three windows are enough as a rule. Where two devices are almost equally fast, the slower one holds up the other only
-# after many, and the pace of the slower one is known long before.
-_MAX_WINDOWS = 64
+_FREE = Link()  # messages take no time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,40 +49,6 @@ class StageTimes:
         for name, value in vars(self).items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} of a stage must be finite and at least 0, got {value}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Link:
-    """One direction between two devices: busy for a message's bytes / ``bandwidth`` (bytes a second).
-
-    The message arrives ``latency`` seconds after its last byte was sent; the link is free meanwhile.
-
-    Raises:
-      ValueError: a bandwidth that is not above 0, or a latency that is negative or not finite.
-    """
-
-    bandwidth: float = math.inf
-    latency: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.bandwidth > 0 or not 0 <= self.latency < math.inf:
-            raise ValueError(f"a link needs a bandwidth above 0 and a finite latency of at least 0, got {self}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """One program on the time line, from ``start`` to ``end`` in seconds.
-
-    ``kind`` is that of a schedule's task, "update", or "step" with "scpl"; ``stage`` the first of the stages it runs.
-    """
-
-    kind: str
-    stage: int
-    batch: int
-    micro_batch: int
-    device: int
-    start: float
-    end: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +87,7 @@ def simulate(
     devices: int,
     micro_batches: int = 1,
     remat: bool = False,
-    link: Link = Link(),
+    link: Link = _FREE,
     max_in_flight: int = 8,
     overhead: float = 0.0,
 ) -> Simulation:
@@ -171,7 +135,7 @@ def simulate(
     else:
         tasks = (one_forward_one_backward if method == "1f1b" else gpipe)(len(parts), micro_batches)
         jobs = _schedule_jobs([_merge(part) for part in parts], bounds, tasks, micro_batches, remat, overhead)
-    machine = _Machine(len(parts), link)
+    machine = Machine(len(parts), link)
     seconds = machine.run_until_steady(jobs, max_in_flight if local else None)
     idle, peaks = [1.0] * len(parts), machine.peaks(moment=1e-9 * seconds)
     for job in jobs:
@@ -186,7 +150,7 @@ def speedup_table(
     counts: Sequence[int],
     micro_batches: Sequence[int],
     *,
-    link: Link = Link(),
+    link: Link = _FREE,
     overhead: float = 0.0,
     remat: bool = False,
 ) -> list[dict[str, float]]:
@@ -234,35 +198,15 @@ def speedup_table(
     return rows
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """A program of every step.
-
-    Jobs are numbered in their order; ``takes`` is the one whose message this one waits for, ``to`` the device that gets
-    its own message. ``stored`` bytes are held from a forward to its backward, ``activations`` during a backward.
-    """
-
-    kind: str
-    stage: int
-    micro_batch: int
-    device: int
-    seconds: float
-    takes: int | None = None
-    to: int | None = None
-    message: float = 0.0
-    stored: float = 0.0
-    activations: float = 0.0
-
-
-def _local_jobs(parts: Sequence[Sequence[StageTimes]], overhead: float) -> list[_Job]:
-    jobs: list[_Job] = []
+def _local_jobs(parts: Sequence[Sequence[StageTimes]], overhead: float) -> list[Job]:
+    jobs: list[Job] = []
     devices = [device for device, part in enumerate(parts) for _ in part]
     for number, stage in enumerate(itertools.chain(*parts)):
         seconds = overhead + stage.forward + stage.backward + stage.local + stage.update
         takes = number - 1 if number else None
         to = devices[number + 1] if number + 1 < len(devices) else None
         memory = (stage.message_bytes, 0.0, stage.activation_bytes)
-        jobs.append(_Job("step", number, 0, devices[number], seconds, takes, to, *memory))
+        jobs.append(Job("step", number, 0, devices[number], seconds, takes, to, *memory))
     return jobs
 
 
@@ -274,7 +218,7 @@ def _merge(stages: Sequence[StageTimes]) -> StageTimes:
 
 def _schedule_jobs(
     groups: Sequence[StageTimes], bounds: Sequence[int], tasks: Sequence[Task], parts: int, remat: bool, overhead: float
-) -> list[_Job]:
+) -> list[Job]:
     numbers = {task: number for number, task in enumerate(tasks)}
     jobs = []
     for task in tasks:
@@ -284,7 +228,7 @@ def _schedule_jobs(
         # its own forward is further up in the device's order, so only a message can keep a task waiting
         takes = [numbers[need] for need in needs(task, len(groups)) if need.stage != device]
         jobs.append(
-            _Job(
+            Job(
                 task.kind,
                 bounds[device],
                 task.micro_batch,
@@ -297,76 +241,7 @@ def _schedule_jobs(
                 group.activation_bytes / parts,
             )
         )
-    return jobs + [_Job("update", bounds[d], 0, d, overhead + group.update) for d, group in enumerate(groups)]
-
-
-class _Machine:
-    """Clocks of devices and links, and what the devices hold over time."""
-
-    def __init__(self, devices: int, link: Link):
-        self.spans: list[Span] = []
-        self._link = link
-        self._free = [0.0] * devices
-        self._link_free: defaultdict[tuple[int, int], float] = defaultdict(float)
-        self._changes: list[list[tuple[float, float]]] = [[] for _ in range(devices)]
-
-    def run_until_steady(self, jobs: Sequence[_Job], max_in_flight: int | None) -> float:
-        """Run steps until all devices and links took equally long for the last window of them; seconds of a step."""
-        # Batches that are bounded go through in groups of as many. Steps of a synchronous method can alternate: after a
-        # long update a device begins the next step late, but does not hold up the others the step after.
-        window = max_in_flight or 2
-        ends: list[list[float]] = []
-        left: list[float] = []
-        while True:
-            enter = left[-max_in_flight] if max_in_flight is not None and len(left) >= max_in_flight else 0.0
-            left.append(self._step(jobs, len(left), enter))
-            ends.append([*self._free, *self._link_free.values()])
-            if len(ends) > 2 * window:
-                taken = [(now - before) / window for now, before in zip(ends[-1], ends[-1 - window], strict=True)]
-                if max(taken) - min(taken) <= 1e-9 * max(taken) or len(ends) >= _MAX_WINDOWS * window:
-                    return max(taken)
-
-    def _step(self, jobs: Sequence[_Job], batch: int, enter: float) -> float:
-        """Run every job once, none before ``enter``; the time at which the last of them is done."""
-        arrived: dict[int, float] = {}
-        begun: dict[tuple[int, int], float] = {}
-        for number, job in enumerate(jobs):
-            device, part = job.device, (job.stage, job.micro_batch)
-            ready = enter if job.takes is None else arrived[job.takes]
-            start = max(self._free[device], ready)
-            self._free[device] = end = start + job.seconds
-            self.spans.append(Span(job.kind, job.stage, batch, job.micro_batch, device, start, end))
-            if job.takes is not None:
-                self._hold(device, ready, start, jobs[job.takes].message)
-            if job.to is not None:
-                arrived[number] = self._send(device, job.to, end, job.message)
-            if job.kind == "forward":
-                begun[part] = start
-            else:
-                self._hold(device, begun.get(part, start), start, job.stored)
-                self._hold(device, start, end, job.activations)
-        return end
-
-    def _send(self, source: int, target: int, at: float, size: float) -> float:
-        """Put a message on its link; the time at which it arrives."""
-        if source == target:
-            return at
-        done = max(self._link_free[source, target], at) + size / self._link.bandwidth
-        self._link_free[source, target] = done
-        self._hold(source, at, done, size)
-        return done + self._link.latency
-
-    def _hold(self, device: int, start: float, end: float, size: float) -> None:
-        self._changes[device] += [(start, size), (end, -size)]
-
-    def peaks(self, moment: float) -> list[float]:
-        """The most bytes held on each device; what is freed in a moment (seconds) makes room for what comes then."""
-        peaks = []
-        for changes in self._changes:
-            # times that are the same by arithmetic can differ by rounding
-            ordered = sorted((round(at / moment), size) for at, size in changes)
-            peaks.append(max(itertools.accumulate((size for _, size in ordered), initial=0.0)))
-        return peaks
+    return jobs + [Job("update", bounds[d], 0, d, overhead + group.update) for d, group in enumerate(groups)]
 
 
 def _check(

@@ -179,6 +179,28 @@ def record(pipeline: Pipeline, images: Any, labels: Any, steps: int, max_in_flig
     return [Span(**span) for spans in processes.gather(own) for span in spans]
 
 
+def task_seconds(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
+    """Median seconds of each kind of task: stages -> task -> seconds; the first recorded step is left out."""
+    first = min((span.step for span in spans), default=0)
+    found: dict[str, dict[str, list[float]]] = {}
+    for span in spans:
+        if span.step > first:
+            found.setdefault(span.stages, {}).setdefault(span.task, []).append(span.end - span.start)
+    return {
+        stages: {task: statistics.median(seconds) for task, seconds in tasks.items()} for stages, tasks in found.items()
+    }
+
+
+def message_bytes(stages: Sequence[Stage], images: np.ndarray) -> list[int]:
+    """Bytes that each stage hands to the next one; 0 for the last."""
+    sizes = []
+    message: Any = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    for stage in stages[:-1]:
+        message = jax.eval_shape(_blocks_of(stage), stage.params, stage.rest, message)
+        sizes.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(message)))
+    return [*sizes, 0]
+
+
 class ResidentMemory:
     """Samples the process's resident memory while it is open: of what runs now, not of the compilation before it."""
 

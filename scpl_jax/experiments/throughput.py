@@ -148,9 +148,11 @@ def _measure_all(options: Options) -> dict[str, Any] | None:
             seconds = measure.seconds_a_step(made[_program(name)], images, labels, options.steps, ahead)
             times[name].append(seconds)
     spans = {
-        name: measure.record(made[_program(name)], images, labels, 6, _ahead(name, options)) for name in options.methods
+        name: measure.record(made[_program(name)], images, labels, 12, _ahead(name, options))
+        for name in options.methods
     }
-    return _result(options, scpl, times, spans)
+    result = _result(options, scpl, times, spans)
+    return {**result, "message_bytes": measure.message_bytes(network.local, images)}
 
 
 def _program(method: str) -> str:
@@ -174,8 +176,12 @@ def _result(
     slowest = [max(parts) for parts in times["alone"]]
     with_losses = [sum(parts) for parts in times["alone"]]
     without = [sum(parts) for parts in times["alone without local losses"]]
+    for name, row in table.items():
+        row["task_seconds"] = measure.task_seconds(spans[name])
+    alone = [measure.summary(parts) for parts in zip(*times["alone"], strict=True)]
     result: dict[str, Any] = {
         "methods": table,
+        "alone_seconds": alone,
         "slowest_stage_alone_seconds": measure.summary(slowest),
         "share_of_local_losses": measure.summary([1 - b / a for a, b in zip(with_losses, without, strict=True)]),
         "stages": [

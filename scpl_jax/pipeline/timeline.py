@@ -4,6 +4,7 @@ import dataclasses
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -107,27 +108,31 @@ class Timeline:
         return sorted(self._spans, key=lambda span: span.start)
 
 
-def idle_shares(spans: list[Span], skip: int = 0) -> dict[str, float]:
-    """Share of the time in which each device did nothing, between its first and the last span of all.
+def idle_shares(spans: Sequence[Span], skip: int = 0) -> dict[str, float]:
+    """Share of the time in which each device did nothing in the steady state.
+
+    Of each device the time from the end of its first step to the end of its last one counts: devices that work on
+    different steps at the same time are treated alike.
 
     Args:
-      spans: from :meth:`Timeline.stop`, perhaps of several processes together.
+      spans: from :meth:`Timeline.stop`, perhaps of several processes together, of at least two steps.
       skip: steps at the start that are left out, because the pipeline fills.
 
     Returns:
       device -> a fraction from 0 to 1.
 
     Example:
-      >>> spans = [Span("step", "0", "a", 0, 0, 0.0, 1.0), Span("step", "1", "b", 0, 0, 1.0, 2.0)]
+      >>> spans = [Span("step", "0", "a", step, 0, 2.0 * step, 2.0 * step + 1.5) for step in range(3)]
       >>> idle_shares(spans)
-      {'a': 0.5, 'b': 0.5}
+      {'a': 0.25}
     """
-    first = min((span.step for span in spans), default=0)
-    counted = [span for span in spans if span.step >= first + skip]
-    if not counted:
-        return {}
-    begin, end = min(span.start for span in counted), max(span.end for span in counted)
-    busy: dict[str, float] = {}
-    for span in counted:
-        busy[span.device] = busy.get(span.device, 0.0) + span.end - span.start
-    return {device: 1 - seconds / (end - begin) for device, seconds in sorted(busy.items())}
+    begin = min((span.step for span in spans), default=0) + skip
+    shares = {}
+    for device in sorted({span.device for span in spans}):
+        own = [span for span in spans if span.device == device and span.step >= begin]
+        ends = [span.end for span in own if span.step == begin]
+        later = [span for span in own if span.step > begin]
+        if ends and later:
+            whole = max(span.end for span in later) - max(ends)
+            shares[device] = 1 - sum(span.end - span.start for span in later) / whole
+    return shares

@@ -1,0 +1,81 @@
+"""The experiments that measure: that they run, and that their numbers hang together; never how fast anything is."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from scpl_jax.experiments import memory, throughput
+from scpl_jax.experiments.command_line import run
+
+TINY = ["--width", "0.03", "--batch-size", "8", "--image-size", "16", "--steps", "1", "--repeats", "1"]
+
+
+def test_throughput_compares_methods_on_the_devices_there_are(tmp_path, capsys):
+    out, chart, lanes = (tmp_path / name for name in ("out.json", "out.svg", "lanes.svg"))
+    options = [*TINY, "--no-memory", "--method", "scpl,bp,gpipe 2", "--devices", "2"]
+    files = ["--output", str(out), "--figure", str(chart), "--timeline", str(lanes)]
+    assert run(throughput.main, [*options, *files]) == 0
+    found = json.loads(out.read_text())
+    assert list(found["methods"]) == ["scpl", "bp", "gpipe 2"]
+    for row in found["methods"].values():
+        assert row["images_per_second"] == pytest.approx(8 / row["seconds_a_step"]["median"])
+        assert all(0 <= share < 1 for share in row["idle_share"].values())
+    seconds = {name: row["seconds_a_step"]["median"] for name, row in found["methods"].items()}
+    assert found["speedup_over_bp"] == pytest.approx(seconds["bp"] / seconds["scpl"])
+    assert found["speedup_over_best_gpipe"] == pytest.approx(seconds["gpipe 2"] / seconds["scpl"])
+    assert len(found["alone_seconds"]) == 2
+    slowest = found["slowest_stage_alone_seconds"]["median"]
+    assert found["pipeline_efficiency"]["median"] == pytest.approx(slowest / seconds["scpl"])
+    assert set(found["methods"]["bp"]["task_seconds"]) == {"0", "1"}
+    assert found["message_bytes"][0] > 0
+    assert chart.stat().st_size > 1000
+    assert lanes.stat().st_size > 1000
+    assert "scpl over bp" in capsys.readouterr().out
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores, one a process")
+def test_throughput_in_processes_measures_memory_too(tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "scpl_jax.experiments.throughput", *TINY, "--processes", "2", "--method", "scpl"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    subprocess.run([*command, "--pin", "--output", str(out)], env=environment, check=True, timeout=200)
+    found = json.loads(out.read_text())
+    assert len(found["methods"]["scpl"]["peak_memory_bytes"]) == 2
+    assert [len(stage["devices"]) for stage in found["stages"]] == [1, 1]
+    assert found["stages"][0]["devices"] != found["stages"][1]["devices"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "sgd"], "'sgd' is unknown"),
+        (["--method", "gpipe"], "needs a number of micro-batches"),
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--pin"], "--pin needs --processes"),
+        (["--precision", "float16"], "float32 or tf32"),
+    ],
+)
+def test_wrong_options_of_throughput(options, message, capsys):
+    assert run(throughput.main, options) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+
+
+def test_memory_of_backpropagation_grows_with_depth_and_that_of_local_losses_does_not(tmp_path):
+    """By the compiler's account, which does not depend on the machine's load."""
+    out = tmp_path / "out.json"
+    options = ["--depths", "2,6", "--channels", "8", "--batch-size", "8", "--image-size", "16", "--steps", "1"]
+    assert run(memory.main, [*options, "--output", str(out), "--figure", str(tmp_path / "out.svg")]) == 0
+    table = {(row["method"], row["depth"]): row for row in json.loads(out.read_text())["table"]}
+    assert table["bp", 6]["temporary_bytes"] > 2 * table["bp", 2]["temporary_bytes"]
+    assert table["scpl", 6]["temporary_bytes"] == pytest.approx(table["scpl", 2]["temporary_bytes"], rel=0.05)
+    assert all(row["peak_bytes"] >= 0 for row in table.values())
+
+
+def test_wrong_options_of_memory(capsys):
+    assert run(memory.main, ["--depths", "0,4"]) == 2
+    assert "must be at least 1" in capsys.readouterr().err
