@@ -1,6 +1,7 @@
 """Devices and links on which programs run, as the simulator sees them."""
 
 import dataclasses
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence

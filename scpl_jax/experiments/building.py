@@ -103,16 +103,16 @@ def plan_of(stages: Sequence[Stage]) -> dict[str, Any]:
     }
 
 
-def _devices(options: Options) -> list[jax.Device]:
-    """As many devices as asked for, the same number of every process."""
-    devices = jax.devices()
-    if options.devices is None:
+def devices_of(wanted: int | None) -> list[jax.Device]:
+    """As many devices as ``--devices`` asks for, the same number of every process; None for all."""
+    devices = processes.devices()
+    if wanted is None:
         return devices
-    if options.devices > len(devices):
-        raise RunError(f"--devices {options.devices} is more than the {len(devices)} there are")
-    each, left = divmod(options.devices, jax.process_count())
+    if wanted > len(devices):
+        raise RunError(f"--devices {wanted} is more than the {len(devices)} there are")
+    each, left = divmod(wanted, jax.process_count())
     if left:
-        raise RunError(f"--devices {options.devices} can't be shared by {jax.process_count()} processes equally")
+        raise RunError(f"--devices {wanted} can't be shared by {jax.process_count()} processes equally")
     by_process: dict[int, list[jax.Device]] = {}
     for device in devices:
         by_process.setdefault(device.process_index, []).append(device)
@@ -135,7 +135,7 @@ def build_pipeline(
     return Pipeline(
         build_stages(options, dataset, seed, plan),
         optimizer,
-        _devices(options),
+        devices_of(options.devices),
         data_parallel=options.data_parallel,
         across_hosts=options.across_hosts,
         fuse=options.fuse,

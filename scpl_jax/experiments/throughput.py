@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from scpl_jax.experiments import measure
+from scpl_jax.experiments.building import devices_of
 from scpl_jax.experiments.command_line import join, parse_options, run
 from scpl_jax.experiments.machine import versions
 from scpl_jax.experiments.options import integers
@@ -113,7 +114,7 @@ def _measure_all(options: Options) -> dict[str, Any] | None:
     cut = options.cut if options.cut in ("auto", "even") else integers(options.cut, "--cut") or ()
     parts = (options.model, options.width, options.stages, options.batch_size, options.head_pool, cut)
     network = measure.network(*parts, options.image_size)
-    placement = {"devices": jax.devices()[: options.devices], "data_parallel": options.data_parallel}
+    placement = {"devices": devices_of(options.devices), "data_parallel": options.data_parallel}
     images, labels = network.images, network.labels
     if options.only_memory_of is not None:
         name = options.only_memory_of.removesuffix(" synchronous")

@@ -111,7 +111,7 @@ class Pipeline:
             raise ValueError("micro_batches and remat are for backpropagation; stages with local losses need neither")
         self.stages = tuple(stages)
         self.optimizer = optimizer
-        available = sub_meshes(jax.devices() if devices is None else devices, data_parallel, across_hosts)
+        available = sub_meshes(processes.devices() if devices is None else devices, data_parallel, across_hosts)
         self.meshes = place([s.cost for s in stages], available)
         self.groups = group_stages(self.stages, self.meshes, fuse or self.end_to_end)
         self.micro_batches, self.remat = micro_batches, remat

@@ -156,10 +156,10 @@ class Program:
 class Pacer:
     """Lets messages to other processes leave between two programs, where the backend does not by itself.
 
-    The CPU backend sends a message on the thread that computes, and goes on with the next program of the device first
-    if that has been dispatched already: a message would leave only when the device has nothing more to do. So in a run
-    of several processes a CPU device gets its next program when the one before has ended. Receiving is not held up by
-    this: it has been asked for before. On all other backends, and in one process, nothing waits.
+    The CPU backend sends a message on a thread that also computes, and goes on with the next program of the device
+    first if that has been dispatched already: a message could leave only when the device has nothing more to do. So in
+    a run of several processes a CPU device gets its next program when the one before has ended. Receiving is not held
+    up by this: it has been asked for before. On all other backends, and in one process, nothing waits.
     """
 
     def __init__(self, groups: Sequence[Group]):

@@ -27,6 +27,7 @@ _WAIT_MILLISECONDS = 24 * 3600 * 1000
 # Connections by which messages come in on the CPU backend.
 _CONNECTIONS = 4
 _names = itertools.count()
+_spare_cpu_devices = False
 
 
 def initialise(
@@ -61,6 +62,7 @@ def initialise(
     jax.config.update("jax_cross_host_transfer_socket_address", f"{own}:{_free_port(own)}")
     # Without these it would listen on all interfaces.
     jax.config.update("jax_cross_host_transport_addresses", ",".join([f"{own}:0"] * _CONNECTIONS))
+    _add_spare_cpu_device()
     try:
         jax.distributed.initialize(
             *given,
@@ -72,6 +74,35 @@ def initialise(
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the processes of the run could not be joined through {where} ({reason})") from error
+
+
+def _add_spare_cpu_device() -> None:
+    """Give a process on CPUs a second device, which :func:`devices` leaves out.
+
+    The CPU backend has as many threads for programs and messages as there are cores or devices. A process on one core
+    would have a single one, and a message would wait until the program that runs has ended. (The number of threads that
+    work on one operation, and so every result, stays the same.) A number of devices that the user asks for is left as
+    it is.
+    """
+    global _spare_cpu_devices
+    asked = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not asked and jax.config.values.get("jax_num_cpu_devices") in (None, -1):
+        jax.config.update("jax_num_cpu_devices", 2)
+        _spare_cpu_devices = True
+
+
+def devices() -> list[jax.Device]:
+    """The devices of all processes that a pipeline uses by default: ``jax.devices()`` without spare ones."""
+    everything = jax.devices()
+    if not _spare_cpu_devices or everything[0].platform != "cpu":
+        return everything
+    seen: set[int] = set()
+    firsts = []
+    for device in everything:
+        if device.process_index not in seen:
+            firsts.append(device)
+            seen.add(device.process_index)
+    return firsts
 
 
 def _check(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> tuple[str, int]:
