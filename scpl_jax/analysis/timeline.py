@@ -82,7 +82,7 @@ def draw(charts: dict[str, Sequence[Span]], path: Path, milliseconds: float | No
                 height=0.8,
                 color=colour,
                 edgecolor="white",
-                linewidth=0.8,
+                linewidth=0.3,
                 alpha=0.6 if span.task == "backward" else 1.0,
             )
         axis.set_yticks(range(len(lanes[title])), lanes[title])
