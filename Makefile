@@ -3,13 +3,17 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if 
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test setup lint types lock bench clean
+.PHONY: run test test-processes setup lint types lock bench clean
 
 run: setup
 	$(BIN)/python -m scpl_jax.experiments.cifar --stages 4
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Runs of several real processes: kept apart, as each takes many seconds to start.
+test-processes: setup
+	$(BIN)/python -m pytest -m processes tests/experiments
 
 setup: $(VENV)/.ready
 

@@ -36,6 +36,7 @@ def test_throughput_compares_methods_on_the_devices_there_are(tmp_path, capsys):
     assert "scpl over bp" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores, one a process")
 def test_throughput_in_processes_measures_memory_too(tmp_path):
     out = tmp_path / "out.json"

@@ -28,6 +28,8 @@ ONE_CORE = (
 def environment(tmp_path_factory):
     variables = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS",)}
     cache = tmp_path_factory.mktemp("cache")
+    # One device, and so one thread, in every process: results equal to the bit need equal numbers of threads.
+    variables["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
     return {**variables, "XDG_CACHE_HOME": str(cache), "HOME": str(cache), "JAX_PLATFORMS": "cpu"}
 
 
@@ -89,7 +91,10 @@ def undisturbed(tmp_path_factory, environment):
     return out
 
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity"),
+]
 two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores, one a process")
 
 
@@ -118,7 +123,7 @@ def kill_second(process):
 @two_cores
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process by /proc")
 def test_stopped_killed_and_resumed_in_other_numbers_of_processes(undisturbed, environment):
-    """One process, stopped; two, of which one is killed; two, stopped; one with two devices to the end."""
+    """One process, stopped; two, of which one is killed; two, stopped; one to the end."""
     out = undisturbed.parent / "chain"
     status, said, _ = until(command(out), environment, "first step", lambda p: p.send_signal(signal.SIGTERM))
     assert status == 143, said
@@ -132,8 +137,7 @@ def test_stopped_killed_and_resumed_in_other_numbers_of_processes(undisturbed, e
     status, said, _ = until(resumed, environment, "first step", lambda p: p.send_signal(signal.SIGINT))
     assert status == 130, said
     assert "stopped and saved" in said
-    two_devices = {**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    finish([*command(out), "--resume"], two_devices)
+    finish([*command(out), "--resume"], environment)
     assert_same(outcome(undisturbed), outcome(out))
 
 
@@ -143,7 +147,7 @@ def test_data_spread_over_processes_trains_alike(undisturbed, environment):
     out = undisturbed.parent / "data"
     options = ["--across-hosts", "data", "--data-parallel", "2"]
     two_devices = {**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    finish(command(out, *options, processes=2), two_devices)
+    finish(command(out, *options, processes=2), two_devices)  # two a process
     stages = json.loads((out / "config.json").read_text())["stages"]
     assert [len(stage["devices"]) for stage in stages] == [2, 2]
     first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])

@@ -8,7 +8,7 @@ from scpl_jax.experiments.simulate import main
 
 def test_the_table_has_a_row_for_each_number_of_stages(tmp_path, capsys):
     out = tmp_path / "table.json"
-    options = ["--stages", "2,8", "--micro-batches", "4", "--channels", "8", "--batch-size", "8"]
+    options = ["--stages", "2,8", "--micro-batches", "4", "--channels", "64", "--batch-size", "32"]
     # so slow a device that starting programs and sending messages take no time beside the work
     assert run(main, [*options, "--operations-per-second", "1e6", "--output", str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]
