@@ -80,9 +80,9 @@ def _add_spare_cpu_device() -> None:
     """Give a process on CPUs a second device, which :func:`devices` leaves out.
 
     The CPU backend has as many threads for programs and messages as there are cores or devices. A process on one core
-    would have a single one, and a message would wait until the program that runs has ended. As with any other number of
-    threads the last bits of results change: they equal those of one process with the same number of devices on one core.
-    A number of devices that the user asks for (``--xla_force_host_platform_device_count``) is left as it is, also 1.
+    would have a single one, and a message would wait until the program that runs has ended. As with any other number
+    of threads the last bits of results change: they equal those of one process with the same number of devices on one
+    core. A number of devices that the user asks for (``--xla_force_host_platform_device_count``) is left as it is.
     """
     global _spare_cpu_devices
     asked = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
