@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scpl_jax.analysis.figures import new_figure, save_figure
 from scpl_jax.pipeline.timeline import Span
 from scpl_jax.training.run_dir import write_json
 
@@ -54,19 +55,12 @@ def draw(charts: dict[str, Sequence[Span]], path: Path, milliseconds: float | No
       path: an SVG or PNG file.
       milliseconds: how much of each is shown; by default all.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "scpl_jax"
-    import matplotlib.pyplot as plt
-
     lanes = {title: sorted({span.device for span in spans}) for title, spans in charts.items()}
     heights = [len(devices) + 0.6 for devices in lanes.values()]
-    figure, axes = plt.subplots(
-        len(charts), 1, sharex=True, squeeze=False, figsize=(9, 0.5 * sum(heights) + 0.8), height_ratios=heights
-    )
+    size = (9, 0.5 * sum(heights) + 0.8)
+    figure, axes = new_figure(len(charts), sharex=True, figsize=size, height_ratios=heights)
     longest = 0.0
-    for axis, (title, spans) in zip(axes[:, 0], charts.items(), strict=True):
+    for axis, (title, spans) in zip(axes, charts.items(), strict=True):
         begin = min((span.start for span in spans), default=0.0)
         for span in spans:
             start, length = (span.start - begin) * 1e3, (span.end - span.start) * 1e3
@@ -88,9 +82,6 @@ def draw(charts: dict[str, Sequence[Span]], path: Path, milliseconds: float | No
         axis.set_yticks(range(len(lanes[title])), lanes[title])
         axis.invert_yaxis()
         axis.set_title(title, loc="left", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlim(0, longest if milliseconds is None else min(longest, milliseconds))
-    axes[-1, 0].set_xlabel("milliseconds; one lane a device, one colour a batch, lighter: backward pass only")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
+    axes[-1].set_xlim(0, longest if milliseconds is None else min(longest, milliseconds))
+    axes[-1].set_xlabel("milliseconds; one lane a device, one colour a batch, lighter: backward pass only")
+    save_figure(figure, path)

@@ -13,6 +13,7 @@ from scpl_jax.experiments.options import Options, integers
 from scpl_jax.models import build_model, paper_cut
 from scpl_jax.objectives import CrossEntropy, Objective, SupCon
 from scpl_jax.pipeline import Pipeline, processes
+from scpl_jax.pipeline.placement import by_process
 from scpl_jax.stages import Stage, decouple
 from scpl_jax.training import RunError, build_optimizer, cosine_schedule
 
@@ -113,10 +114,7 @@ def devices_of(wanted: int | None) -> list[jax.Device]:
     each, left = divmod(wanted, jax.process_count())
     if left:
         raise RunError(f"--devices {wanted} can't be shared by {jax.process_count()} processes equally")
-    by_process: dict[int, list[jax.Device]] = {}
-    for device in devices:
-        by_process.setdefault(device.process_index, []).append(device)
-    return [device for group in by_process.values() for device in group[:each]]
+    return [device for group in by_process(devices).values() for device in group[:each]]
 
 
 def build_pipeline(

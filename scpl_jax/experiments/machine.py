@@ -1,6 +1,5 @@
 """What an experiment tells of the machine and of the run, besides its results."""
 
-import dataclasses
 import importlib.metadata
 import platform
 import resource
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from scpl_jax.pipeline import Pipeline, Span, Timeline, idle_shares, processes
+from scpl_jax.pipeline import Pipeline, Timeline, idle_shares, processes
 
 
 def versions() -> dict[str, str]:
@@ -67,9 +66,8 @@ class Recording:
         """Write ``timeline.json`` and ``timeline.svg`` and print the idle share of each device."""
         if self._timeline is None:
             return
-        own = [dataclasses.asdict(span) for span in self._timeline.stop()]
+        spans = self._timeline.stop_everywhere()
         self._timeline, self._done = None, True
-        spans = [Span(**span) for some in processes.gather(own) for span in some]
         if processes.is_first() and spans:
             from scpl_jax.analysis.timeline import draw, write_trace
 

@@ -117,11 +117,17 @@ def own_parts(pipeline: Pipeline, stages: Sequence[Stage]) -> list[tuple[Pipelin
 
 def message_before(stages: Sequence[Stage], index: int, images: np.ndarray) -> Any:
     """Noise of the shape that stage ``index`` is given."""
-    message: Any = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    for stage in stages[:index]:
-        message = jax.eval_shape(_blocks_of(stage), stage.params, stage.rest, message)
     rng = np.random.default_rng(index)
+    message = _messages(stages, images)[index]
     return jax.tree.map(lambda x: np.maximum(rng.normal(size=x.shape), 0).astype(x.dtype), message)
+
+
+def _messages(stages: Sequence[Stage], images: np.ndarray) -> list[Any]:
+    """Shapes and dtypes of what each stage is given."""
+    messages: list[Any] = [jax.ShapeDtypeStruct(images.shape, images.dtype)]
+    for stage in stages[:-1]:
+        messages.append(jax.eval_shape(_blocks_of(stage), stage.params, stage.rest, messages[-1]))
+    return messages
 
 
 def _blocks_of(stage: Stage) -> Callable[..., Any]:
@@ -175,8 +181,7 @@ def record(pipeline: Pipeline, images: Any, labels: Any, steps: int, max_in_flig
     for _ in range(steps):
         pipeline.train_step(images, labels)
     pipeline.wait()
-    own = [dataclasses.asdict(span) for span in timeline.stop()]
-    return [Span(**span) for spans in processes.gather(own) for span in spans]
+    return timeline.stop_everywhere()
 
 
 def task_seconds(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
@@ -193,12 +198,8 @@ def task_seconds(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
 
 def message_bytes(stages: Sequence[Stage], images: np.ndarray) -> list[int]:
     """Bytes that each stage hands to the next one; 0 for the last."""
-    sizes = []
-    message: Any = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    for stage in stages[:-1]:
-        message = jax.eval_shape(_blocks_of(stage), stage.params, stage.rest, message)
-        sizes.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(message)))
-    return [*sizes, 0]
+    handed_on = _messages(stages, images)[1:]
+    return [*(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(message)) for message in handed_on), 0]
 
 
 class ResidentMemory:

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from scpl_jax.analysis.figures import new_figure, save_figure
 from scpl_jax.experiments import measure
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import versions
@@ -84,13 +85,7 @@ def _measure(options: Options, method: str, depth: int) -> dict[str, int]:
 
 
 def _draw(table: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "scpl_jax"
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 3.5))
+    figure, (axis,) = new_figure(figsize=(6, 3.5))
     for method, colour in (("scpl", "#4477aa"), ("bp", "#ee6677")):
         rows = [row for row in table if row["method"] == method]
         depths = [row["depth"] for row in rows]
@@ -106,11 +101,8 @@ def _draw(table: list[dict[str, Any]], path: Path) -> None:
     axis.set_xlabel("blocks, and stages")
     axis.set_ylabel("MiB while training")
     axis.set_ylim(bottom=0)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from scpl_jax.analysis.figures import new_figure, save_figure
 from scpl_jax.experiments import measure
 from scpl_jax.experiments.building import devices_of
 from scpl_jax.experiments.command_line import join, parse_options, run
@@ -106,8 +107,8 @@ class Options:
         return list(dict.fromkeys(asked))
 
 
-def _measure_all(options: Options) -> dict[str, Any] | None:
-    """Everything that one set of processes measures; the result in the first process."""
+def _measure_all(options: Options) -> dict[str, Any]:
+    """Everything that one set of processes measures."""
     jax.config.update(
         "jax_default_matmul_precision", {"float32": "highest", "tf32": "tensorfloat32"}[options.precision]
     )
@@ -173,12 +174,11 @@ def _result(
         row: dict[str, Any] = {"seconds_a_step": measure.summary(times[name])}
         row["images_per_second"] = options.batch_size / row["seconds_a_step"]["median"]
         row["idle_share"] = idle_shares(spans[name], skip=1)
+        row["task_seconds"] = measure.task_seconds(spans[name])
         table[name] = row
     slowest = [max(parts) for parts in times["alone"]]
     with_losses = [sum(parts) for parts in times["alone"]]
     without = [sum(parts) for parts in times["alone without local losses"]]
-    for name, row in table.items():
-        row["task_seconds"] = measure.task_seconds(spans[name])
     alone = [measure.summary(parts) for parts in zip(*times["alone"], strict=True)]
     result: dict[str, Any] = {
         "methods": table,
@@ -223,9 +223,9 @@ def _in_processes(options: Options, arguments: Sequence[str], extra: Sequence[st
         launch = [sys.executable, "-m", "scpl_jax.launch", "--processes", str(options.processes)]
         launch += ["--pin"] if options.pin else []
         command = [*launch, "--", *command]
-        cache = os.environ.get(
-            "JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/scpl_jax_throughput_{os.getpid()}"
-        )
+        # Compiled programs go where the other experiments keep them, not into a folder that nobody removes.
+        kept = str(Path("~/.cache/scpl_jax/compiled").expanduser())
+        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", kept)
         environment = {**os.environ, "SCPL_THROUGHPUT_ANSWER": str(answer), "JAX_COMPILATION_CACHE_DIR": cache}
         status = subprocess.run(command, env=environment, check=False).returncode
         if status or not answer.exists():
@@ -260,25 +260,16 @@ def _print(options: Options, result: dict[str, Any]) -> None:
 
 
 def _draw(result: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "scpl_jax"
-    import matplotlib.pyplot as plt
-
     names = list(result["methods"])
     speeds = [result["methods"][name]["images_per_second"] for name in names]
-    figure, axis = plt.subplots(figsize=(7, 0.4 * len(names) + 0.9))
+    figure, (axis,) = new_figure(figsize=(7, 0.4 * len(names) + 0.9))
     colours = ["#4477aa" if name.startswith("scpl") else "#bbbbbb" for name in names]
     bars = axis.barh(names, speeds, color=colours)
     axis.bar_label(bars, [f" {speed:.0f}" for speed in speeds])
     axis.invert_yaxis()
     axis.set_xlabel("images/s")
-    axis.spines[["top", "right"]].set_visible(False)
     axis.margins(x=0.1)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -296,7 +287,6 @@ def main(arguments: Sequence[str]) -> int:
             return 0
     else:
         result = _in_processes(options, arguments)
-    assert result is not None
     if options.memory:
         for name, row in result["methods"].items():
             alone = dataclasses.replace(options, repeats=1)

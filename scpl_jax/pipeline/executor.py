@@ -254,7 +254,7 @@ class Pipeline:
         images = jax.tree.map(_as_array, images)
         logits = self._evaluation_programs(images).predict(self.states, to_devices(images, self._first))
         if logits is None:
-            raise ValueError("the network has no classifier, so there are no logits; use features()")
+            raise ValueError("the network has no classifier, so there are no logits")
         return logits
 
     def _evaluation_programs(self, images: Any) -> EvaluationPrograms:

@@ -38,29 +38,35 @@ def sub_meshes(devices: Sequence[jax.Device], data_parallel: int = 1, across_hos
         raise ValueError(
             f"data_parallel {data_parallel} needs {data_parallel} devices a stage, there are {len(devices)}"
         )
-    by_process: dict[int, list[jax.Device]] = {}
-    for device in devices:
-        by_process.setdefault(device.process_index, []).append(device)
-    if len({len(group) for group in by_process.values()}) > 1:
-        counts = ", ".join(f"{len(group)} in process {index}" for index, group in sorted(by_process.items()))
+    of_process = by_process(devices)
+    if len({len(group) for group in of_process.values()}) > 1:
+        counts = ", ".join(f"{len(group)} in process {index}" for index, group in sorted(of_process.items()))
         raise ValueError(f"every process must have the same number of devices, got {counts}")
     if across_hosts == "data":
-        if data_parallel % len(by_process):
+        if data_parallel % len(of_process):
             raise ValueError(
-                f"data spread across {len(by_process)} processes needs a data_parallel that {len(by_process)} divides, "
+                f"data spread across {len(of_process)} processes needs a data_parallel that {len(of_process)} divides, "
                 f"got {data_parallel}"
             )
-        share = data_parallel // len(by_process)
+        share = data_parallel // len(of_process)
         rounds = len(devices) // data_parallel
         groups = [
-            [device for group in by_process.values() for device in group[index * share : (index + 1) * share]]
+            [device for group in of_process.values() for device in group[index * share : (index + 1) * share]]
             for index in range(rounds)
         ]
     else:
-        ordered = [device for group in by_process.values() for device in group]
+        ordered = [device for group in of_process.values() for device in group]
         starts = range(0, len(ordered) - data_parallel + 1, data_parallel)
         groups = [ordered[start : start + data_parallel] for start in starts]
     return tuple(Mesh(np.array(group), ("data",), axis_types=(AxisType.Auto,)) for group in groups)
+
+
+def by_process(devices: Sequence[jax.Device]) -> dict[int, list[jax.Device]]:
+    """Process -> its devices, both in the order in which they come."""
+    groups: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        groups.setdefault(device.process_index, []).append(device)
+    return groups
 
 
 def place(costs: Sequence[float], meshes: Sequence[Mesh]) -> tuple[Mesh, ...]:

@@ -18,6 +18,8 @@ from typing import Any
 import jax
 from jax._src import distributed as _distributed
 
+from scpl_jax.pipeline.placement import by_process
+
 # A peer that died is noticed after this many seconds by JAX's own client, which then ends the process.
 HEARTBEAT_SECONDS = 15
 # How long a process waits for the coordinator, in seconds.
@@ -96,13 +98,7 @@ def devices() -> list[jax.Device]:
     everything = jax.devices()
     if not _spare_cpu_devices or everything[0].platform != "cpu":
         return everything
-    seen: set[int] = set()
-    firsts = []
-    for device in everything:
-        if device.process_index not in seen:
-            firsts.append(device)
-            seen.add(device.process_index)
-    return firsts
+    return [group[0] for group in by_process(everything).values()]
 
 
 def _check(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> tuple[str, int]:

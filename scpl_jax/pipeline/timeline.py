@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from scpl_jax.pipeline import processes
 from scpl_jax.pipeline.executor import Pipeline
 from scpl_jax.pipeline.groups import Group
 from scpl_jax.pipeline.placement import is_local
@@ -106,6 +107,11 @@ class Timeline:
         for thread in self._threads:
             thread.join()
         return sorted(self._spans, key=lambda span: span.start)
+
+    def stop_everywhere(self) -> list[Span]:
+        """The spans of all processes; every process must call it."""
+        own = [dataclasses.asdict(span) for span in self.stop()]
+        return [Span(**span) for spans in processes.gather(own) for span in spans]
 
 
 def idle_shares(spans: Sequence[Span], skip: int = 0) -> dict[str, float]:

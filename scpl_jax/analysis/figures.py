@@ -1,0 +1,32 @@
+"""How every figure is made: without a display, and the same file for the same numbers."""
+
+from pathlib import Path
+from typing import Any
+
+
+def new_figure(rows: int = 1, **options: Any) -> tuple[Any, Any]:
+    """A figure and its axes, (rows,) of them, without frame at the top and at the right.
+
+    Args:
+      rows: axes, one below the other.
+      **options: as of ``matplotlib.pyplot.subplots``.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "scpl_jax"
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(rows, 1, squeeze=False, **options)
+    for axis in axes[:, 0]:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes[:, 0]
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as SVG or PNG, without a date, and close it."""
+    import matplotlib.pyplot as plt
+
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
