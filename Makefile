@@ -2,6 +2,8 @@
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(p)),$(p))))
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Tests at a time; most of them compile small programs on one core.
+WORKERS ?= 2
 
 .PHONY: run test test-processes setup lint types lock bench clean
 
@@ -9,7 +11,7 @@ run: setup
 	$(BIN)/python -m scpl_jax.experiments.cifar --stages 4
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Runs of several real processes: kept apart, as each takes many seconds to start.
 test-processes: setup

@@ -20,9 +20,11 @@ from flax import nnx
 import scpl_jax as scpl
 
 jax.config.update("jax_default_matmul_precision", "highest")
-# Tests build the same small programs again and again; each is compiled once a session.
-_CACHE = tempfile.TemporaryDirectory(prefix="scpl-jax-tests-")
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# Tests build the same small programs again and again; each is compiled once a session, whichever worker needs it first.
+if "SCPL_JAX_TEST_CACHE" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="scpl-jax-tests-")
+    os.environ["SCPL_JAX_TEST_CACHE"] = _CACHE.name
+jax.config.update("jax_compilation_cache_dir", os.environ["SCPL_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 

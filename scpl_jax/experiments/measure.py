@@ -159,17 +159,25 @@ def seconds_a_step(pipeline: Pipeline, images: Any, labels: Any, steps: int, max
     return (whole(_FILL + steps) - short) / steps
 
 
-def seconds_alone(pipeline: Pipeline, message: Any, labels: Any, least: float) -> float:
-    """Seconds a step of stages on local input, for at least ``least`` seconds, whatever the other processes do."""
-    for _ in range(2):
-        pipeline.train_step(message, labels)
-    pipeline.wait()
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < least:
-        pipeline.train_step(message, labels)
+def seconds_alone(pipelines: Sequence[Pipeline], message: Any, labels: Any, least: float) -> list[float]:
+    """Seconds a step of each of some variants of the same stages on local input, whatever the other processes do.
+
+    They take their steps in turn, one at a time, for at least ``least`` seconds each, so that a machine whose speed
+    changes changes it for all of them.
+    """
+    for pipeline in pipelines:
+        for _ in range(2):
+            pipeline.train_step(message, labels)
         pipeline.wait()
+    seconds, steps = [0.0] * len(pipelines), 0
+    while min(seconds) < least:
+        for index, pipeline in enumerate(pipelines):
+            began = time.perf_counter()
+            pipeline.train_step(message, labels)
+            pipeline.wait()
+            seconds[index] += time.perf_counter() - began
         steps += 1
-    return (time.perf_counter() - began) / steps
+    return [one / steps for one in seconds]
 
 
 def record(pipeline: Pipeline, images: Any, labels: Any, steps: int, max_in_flight: int) -> list[Span]:

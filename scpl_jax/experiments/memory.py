@@ -115,12 +115,14 @@ def main(arguments: Sequence[str]) -> int:
         which, _, number = options.only.partition(":")
         print(json.dumps(_measure(options, which, int(number))))
         return 0
+    # glibc would keep freed arrays for later: what is resident would then depend on luck more than on what is in use.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
     table = []
     print(f"{'':6}{'blocks':>8}{'measured MiB':>14}{'compiler MiB':>14}")
     for depth in depths:
         for method in ("scpl", "bp"):
             command = [sys.executable, "-m", "scpl_jax.experiments.memory", *arguments, "--only", f"{method}:{depth}"]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 raise RunError(f"the measurement of {method} with {depth} blocks ended with status {done.returncode}")
             row = {"method": method, "depth": depth, **json.loads(done.stdout.splitlines()[-1])}

@@ -113,8 +113,9 @@ def _measure_all(options: Options) -> dict[str, Any]:
         "jax_default_matmul_precision", {"float32": "highest", "tf32": "tensorfloat32"}[options.precision]
     )
     cut = options.cut if options.cut in ("auto", "even") else integers(options.cut, "--cut") or ()
-    parts = (options.model, options.width, options.stages, options.batch_size, options.head_pool, cut)
-    network = measure.network(*parts, options.image_size)
+    network = measure.network(
+        options.model, options.width, options.stages, options.batch_size, options.head_pool, cut, options.image_size
+    )
     placement = {"devices": devices_of(options.devices), "data_parallel": options.data_parallel}
     images, labels = network.images, network.labels
     if options.only_memory_of is not None:
@@ -126,29 +127,31 @@ def _measure_all(options: Options) -> dict[str, Any]:
 
     made = measure.pipelines(network, list(dict.fromkeys(_program(m) for m in ["scpl", *options.methods])), placement)
     scpl = made["scpl"]
-    alone = {
-        kind: [
-            (part, measure.message_before(network.local, first, images))
-            for part, first in measure.own_parts(scpl, stages)
-        ]
-        for kind, stages in (("alone", network.local), ("alone without local losses", network.bare))
-    }
-    names = [*options.methods, *alone]
-    times: dict[str, list[Any]] = {name: [] for name in names}
+    parts = [
+        ([whole, bare], measure.message_before(network.local, first, images))
+        for (whole, first), (bare, _) in zip(
+            measure.own_parts(scpl, network.local), measure.own_parts(scpl, network.bare), strict=True
+        )
+    ]
+    names = [*options.methods, "alone"]
+    times: dict[str, list[Any]] = {name: [] for name in [*names, "alone without local losses"]}
     for pipeline in made.values():
         measure.seconds_a_step(pipeline, images, labels, 1, options.max_in_flight)
     for repeat in range(options.repeats):
         # Every second round backwards, so that a machine that slows down favours nobody.
         for name in names if repeat % 2 == 0 else names[::-1]:
-            if name in alone:
+            if name == "alone":
                 processes.gather(None)  # all begin together
                 least = options.steps * 0.1
-                mine = [measure.seconds_alone(part, message, labels, least) for part, message in alone[name]]
-                times[name].append([one for some in processes.gather(mine) for one in some])
+                mine = [measure.seconds_alone(both, message, labels, least) for both, message in parts]
+                everywhere = [one for some in processes.gather(mine) for one in some]
+                for kind, seconds in zip(
+                    ("alone", "alone without local losses"), zip(*everywhere, strict=True), strict=True
+                ):
+                    times[kind].append(seconds)
                 continue
             ahead = _ahead(name, options)
-            seconds = measure.seconds_a_step(made[_program(name)], images, labels, options.steps, ahead)
-            times[name].append(seconds)
+            times[name].append(measure.seconds_a_step(made[_program(name)], images, labels, options.steps, ahead))
     spans = {
         name: measure.record(made[_program(name)], images, labels, 12, _ahead(name, options))
         for name in options.methods

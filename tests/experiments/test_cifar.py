@@ -142,6 +142,7 @@ def without_times(lines):
     return [{k: v for k, v in line.items() if k not in ("train_seconds", "images_per_second")} for line in lines]
 
 
+@pytest.mark.processes
 def test_signals_save_and_the_resumed_run_ends_as_an_undisturbed_one(tiny, tmp_path, cache):
     """Ctrl-C in one session, SIGTERM in the next, then to the end: as a user would."""
     epochs = ["--epochs", "40"]

@@ -66,6 +66,7 @@ def test_wrong_options_of_throughput(options, message, capsys):
     assert message in said
 
 
+@pytest.mark.processes
 def test_memory_of_backpropagation_grows_with_depth_and_that_of_local_losses_does_not(tmp_path):
     """By the compiler's account, which does not depend on the machine's load."""
     out = tmp_path / "out.json"
