@@ -25,6 +25,9 @@ from scpl_jax.stages import Stage, decouple
 
 # Steps before those that are timed: the pipeline fills.
 _FILL = 4
+# For processes whose memory is measured: glibc would keep freed arrays for later, and what is resident would depend on
+# luck more than on what is in use.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
 
 
 class _Squares(nnx.Module):

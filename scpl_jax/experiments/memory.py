@@ -115,8 +115,7 @@ def main(arguments: Sequence[str]) -> int:
         which, _, number = options.only.partition(":")
         print(json.dumps(_measure(options, which, int(number))))
         return 0
-    # glibc would keep freed arrays for later: what is resident would then depend on luck more than on what is in use.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
+    environment = {**os.environ, **measure.GIVE_BACK}
     table = []
     print(f"{'':6}{'blocks':>8}{'measured MiB':>14}{'compiler MiB':>14}")
     for depth in depths:

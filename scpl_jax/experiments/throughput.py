@@ -218,8 +218,9 @@ def _result(
     return result
 
 
-def _in_processes(options: Options, arguments: Sequence[str], extra: Sequence[str] = ()) -> dict[str, Any]:
-    """Run this experiment in processes of its own; what the first of them found."""
+def _in_processes(options: Options, arguments: Sequence[str], memory_of: str | None = None) -> dict[str, Any]:
+    """Run this experiment, or its measurement of one method's memory, in processes; what the first of them found."""
+    extra = [] if memory_of is None else ["--only-memory-of", memory_of]
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command = [sys.executable, "-m", "scpl_jax.experiments.throughput", *arguments, *extra]
@@ -230,6 +231,8 @@ def _in_processes(options: Options, arguments: Sequence[str], extra: Sequence[st
         kept = str(Path("~/.cache/scpl_jax/compiled").expanduser())
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", kept)
         environment = {**os.environ, "SCPL_THROUGHPUT_ANSWER": str(answer), "JAX_COMPILATION_CACHE_DIR": cache}
+        if memory_of is not None:
+            environment |= measure.GIVE_BACK
         status = subprocess.run(command, env=environment, check=False).returncode
         if status or not answer.exists():
             raise RunError(f"the measuring processes ended with status {status}")
@@ -293,7 +296,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.memory:
         for name, row in result["methods"].items():
             alone = dataclasses.replace(options, repeats=1)
-            row |= _in_processes(alone, arguments, ["--only-memory-of", name])
+            row |= _in_processes(alone, arguments, name)
     found = result.pop("timelines").items()
     spans: dict[str, Sequence[Span]] = {name: [Span(**span) for span in some] for name, some in found}
     _print(options, result)
