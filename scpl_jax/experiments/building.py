@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scpl_jax.data import Dataset, make_augment, normalise
+from scpl_jax.experiments.methods import rule_of
 from scpl_jax.experiments.options import Options, integers
 from scpl_jax.models import build_model, paper_cut
-from scpl_jax.objectives import CrossEntropy, Objective, SupCon
 from scpl_jax.pipeline import Pipeline, processes
+from scpl_jax.pipeline.exits import StopRule
 from scpl_jax.pipeline.placement import by_process
 from scpl_jax.stages import Stage, decouple
 from scpl_jax.training import RunError, build_optimizer, cosine_schedule
@@ -21,27 +22,15 @@ _DIGITS_DEFAULTS: dict[str, Any] = {"width": 0.125, "epochs": 20, "batch_size": 
 _DEFAULTS: dict[str, Any] = {"width": 1.0, "epochs": 200, "batch_size": 1024, "augment": "strong"}
 
 
+# Confidences for which accuracy against cost is always reported.
+CURVE = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+
+
 def resolve(options: Options, dataset: Dataset) -> Options:
     """Fill in the defaults that depend on the data set."""
     defaults = _DIGITS_DEFAULTS if dataset.name == "digits" else _DEFAULTS
     missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
     return dataclasses.replace(options, **missing)
-
-
-def objective_of(options: Options) -> Objective:
-    """The objective that ``--method`` and the options of the head describe."""
-    if options.method in ("bp", "gpipe"):
-        return CrossEntropy()
-    return SupCon(
-        temperature=options.temperature,
-        head=options.head,
-        head_dims=integers(options.head_dims, "--head-dims"),
-        head_pool=options.head_pool,
-        count_anchor=options.count_anchor,
-        classifier_gradient=options.classifier_gradient,
-        init=options.init,
-        dtype=dtype_of(options),
-    )
 
 
 def build_stages(
@@ -78,11 +67,13 @@ def build_stages(
         cut = integers(options.cut, "--cut") or ()
     views = 2 if options.augment == "strong" else 1
     example = jax.ShapeDtypeStruct((options.batch_size * views, *dataset.image_shape), dtype_of(options) or jnp.float32)
-    objective = objective_of(options)
+    rule = rule_of(options, dataset.num_classes, integers(options.head_dims, "--head-dims"), dtype_of(options))
+    used = blocks if rule.classifier else blocks[:-1]
 
     def stages(cut: str | Sequence[int], costs: str = "estimate") -> tuple[Stage, ...]:
         rngs = nnx.Rngs(jax.random.fold_in(key, 1))
-        return decouple(blocks, options.stages, objective, example, rngs, cut=cut, costs=costs)
+        objectives, classifier = rule.objectives, rule.classifier
+        return decouple(used, options.stages, objectives, example, rngs, cut=cut, costs=costs, classifier=classifier)
 
     if plan is None and options.costs == "estimate":
         return stages(cut)
@@ -144,6 +135,28 @@ def build_pipeline(
         key=jax.random.fold_in(jax.random.key(seed), 2),
         max_in_flight=options.max_in_flight,
     )
+
+
+def stop_rules(options: Options) -> list[StopRule]:
+    """When an example stops at an early exit: a range of confidences for a curve, then what the options ask for."""
+    rules = [StopRule(confidence=confidence) for confidence in CURVE]
+    if options.exit_threshold is not None:
+        rules.append(StopRule(confidence=options.exit_threshold))
+    if options.exit_patience is not None:
+        rules.append(StopRule(patience=options.exit_patience, similarity=options.exit_similarity))
+    return rules
+
+
+def joins_of(options: Options) -> tuple[int, ...]:
+    """The epoch from which each stage is trained; none where all are from the start."""
+    if options.method != "dascpl":
+        return ()
+    assert options.epochs is not None
+    spread = tuple(1 + index * options.epochs // (2 * options.stages) for index in range(options.stages))
+    joins = integers(options.join_epochs, "--join-epochs") or spread
+    if joins[-1] > options.epochs:
+        raise RunError(f"--join-epochs {options.join_epochs}: a stage would join after the {options.epochs} epochs")
+    return joins
 
 
 def schedule_of(options: Options, total_steps: int, steps_per_epoch: int) -> Any:

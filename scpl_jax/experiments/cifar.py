@@ -17,7 +17,7 @@ _STARTED = time.perf_counter()
 import jax  # noqa: E402
 
 from scpl_jax.data import Dataset, add_label_noise, limit, load  # noqa: E402
-from scpl_jax.experiments.building import build_pipeline, plan_of, resolve, schedule_of  # noqa: E402
+from scpl_jax.experiments.building import build_pipeline, joins_of, plan_of, resolve, schedule_of, stop_rules  # noqa: E402
 from scpl_jax.experiments.command_line import parse, run  # noqa: E402
 from scpl_jax.experiments.machine import Recording, names, peak_memory_bytes, say, versions  # noqa: E402
 from scpl_jax.experiments.options import Options, to_json  # noqa: E402
@@ -120,6 +120,8 @@ def _train_seed(
         save_every=options.save_every,
         norms_every=options.norms_every if options.tensorboard else None,
         profile=directory.path / "profile" / str(jax.process_index()) if options.profile else None,
+        rules=tuple(stop_rules(options)),
+        joins=joins_of(options),
     )
     store = CheckpointStore(directory.checkpoints / f"seed-{seed}", options.keep)
     reporter = Reporter(directory.path / "tensorboard" / f"seed-{seed}" if options.tensorboard else None)
@@ -196,6 +198,7 @@ def main(arguments: Sequence[str]) -> int:
         raise RunError(
             f"--batch-size {options.batch_size} is larger than the {len(dataset.train_images)} training images"
         )
+    joins_of(options)  # refuses epochs that do not fit
     if config is not None and (config["dataset"], config["dataset_source"]) != (dataset.name, dataset.source):
         raise RunError(
             f"the run to be resumed used {config['dataset']} ({config['dataset_source']}), now there is "

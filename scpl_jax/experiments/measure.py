@@ -17,6 +17,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from scpl_jax.experiments.methods import rule_of
+from scpl_jax.experiments.options import Options
 from scpl_jax.models import build_model
 from scpl_jax.objectives import CrossEntropy, Objective, SupCon
 from scpl_jax.pipeline import Pipeline, Span, Timeline, processes
@@ -52,6 +54,7 @@ class Network:
       local: stages with the contrastive loss.
       bare: the same stages with a local loss that costs nothing.
       end_to_end: the same stages without local losses.
+      others: the same cut with other learning rules, by name.
       images: a batch, float32.
       labels: its labels, int32.
     """
@@ -59,38 +62,61 @@ class Network:
     local: tuple[Stage, ...]
     bare: tuple[Stage, ...]
     end_to_end: tuple[Stage, ...]
+    others: dict[str, tuple[Stage, ...]]
     images: np.ndarray
     labels: np.ndarray
 
 
 def network(
-    model: str, width: float, stages: int, batch_size: int, head_pool: int, cut: str | Sequence[int], image_size: int
+    model: str,
+    width: float,
+    stages: int,
+    batch_size: int,
+    head_pool: int,
+    cut: str | Sequence[int],
+    image_size: int,
+    others: Sequence[str] = (),
 ) -> Network:
-    """Build the network for images of noise; the cut is that of the stages with local losses."""
+    """Build the network for images of noise; the cut is that of the stages with SCPL's local losses.
+
+    ``others`` are learning rules as of the cifar experiment's ``--method``.
+    """
     rng = np.random.default_rng(0)
     images = rng.normal(size=(batch_size, image_size, image_size, 3)).astype(np.float32)
     labels = rng.integers(0, 10, batch_size).astype(np.int32)
 
-    def build(objective: Objective, cut: str | Sequence[int]) -> tuple[Stage, ...]:
+    def build(
+        objective: Objective | Sequence[Objective], cut: str | Sequence[int], classifier: bool = True
+    ) -> tuple[Stage, ...]:
         blocks = build_model(model, 10, width=width, image_shape=images.shape[1:], rngs=nnx.Rngs(0))
-        return decouple(blocks, stages, objective, images, nnx.Rngs(1), cut=cut)
+        used = blocks if classifier else blocks[:-1]
+        return decouple(used, stages, objective, images, nnx.Rngs(1), cut=cut, classifier=classifier)
 
     local = build(SupCon(head_pool=head_pool), cut)
     positions = [stage.blocks[0] for stage in local[1:]]
-    return Network(local, build(Squares(), positions), build(CrossEntropy(), positions), images, labels)
+    rules = {name: rule_of(Options(method=name, stages=stages, head_pool=head_pool), 10, None, None) for name in others}
+    return Network(
+        local,
+        build(Squares(), positions),
+        build(CrossEntropy(), positions),
+        {name: build(rule.objectives, positions, rule.classifier) for name, rule in rules.items()},
+        images,
+        labels,
+    )
 
 
 def pipelines(network: Network, methods: Sequence[str], placement: dict[str, Any]) -> dict[str, Pipeline]:
-    """A pipeline for each method: "scpl", "scpl fused", "bp", "gpipe M", with " remat" behind for recomputation."""
+    """A pipeline for each method: "scpl", "bp", "gpipe M" or another rule; behind it " fused" or " remat"."""
     made: dict[str, Pipeline] = {}
     for method in methods:
         options = dict(placement)
         name, *more = method.split()
-        if name == "scpl":
-            made[method] = Pipeline(network.local, optax.adam(1e-3), fuse="fused" in more, **options)
+        if name == "scpl" or name in network.others:
+            # The sub-meshes are those of SCPL's stages for all.
+            stages = network.local if name == "scpl" else _priced_like(network.others[name], network.local)
+            made[method] = Pipeline(stages, optax.adam(1e-3), fuse="fused" in more, **options)
         else:
             micro_batches = next((int(word) for word in more if word.isdigit()), 1)
-            # The sub-meshes are those that the local stages get: the same placement for all.
             made[method] = Pipeline(
                 _priced_like(network.end_to_end, network.local),
                 optax.adam(1e-3),

@@ -6,9 +6,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from scpl_jax.experiments.methods import END_TO_END, check_method
 from scpl_jax.training.errors import RunError
 
-METHODS = ("scpl", "bp", "gpipe")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # Options that change nothing in the numbers, or only where files lie: a resumed run may have other values.
 FREE_ON_RESUME = frozenset(
@@ -44,8 +44,11 @@ class Options:
     """
 
     method: str = "scpl"
-    """scpl (local supervised-contrastive losses), bp (backpropagation; over several devices naive model parallelism) or
-    gpipe (backpropagation pipelined by micro-batches)."""
+    """scpl (local supervised-contrastive losses), bp (backpropagation; over several devices naive model parallelism),
+    gpipe (backpropagation pipelined by micro-batches), early-exit (a classifier in every stage), al (associated
+    learning), predsim (local prediction and similarity matching), inforeg (information regularisation), dascpl (scpl
+    with a classifier that reads every stage, and stages that join one after another); or a mixture of supcon, ce,
+    predsim and inforeg such as supcon+0.5*ce, or one for each stage with commas between them."""
     dataset: str = "auto"
     """auto, cifar10, cifar100, tiny-imagenet, fashion-mnist, digits, imagefolder, npz or synthetic."""
     data_dir: Path | None = None
@@ -72,12 +75,22 @@ class Options:
     """Layer sizes of the head, as 512,1024. Default: 512,1024; linear: 1024."""
     head_pool: int = 2
     """Average a feature map to this side before the head, in pixels; 0: not at all, as in the paper."""
+    join_epochs: str | None = None
+    """dascpl: the epoch from which each stage is trained, as 1,3,5,7. Default: spread over the first half."""
+    exit_hidden: str | None = None
+    """Hidden layer sizes of the local classifiers of early-exit and ce, as 512. Default: none, they are linear."""
+    exit_threshold: float | None = None
+    """At evaluation an example stops at the first exit whose confidence is at least this, from 0 to 1."""
+    exit_patience: int | None = None
+    """At evaluation an example stops when so many exits in a row agreed with the one before."""
+    exit_similarity: float = 0.95
+    """Cosine similarity of the probabilities from which on two exits agree."""
     temperature: float = 0.1
     """Temperature of the contrastive loss."""
     count_anchor: bool = False
     """Divide the contrastive loss by the positives and the anchor, as the released PyTorch code does."""
     classifier_gradient: bool = False
-    """Let the classifier's gradient into the last stage."""
+    """Let the classifier's gradient into the last stage; dascpl: that of every local classifier into its stage."""
     epochs: int | None = None
     """Number of epochs. Default: 200; for the digits 20."""
     batch_size: int | None = None
@@ -152,7 +165,6 @@ class Options:
           RunError: one sentence for the first bad option.
         """
         choices = {
-            "method": METHODS,
             "precision": PRECISIONS,
             "lr_every": ("step", "epoch"),
             "costs": ("estimate", "measured"),
@@ -162,6 +174,7 @@ class Options:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise RunError(f"{flag(name)} {getattr(self, name)} is unknown; choose {' or '.join(allowed)}")
+        check_method(self.method, self.stages)
         least = {
             "stages": 1,
             "epochs": 1,
@@ -173,6 +186,7 @@ class Options:
             "devices": 1,
             "data_parallel": 1,
             "micro_batches": 1,
+            "exit_patience": 1,
             "max_in_flight": 1,
             "save_every": 1,
             "keep": 1,
@@ -194,9 +208,23 @@ class Options:
             raise RunError(f"--label-noise must lie between 0 and 1, got {self.label_noise}")
         if self.micro_batches is not None and self.method != "gpipe":
             raise RunError(f"--micro-batches is for --method gpipe, got --method {self.method}")
-        if self.remat and self.method == "scpl":
+        if self.remat and self.method not in END_TO_END:
             raise RunError("--remat is for --method bp and gpipe: with local losses a stage keeps no activations")
         integers(self.head_dims, "--head-dims")
+        if min(integers(self.exit_hidden, "--exit-hidden") or (1,)) < 1:
+            raise RunError(f"--exit-hidden must be sizes of at least 1, got {self.exit_hidden}")
+        joins = integers(self.join_epochs, "--join-epochs")
+        if joins is not None:
+            if self.method != "dascpl":
+                raise RunError(f"--join-epochs is for --method dascpl, got --method {self.method}")
+            if len(joins) != self.stages or joins[0] != 1 or list(joins) != sorted(joins):
+                raise RunError(
+                    f"--join-epochs must be {self.stages} ascending epochs from 1, one a stage, got {self.join_epochs}"
+                )
+        for name in ("exit_threshold", "exit_similarity"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise RunError(f"{flag(name)} must be greater than 0 and at most 1, got {value}")
         if self.cut not in ("auto", "even", "paper"):
             integers(self.cut, "--cut")
 

@@ -21,11 +21,13 @@ from scpl_jax.experiments import measure
 from scpl_jax.experiments.building import devices_of
 from scpl_jax.experiments.command_line import join, parse_options, run
 from scpl_jax.experiments.machine import versions
+from scpl_jax.experiments.methods import END_TO_END, check_method
 from scpl_jax.experiments.options import integers
 from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.run_dir import read_json, write_json
 
+KNOWN = ("scpl", *END_TO_END)
 METHODS = "scpl,scpl synchronous,bp,gpipe 2,gpipe 4,gpipe 8,gpipe 4 remat"
 
 
@@ -48,7 +50,8 @@ class Options:
     head_pool: int = 2
     """Average a feature map to this side before the projection head, in pixels; 0: not at all."""
     method: str = METHODS
-    """What is measured, separated by commas; scpl is always needed for the ratios."""
+    """What is measured, separated by commas: scpl (needed for the ratios), bp, gpipe 4, or another rule of the cifar
+    experiment's --method; behind it synchronous, fused or remat."""
     processes: int = 1
     """Local processes to start; 1: this one, with the devices it has."""
     pin: bool = False
@@ -88,10 +91,12 @@ class Options:
         if self.precision not in ("float32", "tf32"):
             raise RunError(f"--precision must be float32 or tf32, got {self.precision}")
         for method in self.methods:
-            words = method.split()
+            words = method.split() or [""]
             numbers = [word for word in words[1:] if word.isdigit() and int(word) > 0]
-            known = {"scpl": {"synchronous", "fused"}, "bp": {"remat"}, "gpipe": {"remat", *numbers}}
-            if not words or words[0] not in known or not set(words[1:]) <= known[words[0]]:
+            if words[0] not in END_TO_END:
+                check_method(words[0], 1)
+            allowed = {"bp": {"remat"}, "gpipe": {"remat", *numbers}}.get(words[0], {"synchronous", "fused"})
+            if not set(words[1:]) <= allowed:
                 raise RunError(f"--method {method!r} is unknown; choose from scpl, scpl synchronous, bp, gpipe 4, ...")
             if words[0] == "gpipe" and len(numbers) != 1:
                 raise RunError(f"--method {method!r} needs a number of micro-batches, as gpipe 4")
@@ -114,7 +119,14 @@ def _measure_all(options: Options) -> dict[str, Any]:
     )
     cut = options.cut if options.cut in ("auto", "even") else integers(options.cut, "--cut") or ()
     network = measure.network(
-        options.model, options.width, options.stages, options.batch_size, options.head_pool, cut, options.image_size
+        options.model,
+        options.width,
+        options.stages,
+        options.batch_size,
+        options.head_pool,
+        cut,
+        options.image_size,
+        list(dict.fromkeys(name for method in options.methods if (name := method.split()[0]) not in KNOWN)),
     )
     placement = {"devices": devices_of(options.devices), "data_parallel": options.data_parallel}
     images, labels = network.images, network.labels

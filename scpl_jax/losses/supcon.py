@@ -5,24 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-# A row whose largest entry is below this counts as the zero vector: it has no direction. The released PyTorch code
-# divides such a row by the same number, which keeps the value finite but not the gradient useful.
-_ZERO_ROW = 1e-12
-
-
-def _unit_rows(features: jax.Array) -> jax.Array:
-    """Rows divided by their length; a zero row stays zero and gets a zero gradient.
-
-    The row's largest entry is divided out first, as a constant: the result does not depend on it, and without it the
-    square of a large entry overflows. Near the largest number a sixteenth of it serves as well: a compiler may divide
-    by multiplying with the reciprocal, which would be rounded to zero.
-    """
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(features), axis=1, keepdims=True))
-    largest = jnp.minimum(largest, jnp.finfo(features.dtype).max / 16)
-    nonzero = largest > _ZERO_ROW
-    scaled = jnp.where(nonzero, features / jnp.where(nonzero, largest, 1), 0)
-    length = jnp.sqrt(jnp.sum(jnp.where(nonzero, scaled**2, 1), axis=1, keepdims=True))
-    return scaled / length
+from scpl_jax.losses.rows import unit_rows
 
 
 def supervised_contrastive(
@@ -74,7 +57,7 @@ def supervised_contrastive(
     n = features.shape[0]
     if n < 2:  # nobody to compare with; still a function of the features, so that it can be differentiated
         return jnp.sum(features, dtype=dtype) * 0
-    unit = _unit_rows(features.astype(dtype))
+    unit = unit_rows(features.astype(dtype))
     similarity = jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST) / temperature
     others = ~jnp.eye(n, dtype=bool)
     positives = (labels[:, None] == labels[None, :]) & others

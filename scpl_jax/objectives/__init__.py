@@ -1,7 +1,12 @@
 """What one stage minimises: a head and a loss, described by a frozen value object."""
 
+from scpl_jax.objectives.associated import Associated as Associated
 from scpl_jax.objectives.base import Objective as Objective
 from scpl_jax.objectives.classification import CrossEntropy as CrossEntropy
+from scpl_jax.objectives.classification import LocalClassifier as LocalClassifier
 from scpl_jax.objectives.heads import HEADS as HEADS
 from scpl_jax.objectives.heads import ProjectionHead as ProjectionHead
+from scpl_jax.objectives.inforeg import InfoReg as InfoReg
+from scpl_jax.objectives.mixture import Mixture as Mixture
+from scpl_jax.objectives.predsim import PredSim as PredSim
 from scpl_jax.objectives.supcon import SupCon as SupCon

@@ -3,6 +3,7 @@
 import abc
 from typing import Any, ClassVar
 
+import jax
 from flax import nnx
 
 
@@ -30,6 +31,8 @@ class Objective(abc.ABC):
     classifier_gradient: bool = False
     #: Whether a stage without the classifier has something to minimise.
     local: ClassVar[bool] = True
+    #: Whether a code of the label accompanies the message from stage to stage, as in associated learning.
+    coded: ClassVar[bool] = False
 
     @abc.abstractmethod
     def build(self, features: Any, *, rngs: nnx.Rngs) -> nnx.Module | None:
@@ -41,8 +44,35 @@ class Objective(abc.ABC):
 
         Returns:
           A module to be called with (features, labels (N,) integer), which returns a scalar loss; or None, if the
-          stage minimises the network's own classification loss only.
+          stage minimises the network's own classification loss only. If the module has a method ``logits`` (features
+          to (N, classes)), the stage is an exit: its accuracy is measured, and inference may stop there.
 
         Raises:
           ValueError: the objective can't use such features.
         """
+
+
+def one_array(features: Any, who: str) -> jax.ShapeDtypeStruct:
+    """The only array of ``features``, which must have a batch axis and at least one more.
+
+    Raises:
+      ValueError: there are several arrays, or it has one axis only.
+    """
+    leaves: list[jax.ShapeDtypeStruct] = jax.tree.leaves(features)
+    if len(leaves) != 1 or leaves[0].ndim < 2:
+        shapes = [tuple(leaf.shape) for leaf in leaves]
+        raise ValueError(
+            f"{who} needs features that are one array of shape (batch, ...), got {shapes}; "
+            "reduce the message in the block before, or write an objective of your own"
+        )
+    return leaves[0]
+
+
+def check_classes(num_classes: int) -> None:
+    """Refuse a number of classes below 1.
+
+    Raises:
+      ValueError: it is.
+    """
+    if num_classes < 1:
+        raise ValueError(f"the number of classes must be at least 1, got {num_classes}")

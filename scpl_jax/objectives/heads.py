@@ -58,8 +58,16 @@ def _averaging(size: int, side: int) -> jax.Array:
     return jnp.stack(rows)
 
 
-def average_pool(images: jax.Array, side: int) -> jax.Array:
-    """Average a feature map (B, H, W, C) down to (B, side, side, C); a side that is small enough stays as it is.
+def pooled_size(side: int | tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """Height and width after :func:`average_pool`."""
+    out_h, out_w = (side, side) if isinstance(side, int) else side
+    return min(out_h, height), min(out_w, width)
+
+
+def average_pool(images: jax.Array, side: int | tuple[int, int]) -> jax.Array:
+    """Average a feature map (B, H, W, C) down to (B, side, side, C), or to a side for each of height and width.
+
+    A height or width that is small enough stays as it is.
 
     The windows are those of torch's adaptive average pooling, so H and W need not be multiples of ``side``.
 
@@ -70,7 +78,7 @@ def average_pool(images: jax.Array, side: int) -> jax.Array:
              [10.5, 12.5]], dtype=float32)
     """
     _, height, width, _ = images.shape
-    out_h, out_w = min(side, height), min(side, width)
+    out_h, out_w = pooled_size(side, height, width)
     if height % out_h == 0 and width % out_w == 0:
         b, _, _, c = images.shape
         cells = images.reshape(b, out_h, height // out_h, out_w, width // out_w, c)
@@ -98,7 +106,7 @@ class ProjectionHead(nnx.Module):
       kind: one of :data:`HEADS`.
       dims: sizes of the layers; None: 512 and 1024 (``linear``: 1024). ``linear`` takes one, ``simsiam`` two, ``mlp``
         and ``mlp-bn`` two or more.
-      pool: average a feature map down to pool x pool before the first layer; 0: not at all.
+      pool: average a feature map down to pool x pool, or to (height, width), before the first layer; 0: not at all.
       rngs: source of randomness.
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
       dtype: dtype of the computation; parameters are float32. None: that of the features.
@@ -119,7 +127,7 @@ class ProjectionHead(nnx.Module):
         in_shape: Sequence[int],
         kind: str = "mlp",
         dims: Sequence[int] | None = None,
-        pool: int = 0,
+        pool: int | tuple[int, int] = 0,
         *,
         rngs: nnx.Rngs,
         init: str = "torch",
@@ -129,7 +137,7 @@ class ProjectionHead(nnx.Module):
         self.pool = pool if len(in_shape) == 3 else 0
         if self.pool:
             height, width, channels = in_shape
-            in_shape = (min(pool, height), min(pool, width), channels)
+            in_shape = (*pooled_size(pool, height, width), channels)
         common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype}
         if kind == "simsiam":
             sizes = (sizes[0], *sizes)
@@ -139,16 +147,20 @@ class ProjectionHead(nnx.Module):
         layers += [_Layer(a, b, relu=False, norm=kind == "simsiam", affine=False, **common) for a, b in pairs[-1:]]
         self.layers = nnx.List(layers)
 
+    def pooled(self, features: jax.Array) -> jax.Array:
+        """What the first layer gets: (B, ...) averaged where asked for, and flattened."""
+        x = average_pool(features, self.pool) if self.pool else features
+        return x.reshape(x.shape[0], -1)
+
     def __call__(self, features: jax.Array) -> jax.Array:
         """(B, ...) to (B, D); not normalised."""
-        x = average_pool(features, self.pool) if self.pool else features
-        x = x.reshape(x.shape[0], -1)
+        x = self.pooled(features)
         for layer in self.layers:
             x = layer(x)
         return x
 
 
-def check_head(kind: str, dims: Sequence[int] | None, pool: int) -> tuple[int, ...]:
+def check_head(kind: str, dims: Sequence[int] | None, pool: int | tuple[int, int]) -> tuple[int, ...]:
     """The layer sizes of a head, after checking them.
 
     Raises:
@@ -156,7 +168,7 @@ def check_head(kind: str, dims: Sequence[int] | None, pool: int) -> tuple[int, .
     """
     if kind not in _DEFAULT_DIMS:
         raise ValueError(f"unknown head {kind!r}; choose one of {', '.join(HEADS)}")
-    if pool < 0:
+    if min(pool if isinstance(pool, tuple) else (pool,)) < 0:
         raise ValueError(f"head pool must be a side of at least 1, or 0 for none, got {pool}")
     if kind == "identity" or dims is None:
         return _DEFAULT_DIMS[kind]

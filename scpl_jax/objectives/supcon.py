@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from scpl_jax.losses import supervised_contrastive
-from scpl_jax.objectives.base import Objective
+from scpl_jax.objectives.base import Objective, one_array
 from scpl_jax.objectives.heads import ProjectionHead, check_head
 
 
@@ -65,15 +65,8 @@ class SupCon(Objective):
 
     def build(self, features: Any, *, rngs: nnx.Rngs) -> SupConLoss:
         """The head for features of this shape, with its loss."""
-        leaves = jax.tree.leaves(features)
-        if len(leaves) != 1 or leaves[0].ndim < 2:
-            shapes = [tuple(leaf.shape) for leaf in leaves]
-            raise ValueError(
-                f"SupCon needs features that are one array of shape (batch, ...), got {shapes}; "
-                "reduce the message in the block before, or write an objective of your own"
-            )
         head = ProjectionHead(
-            leaves[0].shape[1:],
+            one_array(features, "SupCon").shape[1:],
             self.head,
             self.head_dims,
             self.head_pool,

@@ -19,7 +19,8 @@ import optax
 
 from scpl_jax.pipeline import processes
 from scpl_jax.pipeline.backprop_programs import BackpropPrograms
-from scpl_jax.pipeline.evaluation import EvaluationPrograms, zero
+from scpl_jax.pipeline.evaluation import EvaluationPrograms
+from scpl_jax.pipeline.exits import StopRule, summary
 from scpl_jax.pipeline.groups import Builder, Program, abstract, group_stages, signature
 from scpl_jax.pipeline.local_programs import LocalPrograms, Record
 from scpl_jax.pipeline.placement import batch_sharding, is_local, place, replicated, sub_meshes
@@ -59,6 +60,8 @@ class Pipeline:
       states: the state of each stage; may be replaced as a whole, for example by that of a checkpoint. In a run of
         several processes the arrays of other processes' stages are there without values.
       step: number of training steps so far.
+      active: how many stages take part in training, from the first; None for all. The others keep their values until
+        they join. A group of fused stages joins with its first one.
       meshes: the sub-mesh of each stage.
       groups: the stages that one program runs.
       compile_seconds: time spent on compilation so far, in seconds.
@@ -119,6 +122,7 @@ class Pipeline:
         blocking = jax.process_count() > 1 and data_parallel > 1 and micro_batches > 1
         self.max_in_flight = 1 if blocking and self.meshes[0].devices.flat[0].platform == "cpu" else max_in_flight
         self.step = 0
+        self.active: int | None = None
         self.compile_seconds = 0.0
         self.record: Record | None = None
         self.states: tuple[StageState, ...] = tuple(
@@ -126,7 +130,7 @@ class Pipeline:
             for stage, mesh in zip(self.stages, self.meshes, strict=True)
         )
         self._in_flight: collections.deque[Any] = collections.deque()
-        self._first, self._last = batch_sharding(self.meshes[0]), batch_sharding(self.meshes[-1])
+        self._first = batch_sharding(self.meshes[0])
         # The process of the first stage learns only from the last one how far the others are.
         self._needs_token = processes_of(self.meshes[0]) != processes_of(self.meshes[-1])
         self._key = None if key is None else to_devices(key, replicated(self.meshes[0]))
@@ -159,7 +163,8 @@ class Pipeline:
         message, targets = to_devices((images, labels), self._first)
         if prepare is not None:
             message, targets = prepare(self._key, np.int32(self.step), message, targets)
-        self.states, metrics = run(self.states, message, targets, self._flags[with_norms], self.record)
+        some = {} if self.active is None else {"active": self.active}
+        self.states, metrics = run(self.states, message, targets, self._flags[with_norms], self.record, **some)
         losses = [one["loss"] for one in metrics if "loss" in one]
         # With backpropagation an update ends long after the loss is known.
         ends = metrics if self.end_to_end else []
@@ -246,56 +251,76 @@ class Pipeline:
     # Evaluation
 
     def predict(self, images: Any) -> jax.Array:
-        """Logits (N, classes) of a batch in evaluation mode, without waiting for them.
+        """Logits (N, classes) of a batch in evaluation mode, without waiting for them: those of the last stage.
+
+        (Associated learning gives scores of the classes instead.)
 
         Raises:
-          ValueError: the network has no classifier, or the devices of a stage can't share the batch.
+          ValueError: the last stage can't tell classes, or the devices of a stage can't share the batch.
         """
         images = jax.tree.map(_as_array, images)
-        logits = self._evaluation_programs(images).predict(self.states, to_devices(images, self._first))
-        if logits is None:
+        programs = self._evaluation_programs(images)
+        if not programs.exits or programs.exits[-1] != len(self.stages) - 1:
             raise ValueError("the network has no classifier, so there are no logits")
-        return logits
+        return programs.predict_exits(self.states, to_devices(images, self._first))[-1]
 
-    def _evaluation_programs(self, images: Any) -> EvaluationPrograms:
-        key = ("eval", signature(images))
+    def predict_exits(self, images: Any) -> dict[int, jax.Array]:
+        """Logits (N, classes) of every stage that can tell classes, by its number; otherwise as :meth:`predict`."""
+        images = jax.tree.map(_as_array, images)
+        programs = self._evaluation_programs(images)
+        logits = programs.predict_exits(self.states, to_devices(images, self._first))
+        return dict(zip(programs.exits, logits, strict=True))
+
+    def _evaluation_programs(self, images: Any, rules: Sequence[StopRule] = ()) -> EvaluationPrograms:
+        key = ("eval", signature(images), tuple(rules))
         if key not in self._programs:
             self._check_batch(jax.tree.leaves(images)[0].shape[0], 1)
-            self._programs[key] = EvaluationPrograms(self.groups, self.states, images, self._prepare_eval)
+            self._programs[key] = EvaluationPrograms(self.groups, self.states, images, self._prepare_eval, rules)
         programs: EvaluationPrograms = self._programs[key]
         return programs
 
-    def evaluate(self, batches: Iterable[tuple[Any, Any]]) -> dict[str, float]:
-        """Accuracy and loss of the classifier over batches of (images, labels); a label of -1 is left out.
+    def evaluate(self, batches: Iterable[tuple[Any, Any]], rules: Sequence[StopRule] = ()) -> dict[str, Any]:
+        """Accuracy and loss over batches of (images, labels); a label of -1 is left out.
 
         Batches run through the stages one behind the other like in training.
 
+        Args:
+          batches: images as the network (or ``prepare_eval``) takes them, and class indices (N,), integer.
+          rules: when an example may stop at an early exit.
+
         Returns:
-          ``accuracy``, a fraction; ``loss``, mean cross-entropy; ``examples``, their number. Every process gets them.
+          ``accuracy``, a fraction, and ``loss``, mean cross-entropy, of the last stage; ``examples``, their number;
+          ``exits``: a dict of ``stage``, ``accuracy`` and ``share`` for each stage that can tell classes, where share
+          is the part of the network's cost up to there; ``stops``: for each rule the ``accuracy``, and the mean
+          ``share`` of the network that was needed. Every process gets them.
 
         Raises:
           ValueError: no example, or a network without classifier.
         """
-        mesh = self.meshes[-1]
-        total = to_devices(zero(), replicated(mesh))
+        total: Any = None
+        programs: EvaluationPrograms | None = None
         pending: collections.deque[Any] = collections.deque()
         for images, labels in batches:
-            logits = self.predict(images)
-            labels = to_devices(np.asarray(labels, np.int32), self._last)
-            total = self._evaluation_programs(jax.tree.map(_as_array, images)).count(total, logits, labels)
-            pending.append(self._signs(total[1]))
+            images = jax.tree.map(_as_array, images)
+            programs = self._evaluation_programs(images, rules)
+            if not programs.exits or programs.exits[-1] != len(self.stages) - 1:
+                raise ValueError("the network has no classifier, so there is no accuracy")
+            labels = to_devices(np.asarray(labels, np.int32), batch_sharding(programs.mesh))
+            exits = programs.predict_exits(self.states, to_devices(images, self._first))
+            total = programs.count(programs.zero() if total is None else total, exits, labels)
+            pending.append(self._signs(total["examples"]))
             if len(pending) > self.max_in_flight:
                 jax.block_until_ready(pending.popleft())
-        (correct, loss, examples) = self._read(total, mesh)
-        if not examples:
+        if programs is None:
             raise ValueError("there is no example to evaluate")
-        return {"accuracy": correct / examples, "loss": loss / examples, "examples": examples}
+        costs = [stage.cost - stage.loss_cost for stage in self.stages]
+        return summary(self._read(total, programs.mesh), programs.exits, costs)
 
     def _read(self, tree: Any, mesh: Any) -> Any:
-        """Values of scalars on one sub-mesh as Python numbers, in every process."""
+        """Values on one sub-mesh as Python numbers and lists, in every process."""
         owner = processes_of(mesh)[0]
         leaves, structure = jax.tree.flatten(tree)
-        own = [value.item() for value in jax.device_get(leaves)] if is_local(mesh) else None
+        own = [value.tolist() for value in jax.device_get(leaves)] if is_local(mesh) else None
         return jax.tree.unflatten(structure, processes.gather(own)[owner])
 
     # State

@@ -72,12 +72,25 @@ class LocalPrograms:
         return [program.temporary_bytes for program in self._steps]
 
     def __call__(
-        self, states: States, message: Any, labels: Any, flags: Sequence[Any], record: Record | None
+        self,
+        states: States,
+        message: Any,
+        labels: Any,
+        flags: Sequence[Any],
+        record: Record | None,
+        active: int | None = None,
     ) -> tuple[States, Metrics]:
-        """Dispatch a step; ``flags`` says for each group whether gradient norms are wanted."""
+        """Dispatch a step of the first ``active`` stages (None: of all); the others keep their states.
+
+        ``flags`` says for each group whether gradient norms are wanted.
+        """
         new: list[StageState] = []
         metrics: Metrics = []
         for group, program, flag in zip(self._groups, self._steps, flags, strict=True):
+            if active is not None and group.stages[0].index >= active:
+                new.extend(states[group.members])
+                metrics.extend({"gradient_norms": {}} for _ in group.stages)
+                continue
             message, labels = hand_over((message, labels), batch_sharding(group.mesh))
             given = message
             self._pacer.before(group)

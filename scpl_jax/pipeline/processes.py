@@ -20,8 +20,9 @@ from jax._src import distributed as _distributed
 
 from scpl_jax.pipeline.placement import by_process
 
-# A peer that died is noticed after this many seconds by JAX's own client, which then ends the process.
-HEARTBEAT_SECONDS = 15
+# A peer that died is noticed after this many seconds by JAX's own client, which then ends the process. The launcher is
+# faster: it watches its processes. Shorter, and a machine that pauses for a while would end the run.
+HEARTBEAT_SECONDS = 60
 # How long a process waits for the coordinator, in seconds.
 _CONNECT_SECONDS = 15
 # Values are waited for as long as it takes: a peer that has died is noticed by the heartbeat.

@@ -38,6 +38,9 @@ class Stage:
       classifier_gradient: whether the classifier's gradient reaches the stage's blocks.
       end_to_end: whether all stages are trained together by the classifier's loss, each getting the gradient of its
         message back from the next, instead of each by its own local loss.
+      coded: whether its loss also takes a code of the label, which stages hand on beside their features: a message is
+        then (features, code), but for the network's input.
+      takes_code: whether its own message has a code: not before the network's first stage.
       cost: cost of a training step, local loss and update included: floating-point operations by the compiler's
         estimate, or measured seconds.
       loss_cost: the part of ``cost`` that the local loss has.
@@ -51,6 +54,8 @@ class Stage:
     rest: Any
     classifier_gradient: bool
     end_to_end: bool
+    coded: bool
+    takes_code: bool
     cost: float
     loss_cost: float
 
@@ -79,11 +84,28 @@ def _check_unshared(groups: Sequence[StageModule]) -> None:
                 )
 
 
+def _codes(objectives: Sequence[Any], features: Any, labels: Any) -> list[Any]:
+    """Shapes and dtypes of the code that each stage is given beside its features; none where no objective has codes."""
+    if not objectives[0].coded:
+        return []
+
+    def first(features: Any, labels: Any) -> Any:
+        return objectives[0].build(features, rngs=nnx.Rngs(0)).first_code(labels)
+
+    def following(objective: Any, features: Any, code: Any) -> Any:
+        return objective.build(features, code=code, rngs=nnx.Rngs(0))(features, code)[1]
+
+    codes = [jax.eval_shape(first, features, labels)]
+    for objective in objectives[:-1]:
+        codes.append(jax.eval_shape(functools.partial(following, objective), features, codes[-1]))
+    return codes
+
+
 def _make_stage(
     index: int,
     blocks: tuple[int, int],
     module: StageModule,
-    gradient: bool,
+    objective: Objective,
     end_to_end: bool,
     cost: float,
     loss_cost: float,
@@ -93,7 +115,20 @@ def _make_stage(
     module.train()
     train_graph, params, rest = split(module)
     rest = separate_rngs(rest, index)
-    return Stage(index, blocks, train_graph, eval_graph, params, rest, gradient, end_to_end, cost, loss_cost)
+    return Stage(
+        index,
+        blocks,
+        train_graph,
+        eval_graph,
+        params,
+        rest,
+        classifier_gradient=objective.classifier_gradient,
+        end_to_end=end_to_end,
+        coded=objective.coded,
+        takes_code=objective.coded and index > 0,
+        cost=cost,
+        loss_cost=loss_cost,
+    )
 
 
 def decouple(
@@ -158,6 +193,11 @@ def decouple(
                 "use it for all stages, or a local objective such as SupCon"
             )
 
+    if any(one.coded for one in objectives) and not all(one.coded for one in objectives):
+        raise ValueError("associated learning hands a code from stage to stage, so all stages need it or none")
+    if objectives[0].coded and last is not None:
+        raise ValueError("associated learning has no use for the network's classifier; leave it out: classifier=False")
+
     # The input of every block, and of the classifier.
     inputs = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example)]
     for block in blocks:
@@ -172,10 +212,17 @@ def decouple(
         # Its input is detached or not; the difference is one product of many.
         classifier_cost = cost_of(last, inputs[-1]).training()
 
+    codes = _codes(objectives, inputs[-1], labels)
+
+    def build(which: int, stop: int, rngs: nnx.Rngs) -> nnx.Module | None:
+        extra: dict[str, Any] = {"code": codes[which]} if codes else {}
+        return objectives[which].build(inputs[stop], rngs=rngs, **extra)
+
     @functools.cache
     def loss_cost(stop: int, which: int) -> float:
-        loss = objectives[which].build(inputs[stop], rngs=nnx.Rngs(0))
-        return 0.0 if loss is None else cost_of(loss, inputs[stop], labels).training()
+        loss = build(which, stop, nnx.Rngs(0))
+        beside = codes[which] if codes else labels
+        return 0.0 if loss is None else cost_of(loss, inputs[stop], beside).training()
 
     def cost(start: int, stop: int, which: int | None = None) -> float:
         # While a cut is sought, the number of a stage is not known: objectives are then taken to cost like the first.
@@ -198,7 +245,7 @@ def decouple(
     bounds = (0, *positions, len(blocks))
     modules = []
     for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        loss = objectives[index].build(inputs[stop], rngs=rngs)
+        loss = build(index, stop, rngs)
         modules.append(StageModule(blocks[start:stop], loss, last if stop == len(blocks) else None))
     _check_unshared(modules)
     return tuple(
@@ -206,7 +253,7 @@ def decouple(
             index,
             (bounds[index], bounds[index + 1]),
             module,
-            objectives[index].classifier_gradient,
+            objectives[index],
             end_to_end,
             cost(bounds[index], bounds[index + 1], index),
             loss_cost(bounds[index + 1], index),

@@ -66,9 +66,16 @@ def _forward(module: StageModule, message: Any) -> Any:
 def _loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.Array) -> tuple[jax.Array, Any]:
     """What the stage minimises, and (what it hands on, changed variables, metrics)."""
     module: StageModule = nnx.merge(stage.train_graph, params, rest, copy=True)
-    features = _forward(module, message)
     total = jnp.float32(0)
     metrics: dict[str, jax.Array] = {}
+    if stage.coded:
+        loss: Any = module.loss[0]
+        message, code = message if stage.takes_code else (message, loss.first_code(labels))
+        features = _forward(module, message)
+        total, code = loss(features, code)
+        metrics["loss"] = total
+        return total, ((features, code), split(module)[2], metrics)
+    features = _forward(module, message)
     for loss in module.loss:
         metrics["loss"] = loss(features, labels)
         total = total + metrics["loss"]
@@ -182,12 +189,40 @@ def apply_gradient(
 def evaluate(stage: Stage, params: Any, rest: Any, message: Any) -> tuple[Any, jax.Array | None]:
     """Forward pass in evaluation mode.
 
+    Args:
+      stage: the stage.
+      params: its parameters.
+      rest: its other variables.
+      message: features that the stage before handed on; never with a code, which training only knows.
+
     Returns:
-      (message for the next stage, logits (N, classes) or None if the stage has no classifier).
+      (features for the next stage, logits (N, classes) of the stage's classifier or local classifier, None if it has
+      neither). With codes of the label the latter is the code (N, C) that the stage predicts; see :func:`decode`.
     """
     module: StageModule = nnx.merge(stage.eval_graph, params, rest, copy=True)
     features = _forward(module, message)
+    if stage.coded:
+        associated: Any = module.loss[0]
+        return features, associated.predict_code(features)
     logits = None
     for classifier in module.classifier:
         logits = classifier(features)
+    for loss in module.loss:
+        if logits is None and hasattr(loss, "logits"):
+            logits = loss.logits(features)
     return features, logits
+
+
+def decode(stage: Stage, params: Any, rest: Any, codes: jax.Array) -> jax.Array:
+    """Codes (..., C) of a stage back to those of the stage before; by the network's first stage to scores of classes.
+
+    Args:
+      stage: a stage with codes of the label.
+      params: its parameters.
+      rest: its other variables.
+      codes: as predicted by this stage, or decoded by the next one.
+    """
+    module: StageModule = nnx.merge(stage.eval_graph, params, rest, copy=True)
+    associated: Any = module.loss[0]
+    decoded: jax.Array = associated.decode(codes)
+    return decoded

@@ -12,6 +12,7 @@ import optax
 
 from scpl_jax.data import Dataset, batches, epoch_order, eval_batches
 from scpl_jax.pipeline import Pipeline
+from scpl_jax.pipeline.exits import StopRule
 from scpl_jax.training.checkpoints import CheckpointStore, Progress
 from scpl_jax.training.interrupt import Agreement, Interrupt
 from scpl_jax.training.reporting import Reporter
@@ -30,6 +31,8 @@ class Plan:
       save_every: steps between checkpoints; None for every epoch.
       norms_every: steps between gradient norms in TensorBoard; None for never.
       profile: directory for a trace of ten steps by the JAX profiler, or None.
+      rules: when an example may stop at an early exit, for the evaluation.
+      joins: the epoch from which each stage takes part in training, ascending from 1; none: all do from the start.
     """
 
     seed: int
@@ -39,6 +42,8 @@ class Plan:
     save_every: int | None = None
     norms_every: int | None = None
     profile: Path | None = None
+    rules: tuple[StopRule, ...] = ()
+    joins: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +106,8 @@ def train(
     stop = Agreement(interrupt, pipeline.max_in_flight)
 
     while progress.epoch <= plan.epochs:
+        if plan.joins:
+            pipeline.active = sum(join <= progress.epoch for join in plan.joins)
         order = epoch_order(len(images), seed=plan.seed, epoch=progress.epoch)
         left = (plan.epochs - progress.epoch + 1) * steps_per_epoch - progress.batch
         reporter.start_epoch(progress.epoch, plan.epochs, steps_per_epoch, progress.batch, plan.batch_size, left)
@@ -173,7 +180,7 @@ def _profile(plan: Plan, pipeline: Pipeline, done: int) -> None:
         jax.profiler.stop_trace()
 
 
-def _evaluate(pipeline: Pipeline, dataset: Dataset, plan: Plan, interrupt: Interrupt) -> dict[str, float] | None:
+def _evaluate(pipeline: Pipeline, dataset: Dataset, plan: Plan, interrupt: Interrupt) -> dict[str, Any] | None:
     """Accuracy over the test images; None if the run was asked to stop meanwhile."""
 
     def until_interrupted() -> Any:
@@ -186,29 +193,41 @@ def _evaluate(pipeline: Pipeline, dataset: Dataset, plan: Plan, interrupt: Inter
     alone = jax.process_count() == 1
     if alone and interrupt.received is not None:
         return None
-    evaluation = pipeline.evaluate(until_interrupted())
+    evaluation = pipeline.evaluate(until_interrupted(), plan.rules)
     return None if alone and interrupt.received is not None else evaluation
 
 
 def _line(
-    pipeline: Pipeline, plan: Plan, progress: Progress, evaluation: dict[str, float], steps_per_epoch: int
+    pipeline: Pipeline, plan: Plan, progress: Progress, evaluation: dict[str, Any], steps_per_epoch: int
 ) -> dict[str, Any]:
     """One line of ``metrics.jsonl``."""
     totals = pipeline.totals()
+    last = totals[-1]
     line: dict[str, Any] = {
         "seed": plan.seed,
         "epoch": progress.epoch,
         "step": pipeline.step,
         "learning_rate": float(np.asarray(plan.schedule(pipeline.step - 1))),
-        "train_loss": [_finite(total["loss"] / total["batches"]) for total in totals if "loss" in total],
-        "classifier_loss": _finite(totals[-1]["classifier_loss"] / totals[-1]["batches"]),
-        "train_accuracy": totals[-1]["correct"] / totals[-1]["examples"],
+        "train_loss": [_mean(total, "loss") for total in totals if "loss" in total],
         "test_accuracy": evaluation["accuracy"],
         "test_loss": _finite(evaluation["loss"]),
         "train_seconds": progress.epoch_seconds,
         "images_per_second": steps_per_epoch * plan.batch_size / progress.epoch_seconds,
     }
+    if "classifier_loss" in last:
+        line["classifier_loss"] = _mean(last, "classifier_loss")
+        line["train_accuracy"] = last["correct"] / last["examples"] if last["examples"] else None
+    if len(evaluation["exits"]) > 1:
+        line["exits"] = evaluation["exits"]
+        line["early_stops"] = [
+            {**dataclasses.asdict(rule), **stop} for rule, stop in zip(plan.rules, evaluation["stops"], strict=True)
+        ]
     return line
+
+
+def _mean(total: dict[str, float], name: str) -> float | None:
+    """Mean over the batches of an epoch; None for a stage that has not joined yet."""
+    return _finite(total[name] / total["batches"]) if total["batches"] else None
 
 
 def _finite(value: float) -> float | None:

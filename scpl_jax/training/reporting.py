@@ -144,20 +144,25 @@ class Reporter:
     def after_epoch(self, line: dict[str, Any], epochs: int) -> None:
         """Print an epoch's line and write its values."""
         self._look()  # what other processes have left meanwhile
-        # a loss that is not a number is null in metrics.jsonl
+        # a loss that is not a number, or of a stage that has not joined yet, is null in metrics.jsonl
         if not processes.is_first():
             return
-        losses = " ".join("nan" if loss is None else f"{loss:.4f}" for loss in line["train_loss"])
+        losses = " ".join("-" if loss is None else f"{loss:.4f}" for loss in line["train_loss"])
+        accuracy = line.get("train_accuracy")
+        trained = "" if accuracy is None else f"train accuracy {accuracy:.4f}  "
+        exits = " ".join(f"{one['accuracy']:.4f}" for one in line.get("exits", ())[:-1])
         text = (
-            f"epoch {line['epoch']}/{epochs}  loss {losses}  train accuracy {line['train_accuracy']:.4f}  "
-            f"test accuracy {line['test_accuracy']:.4f}  {line['images_per_second']:.0f} images/s"
+            f"epoch {line['epoch']}/{epochs}  loss {losses}  {trained}test accuracy {line['test_accuracy']:.4f}"
+            f"{f' (earlier exits {exits})' if exits else ''}  {line['images_per_second']:.0f} images/s"
         )
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
         if self._writer is not None:
             for name in ("test_accuracy", "train_accuracy", "learning_rate", "test_loss"):
-                if line[name] is not None:
+                if line.get(name) is not None:
                     self._writer.add_scalar(name, line[name], line["step"])
+            for one in line.get("exits", ()):
+                self._writer.add_scalar(f"exit_accuracy/stage_{one['stage']}", one["accuracy"], line["step"])
             for index, loss in enumerate(line["train_loss"]):
                 if loss is None:
                     continue

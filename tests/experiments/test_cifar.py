@@ -167,7 +167,46 @@ def test_signals_save_and_the_resumed_run_ends_as_an_undisturbed_one(tiny, tmp_p
     assert read(path)[0]["test_accuracy"] == read(undisturbed)[0]["test_accuracy"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "al", "--exit-threshold", "0.3"],
+        ["--method", "dascpl", "--join-epochs", "1,2", "--exit-hidden", "8", "--classifier-gradient"],
+        ["--method", "supcon+0.5*ce,inforeg", "--exit-patience", "1", "--optimizer", "lars", "--fuse"],
+        ["--method", "early-exit", "--devices", "2", "--data-parallel", "2"],
+    ],
+    ids=lambda options: options[1],
+)
+def test_other_rules_train_and_report_their_exits(tiny, options):
+    status, path = tiny("--epochs", "2", "--limit-train", "64", "--no-tensorboard", *options)
+    assert status == 0
+    lines = read(path)[1]
+    joined = "dascpl" not in options
+    assert [loss is not None for loss in lines[0]["train_loss"]] == [True, joined]
+    assert np.isfinite(lines[1]["train_loss"]).all()
+    assert [one["stage"] for one in lines[1]["exits"]] == [0, 1]
+    assert lines[1]["exits"][1]["accuracy"] == lines[1]["test_accuracy"]
+    asked = [name for name in ("--exit-threshold", "--exit-patience") if name in options]
+    assert len(lines[1]["early_stops"]) == 10 + len(asked)
+    assert all(0 < stop["share"] <= 1 for stop in lines[1]["early_stops"])
+
+
 BAD = {
+    "no mixture": (["--method", "supcon+"], "--method supcon+ is unknown"),
+    "mixture of nothing known": (["--method", "supcon+0.5*x"], "--method supcon+0.5*x is unknown"),
+    "weight 0": (["--method", "0*ce+supcon"], "the weight 0 is not a number greater than 0"),
+    "too many parts": (["--method", "supcon,ce,ce"], "has 3 parts for 2 stages"),
+    "threshold 0": (["--exit-threshold", "0"], "--exit-threshold must be greater than 0 and at most 1, got 0"),
+    "threshold above 1": (["--exit-threshold", "1.5"], "--exit-threshold must be greater than 0 and at most 1"),
+    "similarity nan": (["--exit-similarity", "nan"], "--exit-similarity must be greater than 0"),
+    "patience 0": (["--exit-patience", "0"], "--exit-patience must be at least 1"),
+    "hidden size 0": (["--exit-hidden", "8,0"], "--exit-hidden must be sizes of at least 1"),
+    "joining without dascpl": (["--join-epochs", "1,2"], "--join-epochs is for --method dascpl"),
+    "joins descending": (["--method", "dascpl", "--join-epochs", "2,1"], "ascending epochs from 1"),
+    "joins too late": (
+        ["--method", "dascpl", "--join-epochs", "1,9", "--epochs", "2"],
+        "would join after the 2 epochs",
+    ),
     "unknown data set": (["--dataset", "nonsense"], "nonsense"),
     "unknown model": (["--model", "nonsense"], "unknown model 'nonsense'"),
     "unknown method": (["--method", "nonsense"], "--method nonsense is unknown"),

@@ -52,7 +52,7 @@ def test_throughput_in_processes_measures_memory_too(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "sgd"], "'sgd' is unknown"),
+        (["--method", "sgd"], "--method sgd is unknown"),
         (["--method", "gpipe"], "needs a number of micro-batches"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--pin"], "--pin needs --processes"),

@@ -1,0 +1,92 @@
+"""Similarity matching: examples of one class alike, examples of two classes unlike (Nokland and Eidnes, 2019)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from scpl_jax.losses.rows import magnitude, safe_sqrt
+
+
+def adjusted_cosine(features: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n n"]:
+    r"""Cosine similarity of all pairs of rows after each row's own mean is taken out.
+
+    With :math:`c_i = x_i - \bar{x}_i`: :math:`R_{ij} = c_i \cdot c_j / ((10^{-8} + |c_i|) (10^{-8} + |c_j|))`, kept
+    within [-1, 1]. A row of equal entries has similarity 0 to all, and gradient 0.
+
+    Args:
+      features: shape (N, D), floating. Computed in at least float32.
+
+    Returns:
+      Shape (N, N), float32 (float64 for float64 features).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> adjusted_cosine(jnp.array([[1.0, 0.0], [3.0, 1.0], [0.0, 2.0]])).round(3)
+      Array([[ 1.,  1., -1.],
+             [ 1.,  1., -1.],
+             [-1., -1.,  1.]], dtype=float32)
+    """
+    x = jnp.asarray(features)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    scale = magnitude(x)  # cancels
+    centred = x / scale - jnp.mean(x / scale, axis=1, keepdims=True)
+    length = safe_sqrt(jnp.sum(centred**2, axis=1, keepdims=True))
+    unit = centred / (1e-8 / scale + length)
+    return jnp.clip(jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST), -1, 1)
+
+
+def similarity_matching(
+    features: Float[Array | np.ndarray, "n d"], labels: Int[Array | np.ndarray, " n"], num_classes: int
+) -> Float[Array, ""]:
+    r"""How far the pairwise similarities of features are from those of the labels.
+
+    .. math::
+      L = \frac{1}{N^2} \sum_{ij} (R(x)_{ij} - R(y)_{ij})^2
+
+    with :math:`R` of :func:`adjusted_cosine` and :math:`y` the one-hot labels: 1 for a pair of one class,
+    -1 / (classes - 1) for one of two (Nokland and Eidnes 2019, arXiv 1901.06656, section 2.1). Value and gradient are
+    finite for every finite input.
+
+    Args:
+      features: shape (N, D), floating. Computed in at least float32.
+      labels: class indices, shape (N,), integer.
+      num_classes: number of classes, at least 1.
+
+    Returns:
+      A scalar, float32 (float64 for float64 features).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> features = jnp.array([[1.0, 0.0], [3.0, 1.0], [0.0, 2.0]])
+      >>> round(float(similarity_matching(features, jnp.array([0, 0, 1]), 2)), 6)
+      0.0
+    """
+    similarity = adjusted_cosine(features)
+    wanted = adjusted_cosine(jax.nn.one_hot(jnp.asarray(labels), num_classes, dtype=similarity.dtype))
+    return jnp.mean((similarity - wanted) ** 2)
+
+
+def spatial_deviation(maps: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n d"]:
+    """What similarity matching compares of a feature map: the deviation of each channel over the positions.
+
+    A map of at most three channels, or one of height 1, is flattened instead, as in the released code.
+
+    Args:
+      maps: shape (N, H, W, C), floating.
+
+    Returns:
+      Shape (N, C): unbiased standard deviations; or (N, H W C).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> spatial_deviation(jnp.arange(16.0).reshape(1, 2, 2, 4)).round(2)
+      Array([[5.16, 5.16, 5.16, 5.16]], dtype=float32)
+    """
+    maps = jnp.asarray(maps)
+    n, height, _, channels = maps.shape
+    if channels <= 3 or height == 1:
+        return maps.reshape(n, -1)
+    x = maps.astype(jnp.promote_types(maps.dtype, jnp.float32)).reshape(n, -1, channels)
+    scale = magnitude(x)
+    return safe_sqrt(jnp.var(x / scale, axis=1, ddof=1)) * scale[:, 0]

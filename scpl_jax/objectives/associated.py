@@ -1,0 +1,121 @@
+"""Associated learning: stages learn to predict codes of the label, and to read them back."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scpl_jax.models.layers import linear
+from scpl_jax.objectives.base import Objective, check_classes, one_array
+from scpl_jax.objectives.heads import ProjectionHead
+
+
+class AssociatedLoss(nnx.Module):
+    """Bridge b from features to the target code, encoder g and decoder h of that code."""
+
+    def __init__(
+        self, bridge: ProjectionHead, encoder: nnx.Linear, decoder: nnx.Linear, num_classes: int, bounded: bool
+    ):
+        self.bridge = bridge
+        self.encoder = encoder
+        self.decoder = decoder
+        self.num_classes = num_classes
+        self.bounded = bounded
+
+    def first_code(self, labels: jax.Array) -> jax.Array:
+        """Labels (N,) to the code that accompanies the network's input: one-hot, (N, classes), float32."""
+        return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32)
+
+    def predict_code(self, features: jax.Array) -> jax.Array:
+        """b: features (N, ...) to the predicted code (N, C)."""
+        return jax.nn.sigmoid(self.bridge(features))
+
+    def encode(self, code: jax.Array) -> jax.Array:
+        """g: the code of the stage before to this stage's, (..., C) each."""
+        return jax.nn.sigmoid(self.encoder(code))
+
+    def decode(self, code: jax.Array) -> jax.Array:
+        """h: this stage's code back to that of the stage before; in stage 0 to scores of the classes."""
+        decoded = self.decoder(code)
+        return jax.nn.sigmoid(decoded) if self.bounded else decoded
+
+    def __call__(self, features: jax.Array, code: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Features (N, ...) and the code of the stage before to (a scalar, this stage's code)."""
+        target = self.encode(code)
+        dtype = jnp.promote_types(target.dtype, jnp.float32)
+        goal = jax.lax.stop_gradient(target)
+        associated = jnp.mean((self.predict_code(features).astype(dtype) - goal.astype(dtype)) ** 2)
+        autoencoder = jnp.mean((self.decode(target).astype(dtype) - code.astype(dtype)) ** 2)
+        return associated + autoencoder, goal
+
+
+class _SigmoidHead(ProjectionHead):
+    """A projection head with sigmoids between its layers."""
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        x = self.pooled(features)
+        for index, layer in enumerate(self.layers):
+            x = layer.linear(jax.nn.sigmoid(x) if index else x)
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Associated(Objective):
+    r"""Associated learning (Wu et al., ICLR 2022; Kao and Chen).
+
+    Stage k gets features :math:`s` and a code :math:`t` of the label (before stage 0 the one-hot label), detached, and
+    hands on :math:`f(s)` and :math:`g(t)`. It minimises
+
+    .. math::
+      MSE(b(f(s)), g(t)) + MSE(h(g(t)), t)
+
+    where no gradient of the first term reaches g. The network's answer goes forward through all f, over the last
+    bridge b, and back through all h; the bridge of an earlier stage is an exit. The network's own classifier is not
+    used.
+
+    Args:
+      num_classes: number of classes, at least 1.
+      code: size of the codes, at least 1.
+      hidden: size of the bridges' hidden layer, at least 1.
+      pool: average a feature map down to this side before the bridge; 0 for none.
+      bounded: a sigmoid behind h, too.
+      init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
+      dtype: dtype of the computation; None for that of the features. The losses are at least float32.
+
+    Raises:
+      ValueError: a value out of range, at construction.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> features, code = jax.ShapeDtypeStruct((8, 4, 4, 3), jnp.float32), jax.ShapeDtypeStruct((8, 5), jnp.float32)
+      >>> loss = Associated(5, code=16, hidden=32).build(features, code=code, rngs=nnx.Rngs(0))
+      >>> value, code = loss(jnp.ones((8, 4, 4, 3)), loss.first_code(jnp.arange(8) % 5))
+      >>> value.shape, code.shape, loss.decode(loss.predict_code(jnp.ones((8, 4, 4, 3)))).shape
+      ((), (8, 16), (8, 5))
+    """
+
+    num_classes: int
+    code: int = 128
+    hidden: int = 640
+    pool: int = 2
+    bounded: bool = True
+    init: str = "torch"
+    dtype: Any = None
+
+    coded: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_classes(self.num_classes)
+        if min(self.code, self.hidden) < 1:
+            raise ValueError(f"code and hidden must be at least 1, got {self.code} and {self.hidden}")
+
+    def build(self, features: Any, *, rngs: nnx.Rngs, code: Any = None) -> AssociatedLoss:
+        """Bridge, encoder and decoder for features of this shape; ``code``: what the stage before hands on."""
+        size = self.num_classes if code is None else code.shape[-1]
+        common: dict[str, Any] = {"rngs": rngs, "init": self.init, "dtype": self.dtype}
+        shape = one_array(features, "Associated").shape[1:]
+        bridge = _SigmoidHead(shape, "mlp", (self.hidden, self.code), self.pool, **common)
+        encoder, decoder = linear(size, self.code, **common), linear(self.code, size, **common)
+        return AssociatedLoss(bridge, encoder, decoder, self.num_classes, self.bounded)

@@ -1,0 +1,171 @@
+"""What every objective must do; add yours to OBJECTIVES to have it checked."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import scpl_jax as scpl
+from scpl_jax.stages import gradients
+from scpl_jax.training import CheckpointStore
+from scpl_jax.training.checkpoints import Progress
+
+CLASSES = 4
+HEAD = {"head_dims": (8, 6), "head_pool": 2}
+OBJECTIVES = {
+    "supcon": scpl.SupCon(**HEAD),
+    "linear classifier": scpl.LocalClassifier(CLASSES),
+    "classifier with a hidden layer": scpl.LocalClassifier(CLASSES, hidden=(8,), pool=1),
+    "predsim": scpl.PredSim(CLASSES),
+    "inforeg": scpl.InfoReg(CLASSES, dims=(8, 6)),
+    "associated": scpl.Associated(CLASSES, code=6, hidden=8),
+    "mixture": scpl.Mixture(((1.0, scpl.SupCon(**HEAD)), (0.5, scpl.LocalClassifier(CLASSES)))),
+}
+every_objective = pytest.mark.parametrize("name", OBJECTIVES)
+
+
+def stages_of(small_vgg, batch, objective, dtype=np.float32):
+    classifier = not objective.coded
+    blocks = small_vgg() if classifier else small_vgg()[:-1]
+    example = jax.ShapeDtypeStruct(batch[0].shape, dtype)
+    return scpl.decouple(blocks, 2, objective, example, nnx.Rngs(1), cut=(1,), classifier=classifier)
+
+
+def pipeline_of(small_vgg, batch, name, max_in_flight=4, devices=2):
+    stages = stages_of(small_vgg, batch, OBJECTIVES[name])
+    return scpl.Pipeline(stages, optax.adam(3e-3), jax.devices()[:devices], max_in_flight=max_in_flight)
+
+
+def losses_of(metrics):
+    return [float(values["loss"]) for values in metrics]
+
+
+@every_objective
+def test_learns_the_same_pipelined_and_synchronous_and_compiles_once(small_vgg, batch, name):
+    piped, synchronous = pipeline_of(small_vgg, batch, name), pipeline_of(small_vgg, batch, name, 1)
+    first, compiled = None, None
+    for _ in range(25):
+        metrics = piped.train_step(*batch)
+        synchronous.train_step(*batch)
+        first, compiled = first or metrics, compiled or piped.compile_seconds
+    last = losses_of(metrics)
+    assert np.isfinite(last).all()
+    assert all(after < before for before, after in zip(losses_of(first), last, strict=True))
+    assert piped.compile_seconds == compiled
+    chex.assert_trees_all_equal(*(jax.device_get(one.states) for one in (piped, synchronous)))
+
+
+@every_objective
+def test_no_stage_gets_a_gradient_of_another(small_vgg, batch, name):
+    stages = stages_of(small_vgg, batch, OBJECTIVES[name])
+
+    def loss(all_params, which):
+        message, values = batch[0], []
+        for stage, params in zip(stages, all_params, strict=True):
+            _, (message, _, metrics) = gradients(stage, params, stage.rest, message, batch[1])
+            values.append(metrics["loss"])
+        return values[which]
+
+    for which in range(2):
+        result = jax.jit(jax.grad(loss), static_argnums=1)([stage.params for stage in stages], which)
+        norms = [float(optax.tree.norm(gradient)) for gradient in result]
+        assert np.isfinite(norms).all()
+        assert [norm == 0 for norm in norms] == [index != which for index in range(2)]
+
+
+@every_objective
+@pytest.mark.parametrize(
+    ("scale", "labels"),
+    [(0.0, [0, 1, 2, 3] * 2), (1e4, [0, 1, 2, 3] * 2), (1.0, [2] * 8)],
+    ids=["zero input", "huge input", "one class"],
+)
+def test_value_and_gradient_are_finite(small_vgg, batch, name, scale, labels):
+    stage = stages_of(small_vgg, batch, OBJECTIVES[name])[0]
+    labels = np.array(labels, np.int32)
+    gradient, (_, _, metrics) = jax.jit(lambda params, x: gradients(stage, params, stage.rest, x, labels))(
+        stage.params, batch[0] * np.float32(scale)
+    )
+    assert np.isfinite(float(metrics["loss"]))
+    assert np.isfinite(float(optax.tree.norm(gradient)))
+
+
+@every_objective
+def test_keeps_its_dtypes_in_bfloat16(small_vgg, batch, name):
+    stages = stages_of(small_vgg, batch, OBJECTIVES[name], jnp.bfloat16)
+    for stage in stages[:1]:
+        message = jax.ShapeDtypeStruct(batch[0].shape, jnp.bfloat16)
+        gradient, (_, rest, metrics) = jax.eval_shape(
+            lambda params, rest, x, stage=stage: gradients(stage, params, rest, x, batch[1]),
+            stage.params,
+            stage.rest,
+            message,
+        )
+        assert metrics["loss"].dtype == jnp.float32
+        chex.assert_trees_all_equal_shapes_and_dtypes(gradient, stage.params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(rest, stage.rest)
+
+
+@every_objective
+def test_survives_a_checkpoint_and_predicts(small_vgg, batch, name, tmp_path):
+    one, other = pipeline_of(small_vgg, batch, name), pipeline_of(small_vgg, batch, name, devices=1)
+    one.train_step(*batch)
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.save(one, Progress())
+    store.wait()
+    store.restore(other)
+    store.close()
+    chex.assert_trees_all_equal(*(jax.device_get(pipeline.states) for pipeline in (one, other)))
+    np.testing.assert_array_equal(one.predict(batch[0]), other.predict(batch[0]))
+    assert one.predict(batch[0]).shape == (8, CLASSES)
+    exits = one.predict_exits(batch[0])
+    assert sorted(exits) == ([1] if name == "supcon" else [0, 1])
+    np.testing.assert_array_equal(exits[1], one.predict(batch[0]))
+
+
+class NotOneArray(nnx.Module):
+    def __call__(self, x):
+        return {"features": x, "mask": x > 0}
+
+
+@every_objective
+def test_a_message_that_it_cannot_use_is_refused_in_one_sentence(batch, name):
+    objective = OBJECTIVES[name]
+    with pytest.raises(ValueError, match="needs features that are one array"):
+        scpl.decouple([NotOneArray()], 1, objective, batch[0], nnx.Rngs(0), classifier=False)
+
+
+def test_values_out_of_range_are_refused():
+    for make, what in [
+        (lambda: scpl.LocalClassifier(0), "number of classes must be at least 1, got 0"),
+        (lambda: scpl.LocalClassifier(3, hidden=(0,)), "hidden sizes"),
+        (lambda: scpl.PredSim(3, weights=(-1.0, 1.0)), "weights must be at least 0"),
+        (lambda: scpl.InfoReg(3, classifier_weight=-1.0), "classifier_weight must be at least 0"),
+        (lambda: scpl.Associated(3, code=0), "code and hidden"),
+        (lambda: scpl.Mixture(()), "at least one term"),
+        (lambda: scpl.Mixture(((0.0, scpl.SupCon()),)), "greater than 0, got 0"),
+        (lambda: scpl.Mixture(((1.0, scpl.CrossEntropy()),)), "no local loss"),
+    ]:
+        with pytest.raises(ValueError, match=what):
+            make()
+
+
+def test_all_stages_or_none_hand_codes_on(small_vgg, batch):
+    pair = [scpl.Associated(CLASSES), scpl.SupCon(**HEAD)]
+    with pytest.raises(ValueError, match="all stages need it or none"):
+        scpl.decouple(small_vgg()[:-1], 2, pair, batch[0], nnx.Rngs(0), classifier=False)
+    with pytest.raises(ValueError, match="classifier=False"):
+        scpl.decouple(small_vgg(), 2, scpl.Associated(CLASSES), batch[0], nnx.Rngs(0))
+
+
+def test_every_exported_objective_is_checked_here():
+    exported = {
+        value
+        for value in vars(scpl).values()
+        if isinstance(value, type) and issubclass(value, scpl.Objective) and dataclasses.is_dataclass(value)
+    }
+    assert exported - {scpl.CrossEntropy} == {type(objective) for objective in OBJECTIVES.values()}
