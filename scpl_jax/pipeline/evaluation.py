@@ -70,7 +70,7 @@ class EvaluationPrograms:
             logits = abstract(outputs, batch_sharding(self.mesh))
             labels = jax.ShapeDtypeStruct(logits[0].shape[:1], jnp.int32, sharding=batch_sharding(self.mesh))
             total = abstract(zero(len(self.exits), len(self._rules)), replicated(self.mesh))
-            function = functools.partial(_count, self._rules)
+            function = functools.partial(_count, self._rules, self._coded)
             self._count, _ = builder.add(function, self.mesh, (total, logits, labels), (False,))
         builder.compile()
 
@@ -124,8 +124,11 @@ def _tuple_of(function: Callable[[Any], Any], images: Any) -> tuple[Any]:
     return (function(images),)
 
 
-def _count(rules: tuple[StopRule, ...], *arguments: Any) -> tuple[Any]:
-    return (count(rules, *arguments),)
+def _count(rules: tuple[StopRule, ...], scores: bool, total: Any, exits: Any, labels: jax.Array) -> tuple[Any]:
+    if scores:
+        # Scores from 0 to 1, divided by their sum, serve as probabilities: the softmax of their logarithms.
+        exits = [jnp.log(jnp.maximum(one.astype(jnp.float32), 1e-6)) for one in exits]
+    return (count(rules, total, exits, labels),)
 
 
 def _forward(stages: Sequence[Stage], values: Sequence[Any], message: Any) -> tuple[Any, dict[int, Any]]:

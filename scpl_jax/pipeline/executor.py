@@ -291,8 +291,8 @@ class Pipeline:
         Returns:
           ``accuracy``, a fraction, and ``loss``, mean cross-entropy, of the last stage; ``examples``, their number;
           ``exits``: a dict of ``stage``, ``accuracy`` and ``share`` for each stage that can tell classes, where share
-          is the part of the network's cost up to there; ``stops``: for each rule the ``accuracy``, and the mean
-          ``share`` of the network that was needed. Every process gets them.
+          is the part of the network's cost up to there, local losses left out; ``stops``: for each rule the
+          ``accuracy``, and the mean ``share`` of the network that was needed. Every process gets them.
 
         Raises:
           ValueError: no example, or a network without classifier.
