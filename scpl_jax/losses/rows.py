@@ -27,8 +27,8 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
     """Square root whose gradient at 0 is 0 instead of infinite.
 
     Example:
-      >>> import jax
-      >>> float(jax.grad(safe_sqrt)(0.0)), round(float(safe_sqrt(4.0)), 3)
+      >>> import jax, jax.numpy as jnp
+      >>> float(jax.grad(safe_sqrt)(jnp.float32(0))), round(float(safe_sqrt(jnp.float32(4))), 3)
       (0.0, 2.0)
     """
     positive = x > 0

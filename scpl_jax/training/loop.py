@@ -214,6 +214,8 @@ def _line(
         "train_seconds": progress.epoch_seconds,
         "images_per_second": steps_per_epoch * plan.batch_size / progress.epoch_seconds,
     }
+    if plan.joins:
+        line["joined_stages"] = pipeline.active
     if "classifier_loss" in last:
         line["classifier_loss"] = _mean(last, "classifier_loss")
         line["train_accuracy"] = last["correct"] / last["examples"] if last["examples"] else None

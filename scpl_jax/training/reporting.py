@@ -147,7 +147,8 @@ class Reporter:
         # a loss that is not a number, or of a stage that has not joined yet, is null in metrics.jsonl
         if not processes.is_first():
             return
-        losses = " ".join("-" if loss is None else f"{loss:.4f}" for loss in line["train_loss"])
+        joined = line["train_loss"][: line.get("joined_stages")]
+        losses = " ".join("nan" if loss is None else f"{loss:.4f}" for loss in joined)
         accuracy = line.get("train_accuracy")
         trained = "" if accuracy is None else f"train accuracy {accuracy:.4f}  "
         exits = " ".join(f"{one['accuracy']:.4f}" for one in line.get("exits", ())[:-1])
