@@ -30,6 +30,7 @@ from scpl_jax.training import (  # noqa: E402
     Result,
     RunDirectory,
     RunError,
+    probe_stages,
     train,
 )
 
@@ -153,6 +154,40 @@ def _train_seed(
     return result, store.failed
 
 
+def _after_training(
+    options: Options, dataset: Dataset, pipeline: Pipeline, seed: int, directory: RunDirectory
+) -> dict[str, Any]:
+    """What is known of the single stages of a trained network: their exits, or probes of their features."""
+    last = processes.from_first(directory.last_metrics(seed))
+    found = {name: last[name] for name in ("exits", "early_stops") if name in last}
+    count = options.probe_images
+    if count is None:
+        count = 0 if "exits" in found else 2000
+    if count:
+        assert options.batch_size is not None
+        found["probes"] = probe_stages(pipeline, dataset, count, options.batch_size)
+        for name, key in (("nearest neighbours", "neighbours_accuracy"), ("linear probe", "linear_accuracy")):
+            say(f"{name} of stages 0 to {len(pipeline.stages) - 1}: " + _each(found["probes"], key))
+    if "exits" in found:
+        numbers = ", ".join(str(one["stage"]) for one in found["exits"])
+        say(f"exits at stages {numbers}: {_each(found['exits'], 'accuracy')}")
+    return found
+
+
+def _each(found: Sequence[dict[str, Any]], key: str) -> str:
+    return " ".join(f"{one[key]:.4f}" for one in found)
+
+
+def _mean_over_runs(lists: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Lists of the same length, one a run: the means of what was measured."""
+    measured = ("accuracy", "share", "neighbours_accuracy", "linear_accuracy")
+    return [
+        {**first, **{name: statistics.fmean(one[name] for one in same) for name in measured if name in first}}
+        for same in zip(*lists, strict=True)
+        for first in same[:1]
+    ]
+
+
 def _summary(options: Options, dataset: Dataset, pipeline: Pipeline, per_run: list[dict[str, Any]]) -> dict[str, Any]:
     """The contents of ``results.json``."""
     accuracies = [one["test_accuracy"] for one in per_run]
@@ -179,6 +214,9 @@ def _summary(options: Options, dataset: Dataset, pipeline: Pipeline, per_run: li
         "versions": versions(),
         "seconds": sum(one["seconds"] for one in per_run),
     }
+    for name in ("exits", "early_stops", "probes"):
+        if all(name in one for one in per_run):
+            results[name] = _mean_over_runs([one[name] for one in per_run])
     if options.runs > 1:
         results["test_accuracy_std"] = statistics.stdev(accuracies)
         results["per_run"] = per_run
@@ -235,9 +273,16 @@ def main(arguments: Sequence[str]) -> int:
                     f"--out-dir {asked.out_dir} --resume"
                 )
                 return interrupt.exit_status
-            per_run.append({"seed": seed, **dataclasses.asdict(result)})
+            more = _after_training(options, dataset, pipeline, seed, directory)
+            per_run.append({"seed": seed, **dataclasses.asdict(result), **more})
             directory.finish_run(seed, per_run[-1])
     results = _summary(options, dataset, pipeline, per_run)
+    if "exits" in results and processes.is_first():
+        from scpl_jax.analysis.exits import draw_exits
+
+        plots = asked.out_dir / "plots"
+        plots.mkdir(exist_ok=True)
+        draw_exits(results["exits"], results["early_stops"], plots / "exits.svg")
     directory.write_results(results)
     spread = f" +- {results['test_accuracy_std']:.4f} over {options.runs} runs" if options.runs > 1 else ""
     say(f"test accuracy {results['test_accuracy']:.4f}{spread}; {asked.out_dir}/results.json")

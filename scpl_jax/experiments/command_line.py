@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
+from scpl_jax.experiments.machine import keep_freed_memory
 from scpl_jax.experiments.options import Options, contradiction, from_json
 from scpl_jax.pipeline import processes
 from scpl_jax.training.errors import RunError
@@ -125,6 +126,7 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
     """Run an experiment's main function; an error that a user can cause becomes one sentence and status 2."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    keep_freed_memory()
     try:
         status = main(sys.argv[1:] if arguments is None else arguments)
         processes.leave()
@@ -139,14 +141,14 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
     except KeyboardInterrupt:
         print("stopped at once; what was saved before stays as it is", file=sys.stderr)
         return _leave_at_once(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _leave_at_once(1)
     except Exception:
         if jax.distributed.is_initialized():
             traceback.print_exc()
             return _leave_at_once(1)
         raise
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _leave_at_once(status: int) -> int:

@@ -1,6 +1,8 @@
 """What an experiment tells of the machine and of the run, besides its results."""
 
+import ctypes
 import importlib.metadata
+import os
 import platform
 import resource
 import sys
@@ -31,6 +33,22 @@ def peak_memory_bytes() -> int:
         return max(known)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next arrays instead of giving it back to the system; whether it does.
+
+    The CPU backend allocates the arrays of each step anew. By default glibc gives large ones back at once, and the system
+    then has to find and clear every page again, step after step. To be called before JAX starts its threads. Where the
+    environment sets glibc's allocator (``MALLOC_...``, ``GLIBC_TUNABLES``), it stays as it is.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return False
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # of malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    return all(mallopt(*pair) for pair in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)))
 
 
 def say(text: str) -> None:

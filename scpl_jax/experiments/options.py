@@ -85,6 +85,9 @@ class Options:
     """At evaluation an example stops when so many exits in a row agreed with the one before."""
     exit_similarity: float = 0.95
     """Cosine similarity of the probabilities from which on two exits agree."""
+    probe_images: int | None = None
+    """Training images to which a nearest-neighbour classifier and a linear probe of each stage's features are fitted
+    when the training is over; 0: none. Default: 2000 where stages can't tell classes themselves, otherwise 0."""
     temperature: float = 0.1
     """Temperature of the contrastive loss."""
     count_anchor: bool = False
@@ -193,6 +196,7 @@ class Options:
             "norms_every": 1,
             "seed": 0,
             "head_pool": 0,
+            "probe_images": 0,
         }
         for name, low in least.items():
             value = getattr(self, name)

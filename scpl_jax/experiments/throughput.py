@@ -23,6 +23,7 @@ from scpl_jax.experiments.command_line import join, parse_options, run
 from scpl_jax.experiments.machine import versions
 from scpl_jax.experiments.methods import END_TO_END, check_method
 from scpl_jax.experiments.options import integers
+from scpl_jax.models import paper_cut
 from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.run_dir import read_json, write_json
@@ -46,7 +47,7 @@ class Options:
     stages: int = 2
     """Number of stages."""
     cut: str = "auto"
-    """auto, even, or the blocks at which stages begin, as 2,4."""
+    """auto, even, paper, or the blocks at which stages begin, as 2,4."""
     head_pool: int = 2
     """Average a feature map to this side before the projection head, in pixels; 0: not at all."""
     method: str = METHODS
@@ -100,7 +101,9 @@ class Options:
                 raise RunError(f"--method {method!r} is unknown; choose from scpl, scpl synchronous, bp, gpipe 4, ...")
             if words[0] == "gpipe" and len(numbers) != 1:
                 raise RunError(f"--method {method!r} needs a number of micro-batches, as gpipe 4")
-        if self.cut not in ("auto", "even"):
+        if self.cut == "paper" and self.stages != 4:
+            raise RunError(f"--cut paper is defined for 4 stages, got --stages {self.stages}; use auto or even")
+        if self.cut not in ("auto", "even", "paper"):
             integers(self.cut, "--cut")
         if self.pin and self.processes == 1:
             raise RunError("--pin needs --processes of at least 2")
@@ -117,7 +120,11 @@ def _measure_all(options: Options) -> dict[str, Any]:
     jax.config.update(
         "jax_default_matmul_precision", {"float32": "highest", "tf32": "tensorfloat32"}[options.precision]
     )
-    cut = options.cut if options.cut in ("auto", "even") else integers(options.cut, "--cut") or ()
+    cut: str | tuple[int, ...] = options.cut
+    if options.cut == "paper":
+        cut = paper_cut(options.model)
+    elif options.cut not in ("auto", "even"):
+        cut = integers(options.cut, "--cut") or ()
     network = measure.network(
         options.model,
         options.width,

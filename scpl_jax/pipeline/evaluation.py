@@ -17,7 +17,7 @@ from scpl_jax.pipeline.local_programs import States
 from scpl_jax.pipeline.placement import batch_sharding, replicated
 from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages.decouple import Stage
-from scpl_jax.stages.step import decode, evaluate
+from scpl_jax.stages.step import decode, evaluate, pooled_features
 
 
 class EvaluationPrograms:
@@ -112,6 +112,53 @@ class EvaluationPrograms:
         return total
 
 
+class FeaturePrograms:
+    """The features of every stage, compiled for batches of one shape; see :meth:`scpl_jax.Pipeline.features`.
+
+    Args:
+      groups: the groups, in order.
+      states: state of each stage; shapes and dtypes are used.
+      images: a batch; likewise.
+      prepare: images -> message, or None.
+      side: feature maps are averaged down to side x side.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        states: States,
+        images: Any,
+        prepare: Callable[[Any], Any] | None,
+        side: int,
+    ) -> None:
+        self._groups = groups
+        builder = Builder()
+        message = abstract(images, batch_sharding(groups[0].mesh))
+        self._prepare: Program | None = None
+        if prepare is not None:
+            function = functools.partial(_tuple_of, prepare)
+            self._prepare, (message,) = builder.add(function, groups[0].mesh, (message,), (True,))
+        self._steps: list[Program] = []
+        for group in groups:
+            arguments = (_shapes(states, group), abstract(message, batch_sharding(group.mesh)))
+            run = functools.partial(_features, group.stages, side)
+            # Every device gets all examples, so that each process that has the stage can read them.
+            program, (message, _) = builder.add(run, group.mesh, arguments, (True, False))
+            self._steps.append(program)
+        builder.compile()
+
+    def __call__(self, states: States, message: Any) -> list[jax.Array]:
+        """(N, D) of every stage for a batch that lies on the first group's devices."""
+        if self._prepare is not None:
+            (message,) = self._prepare(message)
+        found: list[jax.Array] = []
+        for group, run in zip(self._groups, self._steps, strict=True):
+            message = hand_over(message, batch_sharding(group.mesh))
+            message, features = run(_values(states, group), message)
+            found += features
+        return found
+
+
 def _values(states: States, group: Group) -> list[tuple[Any, Any]]:
     return [(state.params, state.rest) for state in states[group.members]]
 
@@ -138,6 +185,14 @@ def _forward(stages: Sequence[Stage], values: Sequence[Any], message: Any) -> tu
         message, logits = evaluate(stage, params, rest, message)
         if logits is not None:
             found[stage.index] = logits
+    return message, found
+
+
+def _features(stages: Sequence[Stage], side: int, values: Sequence[Any], message: Any) -> tuple[Any, list[jax.Array]]:
+    found = []
+    for stage, (params, rest) in zip(stages, values, strict=True):
+        message, _ = evaluate(stage, params, rest, message)
+        found.append(pooled_features(message, side))
     return message, found
 
 

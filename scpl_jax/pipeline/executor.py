@@ -19,7 +19,7 @@ import optax
 
 from scpl_jax.pipeline import processes
 from scpl_jax.pipeline.backprop_programs import BackpropPrograms
-from scpl_jax.pipeline.evaluation import EvaluationPrograms
+from scpl_jax.pipeline.evaluation import EvaluationPrograms, FeaturePrograms
 from scpl_jax.pipeline.exits import StopRule, summary
 from scpl_jax.pipeline.groups import Builder, Program, abstract, group_stages, signature
 from scpl_jax.pipeline.local_programs import LocalPrograms, Record
@@ -270,6 +270,33 @@ class Pipeline:
         programs = self._evaluation_programs(images)
         logits = programs.predict_exits(self.states, to_devices(images, self._first))
         return dict(zip(programs.exits, logits, strict=True))
+
+    def features(self, images: Any, side: int = 2) -> list[jax.Array]:
+        """What each stage hands on, in evaluation mode, as one vector an example; without waiting for it.
+
+        Args:
+          images: a batch; otherwise as :meth:`predict`.
+          side: feature maps are averaged down to side x side, in pixels; 0: not at all.
+
+        Returns:
+          One array (N, D) a stage, float32. Only processes that have the stage can read it.
+
+        Example:
+          >>> import jax.numpy as jnp, optax
+          >>> from flax import nnx
+          >>> from scpl_jax import SupCon, decouple
+          >>> blocks = [nnx.Linear(8, n, rngs=nnx.Rngs(0)) for n in (8, 3)]
+          >>> stages = decouple(blocks, 1, SupCon(head="identity"), jnp.ones((4, 8)), nnx.Rngs(1))
+          >>> [x.shape for x in Pipeline(stages, optax.adam(1e-3)).features(jnp.ones((4, 8)))]
+          [(4, 8)]
+        """
+        images = jax.tree.map(_as_array, images)
+        key = ("features", signature(images), side)
+        if key not in self._programs:
+            self._check_batch(jax.tree.leaves(images)[0].shape[0], 1)
+            self._programs[key] = FeaturePrograms(self.groups, self.states, images, self._prepare_eval, side)
+        found: list[jax.Array] = self._programs[key](self.states, to_devices(images, self._first))
+        return found
 
     def _evaluation_programs(self, images: Any, rules: Sequence[StopRule] = ()) -> EvaluationPrograms:
         key = ("eval", signature(images), tuple(rules))

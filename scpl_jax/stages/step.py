@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from scpl_jax.losses import cross_entropy
+from scpl_jax.objectives.heads import average_pool
 from scpl_jax.stages.decouple import Stage, StageModule
 from scpl_jax.stages.variables import split
 
@@ -211,6 +212,22 @@ def evaluate(stage: Stage, params: Any, rest: Any, message: Any) -> tuple[Any, j
         if logits is None and hasattr(loss, "logits"):
             logits = loss.logits(features)
     return features, logits
+
+
+def pooled_features(features: Any, side: int) -> jax.Array:
+    """What a stage hands on as one vector an example: any pytree of arrays (N, ...) to (N, D), float32.
+
+    Args:
+      features: arrays, batch first; those that are not floating (masks, lengths) are left out.
+      side: feature maps (N, H, W, C) are averaged down to side x side first; 0: not at all.
+
+    Example:
+      >>> pooled_features({"x": jnp.ones((2, 8, 8, 3)), "mask": jnp.ones((2, 8), bool)}, 2).shape
+      (2, 12)
+    """
+    parts = [x for x in jax.tree.leaves(features) if jnp.issubdtype(x.dtype, jnp.floating)]
+    parts = [average_pool(x, side) if side and x.ndim == 4 else x for x in parts]
+    return jnp.concatenate([x.reshape(x.shape[0], -1).astype(jnp.float32) for x in parts], axis=1)
 
 
 def decode(stage: Stage, params: Any, rest: Any, codes: jax.Array) -> jax.Array:

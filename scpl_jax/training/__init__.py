@@ -8,5 +8,6 @@ from scpl_jax.training.loop import Result as Result
 from scpl_jax.training.loop import train as train
 from scpl_jax.training.optimizers import build_optimizer as build_optimizer
 from scpl_jax.training.optimizers import cosine_schedule as cosine_schedule
+from scpl_jax.training.probes import probe_stages as probe_stages
 from scpl_jax.training.reporting import Reporter as Reporter
 from scpl_jax.training.run_dir import RunDirectory as RunDirectory

@@ -123,6 +123,13 @@ class RunDirectory:
         with self.metrics.open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
+    def last_metrics(self, seed: int) -> dict[str, Any]:
+        """The newest line of ``metrics.jsonl`` for a seed; empty if there is none, or if another process writes it."""
+        if not self._writes or not self.metrics.exists():
+            return {}
+        lines = [json.loads(text) for text in self.metrics.read_text().splitlines()]
+        return next((line for line in reversed(lines) if line["seed"] == seed), {})
+
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the lines that a resumed run will write again, and an unfinished last line."""
         if not self._writes or not self.metrics.exists():

@@ -1,0 +1,182 @@
+"""What a table consists of, as read from ``experiments/NAME/table.toml``: parts, rows, and a run for each seed."""
+
+import dataclasses
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scpl_jax.training.errors import RunError
+
+SCALES = ("small", "paper")
+_TOP = {"title", "seeds", "options", "speed", "rows", "parts", *SCALES}
+_PART = {"name", "options", "rows", "own"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training run of a table.
+
+    Attributes:
+      part: name of the part of the table.
+      row: name of the row.
+      seed: its seed.
+      arguments: of ``python -m scpl_jax.experiments.cifar``, without the places of files.
+    """
+
+    part: str
+    row: str
+    seed: int
+    arguments: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where its run directory lies below that of the table."""
+        return Path(slug(self.part), slug(self.row), f"seed-{self.seed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """One measurement of speed and memory: some rows of a part, in turn in one run.
+
+    Attributes:
+      part: name of the part.
+      methods: the method, as the throughput experiment calls it, of each row.
+      arguments: of ``python -m scpl_jax.experiments.throughput``.
+    """
+
+    part: str
+    methods: Mapping[str, str]
+    arguments: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        """Where its numbers are kept below the table's directory."""
+        return f"speed-{slug(self.part)}-{slug('-'.join(self.methods))}.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+      title: what it shows.
+      parts: names of its parts, in order.
+      rows: names of the rows of each part, in order.
+      cells: all runs, in the order in which they are made: the first seed of everything first.
+      speeds: what is measured besides.
+    """
+
+    title: str
+    parts: tuple[str, ...]
+    rows: Mapping[str, tuple[str, ...]]
+    cells: tuple[Cell, ...]
+    speeds: tuple[Speed, ...]
+
+
+def slug(name: str) -> str:
+    """A name as part of a path.
+
+    Example:
+      >>> slug("VGG8, 40 % noise")
+      'vgg8-40-noise'
+    """
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower().replace("+", " and ")).strip("-")
+
+
+def find(name: str, folders: Sequence[Path]) -> Path:
+    """The configuration of a table: NAME/table.toml in one of ``folders``, or the file itself.
+
+    Raises:
+      RunError: there is none.
+    """
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise RunError(f"--table {name} is not there")
+        return Path(name)
+    for folder in folders:
+        if (found := folder / name / "table.toml").is_file():
+            return found
+    known = sorted({path.parent.name for folder in folders for path in folder.glob("*/table.toml")})
+    raise RunError(f"--table {name} is unknown; choose {' or '.join(known) or 'a file table.toml'}")
+
+
+def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | None = None) -> Table:
+    """Read a table's configuration.
+
+    Args:
+      path: a TOML file with ``title``, ``seeds``, ``rows`` (name -> options), ``parts`` (each with ``name``,
+        ``options``, optionally the names of its ``rows``, and of options of the scale that it does without,
+        ``own``), ``options`` of all runs, those of each scale, and ``speed``, the options of a measurement of speed. A
+        row's options come before a part's, these before the scale's, and these before those of all.
+      scale: "small" or "paper".
+      seeds: how many of the seeds to use; None for all.
+      dataset: a data set in place of the scale's; parts with a data set of their own keep it.
+
+    Raises:
+      RunError: it can't be read, or does not have this form.
+    """
+    try:
+        found = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} can't be read as TOML ({str(error).splitlines()[0]})") from error
+    parts, rows = found.get("parts", []), found.get("rows", {})
+    unknown = [*(set(found) - _TOP), *(key for part in parts for key in set(part) - _PART)]
+    missing = [row for part in parts for row in part.get("rows", []) if row not in rows]
+    if unknown or missing or not parts or not rows or not found.get("seeds") or scale not in found:
+        what = (
+            f"{sorted(unknown)[0]!r} is unknown" if unknown else f"row {missing[0]!r} is not there" if missing else ""
+        )
+        raise RunError(f"{path} is no table: {what or f'it needs seeds, rows, parts and [{scale}]'}")
+
+    def options(part: dict[str, Any], row: str) -> dict[str, Any]:
+        at_scale = {name: value for name, value in found[scale].items() if name not in part.get("own", [])}
+        asked = {} if dataset is None else {"dataset": dataset}
+        return {**found.get("options", {}), **at_scale, **asked, **part.get("options", {}), **rows[row]}
+
+    rows_of = {part["name"]: tuple(part.get("rows", rows)) for part in parts}
+    cells = [
+        Cell(part["name"], row, seed, _arguments({**options(part, row), "seed": seed}))
+        for seed in found["seeds"][:seeds]
+        for part in parts
+        for row in rows_of[part["name"]]
+    ]
+    speeds = []
+    for part in parts if "speed" in found else []:
+        by_row = {row: options(part, row) for row in rows_of[part["name"]]}
+        if not any("label-noise" in one for one in by_row.values()) and "own" not in part:
+            speeds += _speeds(part["name"], by_row, found["speed"])
+    return Table(found.get("title", path.parent.name), tuple(rows_of), rows_of, tuple(cells), tuple(speeds))
+
+
+def _speeds(part: str, by_row: dict[str, dict[str, Any]], speed: dict[str, Any]) -> list[Speed]:
+    """Measurements for the rows of a part: one for all rows with the same stages."""
+
+    def network(row: str) -> dict[str, Any]:
+        names = ("model", "width", "batch-size", "stages", "cut", "head-pool")
+        return {name: by_row[row][name] for name in names if name in by_row[row]}
+
+    found = []
+    for options, group in itertools.groupby(sorted(by_row, key=lambda row: -network(row).get("stages", 4)), network):
+        methods = {row: _method(by_row[row]) for row in by_row if row in set(group)}
+        asked = {**options, **speed, "method": ",".join(methods.values())}
+        found.append(Speed(part, methods, _arguments(asked)))
+    return found
+
+
+def _method(options: dict[str, Any]) -> str:
+    name = str(options.get("method", "scpl"))
+    return f"{name} {options.get('micro-batches', 4)}" if name == "gpipe" else name
+
+
+def _arguments(options: dict[str, Any]) -> tuple[str, ...]:
+    """Options as a command line: true is the option alone, false the option with ``no-``."""
+    words: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", str(value)]
+    return tuple(words)

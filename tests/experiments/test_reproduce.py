@@ -1,0 +1,223 @@
+"""Tables of many runs: what they consist of, that they go on where they stopped, and what is written."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import scpl_jax
+from scpl_jax.analysis.results import Row, draw_accuracy, markdown
+from scpl_jax.experiments.cifar import main as train
+from scpl_jax.experiments.command_line import parse_options, run
+from scpl_jax.experiments.options import Options
+from scpl_jax.experiments.reproduce import main
+from scpl_jax.experiments.tables import read_table
+from scpl_jax.experiments.throughput import Options as ThroughputOptions
+
+EXPERIMENTS = Path(scpl_jax.__file__).parent.parent / "experiments"
+TABLES = sorted(EXPERIMENTS.glob("*/table.toml"))
+
+TINY = """
+title = "tiny"
+seeds = [0, 1]
+
+[options]
+stages = 2
+epochs = 1
+
+[small]
+dataset = "synthetic"
+width = 0.03
+head-dims = "8,8"
+batch-size = 32
+augment = "none"
+limit-train = 64
+limit-test = 40
+probe-images = 0
+
+[paper]
+width = 1.0
+
+[rows]
+scpl = { method = "scpl" }
+"bp, one stage" = { method = "bp", stages = 1 }
+
+[[parts]]
+name = "VGG8"
+
+[[parts]]
+name = "half of the labels drawn anew"
+options = { label-noise = 0.5 }
+rows = ["scpl"]
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A function that makes the tiny table in this process: (status, directory)."""
+    (tmp_path / "tiny").mkdir()
+    file = tmp_path / "tiny" / "table.toml"
+    file.write_text(TINY)
+
+    def call(*arguments):
+        places = ["--out-dir", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache")]
+        return run(main, ["--table", str(file), *places, *arguments]), tmp_path / "out"
+
+    return call
+
+
+@pytest.mark.parametrize("file", TABLES, ids=lambda file: file.parent.name)
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_every_cell_of_the_tables_is_a_command_that_parses(file, scale):
+    table = read_table(file, scale)
+    assert table.cells
+    for cell in table.cells:
+        parse_options(Options, cell.arguments, "cifar", Options()).check()
+    for speed in table.speeds:
+        parse_options(ThroughputOptions, speed.arguments, "throughput", ThroughputOptions()).check()
+    assert len({cell.folder for cell in table.cells}) == len(table.cells)
+
+
+def test_a_row_overrides_a_part_which_overrides_the_scale(tmp_path):
+    file = tmp_path / "table.toml"
+    file.write_text(TINY)
+    cells = read_table(file, "small").cells
+    assert [(c.part, c.row, c.seed) for c in cells[:3]] == [
+        ("VGG8", "scpl", 0),
+        ("VGG8", "bp, one stage", 0),
+        ("half of the labels drawn anew", "scpl", 0),
+    ]
+    found = parse_options(Options, cells[1].arguments, "cifar", Options())
+    assert (found.stages, found.method, found.width, found.label_noise) == (1, "bp", 0.03, 0)
+    found = parse_options(Options, cells[2].arguments, "cifar", Options())
+    assert (found.stages, found.label_noise, found.seed) == (2, 0.5, 0)
+    other = read_table(file, "small", seeds=1, dataset="digits").cells
+    assert len(other) == 3
+    assert parse_options(Options, other[0].arguments, "cifar", Options()).dataset == "digits"
+
+
+def test_a_table_is_made_kept_and_completed(tiny, capsys):
+    status, out = tiny("--seeds", "1", "--jobs", "1")
+    assert status == 0
+    lines = [json.loads(line) for line in (out / "cells.jsonl").read_text().splitlines()]
+    assert [(line["part"], line["row"]) for line in lines] == [
+        ("VGG8", "scpl"),
+        ("VGG8", "bp, one stage"),
+        ("half of the labels drawn anew", "scpl"),
+    ]
+    # The same run by hand gives the same accuracy.
+    by_hand = out.parent / "by-hand"
+    assert run(train, [*lines[2]["arguments"], "--no-tensorboard", "--out-dir", str(by_hand)]) == 0
+    assert json.loads((by_hand / "results.json").read_text())["test_accuracy"] == lines[2]["test_accuracy"]
+    assert lines[0]["curve"][-1][1] == lines[0]["test_accuracy"]
+
+    # Only what is missing is run: the first seed's numbers are kept, even if they are not what a run would give.
+    text = (out / "cells.jsonl").read_text()
+    lines[0]["test_accuracy"] = 0.125
+    (out / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"part": "VGG8", "row')
+    status, _ = tiny("--only", "scpl")
+    assert status == 0
+    after = [line for line in (out / "cells.jsonl").read_text().splitlines() if line.endswith("}")]
+    assert len(text.splitlines()) == 3
+    assert len(after) == 5
+    table = json.loads((out / "table.json").read_text())
+    first = table["rows"][0]
+    assert first["accuracies"][0] == 0.125
+    assert first["mean"] == pytest.approx(sum(first["accuracies"]) / 2)
+    printed = (out / "table.md").read_text()
+    assert "1 of 6 runs are still missing" in printed
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    assert [row["row"] for row in rows] == ["scpl", "bp, one stage", "scpl"]
+    assert [row["seeds"] for row in rows] == ["2", "1", "2"]
+    assert "VGG8" in (out / "accuracy.svg").read_text()
+    assert "| scpl |" in capsys.readouterr().out
+
+
+def test_a_broken_cell_does_not_stop_the_others_and_is_tried_again(tiny, tmp_path, capsys):
+    folder = tmp_path / "out" / "runs" / "vgg8" / "scpl" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{")
+    status, out = tiny("--seeds", "1")
+    assert status == 1
+    assert "failed with status 2" in capsys.readouterr().out
+    assert len((out / "cells.jsonl").read_text().splitlines()) == 2
+    (folder / "config.json").unlink()
+    assert tiny("--seeds", "1")[0] == 0
+    assert len((out / "cells.jsonl").read_text().splitlines()) == 3
+
+
+def test_sigterm_saves_the_running_cell_and_the_same_command_continues(tmp_path):
+    file = tmp_path / "table.toml"
+    file.write_text(TINY.replace("epochs = 1", "epochs = 400"))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "scpl_jax.experiments.reproduce", "--table", str(file), "--out-dir", str(out)]
+    process = subprocess.Popen([*command, "--seeds", "1"], stdout=subprocess.PIPE, text=True)
+    metrics = out / "runs" / "vgg8" / "scpl" / "seed-0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "the same command continues" in said
+    assert "stopped and saved" in (metrics.parent / "log.txt").read_text()
+    assert any((metrics.parent / "checkpoints").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--table", "nothing"], "--table nothing is unknown; choose"),
+        (["--table", "nothing.toml"], "--table nothing.toml is not there"),
+        (["--scale", "large"], "--scale large is unknown; choose small or paper"),
+        (["--jobs", "0"], "--jobs must lie between 1 and"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--only", "nothing"], "--only nothing fits no cell"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, capsys, options, message):
+    assert run(main, ["--out-dir", str(tmp_path / "out"), "--collect", *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("title", "titel"), "'titel' is unknown"),
+        (('rows = ["scpl"]', 'rows = ["scpl2"]'), "row 'scpl2' is not there"),
+        (("seeds = [0, 1]", ""), "it needs seeds, rows, parts"),
+        (('"tiny"', '"tiny'), "can't be read as TOML"),
+    ],
+)
+def test_a_table_that_is_none_is_one_sentence(tmp_path, capsys, change, message):
+    file = tmp_path / "table.toml"
+    file.write_text(TINY.replace(*change))
+    assert run(main, ["--table", str(file), "--out-dir", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_best_row_of_each_part_is_bold_and_speed_comes_with_its_spread():
+    rows = [
+        Row("a", "x", (0.5,), (), 100.0, (90.0, 120.0), (2**20, 2**21)),
+        Row("a", "y", (0.6, 0.8)),
+        Row("b", "x", (0.1,)),
+    ]
+    text = markdown(rows)
+    assert "| x | 0.5000 | 1 | 100 (90 to 120) | 1 + 2 |" in text
+    assert "| y | **0.7000 +- 0.1414** | 2 | | |" in text
+    assert "| x | 0.1000 | 1 | | |" in text
+
+
+def test_the_figure_names_parts_and_rows(tmp_path):
+    curve = ((1.0, 0.1), (2.0, 0.3))
+    draw_accuracy([Row("part one", "row one", (0.3,), (curve,))], tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").stat().st_size > 2000
+    assert os.listdir(tmp_path) == ["a.svg"]
