@@ -38,9 +38,9 @@ def peak_memory_bytes() -> int:
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next arrays instead of giving it back to the system; whether it does.
 
-    The CPU backend allocates the arrays of each step anew. By default glibc gives large ones back at once, and the system
-    then has to find and clear every page again, step after step. To be called before JAX starts its threads. Where the
-    environment sets glibc's allocator (``MALLOC_...``, ``GLIBC_TUNABLES``), it stays as it is.
+    The CPU backend allocates the arrays of each step anew. By default glibc gives large ones back at once, and the
+    system then has to find and clear every page again, step after step. To be called before JAX starts its threads.
+    Where the environment sets glibc's allocator (``MALLOC_...``, ``GLIBC_TUNABLES``), it stays as it is.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False

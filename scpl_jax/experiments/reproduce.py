@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,17 +167,32 @@ class Runner:
 
     def _wait(self, cell: Cell, folder: Path, cores: Sequence[int]) -> int:
         """Run the cell to its end, or until it has saved after an interruption; its exit status."""
-        folder.mkdir(parents=True, exist_ok=True)
+        started = _prepare(folder, cell)
         places = ["--out-dir", str(folder), "--no-tensorboard", "--keep", "1"]
         if self._options.data_dir is not None and "digits" not in cell.arguments:
             places += ["--data-dir", str(self._options.data_dir)]
         if self._options.cache_dir is not None:
             places += ["--cache-dir", str(self._options.cache_dir)]
-        if RunDirectory.config_of(folder) is not None:
+        if started:
             places.append("--resume")
         command = [sys.executable, "-m", "scpl_jax.experiments.cifar", *cell.arguments, *places]
         with (folder / "log.txt").open("a") as log:
-            return _call(command, self._interrupt, log, cores)
+            status = _call(command, self._interrupt, log, cores)
+        if status > 0 and self._interrupt.received is None:
+            (folder / "cell.json").unlink()  # what is there can't be trusted
+        return status
+
+
+def _prepare(folder: Path, cell: Cell) -> bool:
+    """Whether the folder holds a run of this cell that can be continued; otherwise it is emptied."""
+    marker = folder / "cell.json"
+    with contextlib.suppress(RunError):
+        if marker.exists() and read_json(marker) == list(cell.arguments):
+            return RunDirectory.config_of(folder) is not None
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_json(marker, list(cell.arguments))
+    return False
 
 
 def _call(command: Sequence[str], interrupt: Interrupt, output: Any, cores: Sequence[int] = ()) -> int:

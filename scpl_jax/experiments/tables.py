@@ -160,7 +160,8 @@ def _speeds(part: str, by_row: dict[str, dict[str, Any]], speed: dict[str, Any])
 
     found = []
     for options, group in itertools.groupby(sorted(by_row, key=lambda row: -network(row).get("stages", 4)), network):
-        methods = {row: _method(by_row[row]) for row in by_row if row in set(group)}
+        members = set(group)
+        methods = {row: _method(by_row[row]) for row in by_row if row in members}
         asked = {**options, **speed, "method": ",".join(methods.values())}
         found.append(Speed(part, methods, _arguments(asked)))
     return found

@@ -139,16 +139,28 @@ def test_a_table_is_made_kept_and_completed(tiny, capsys):
     assert "| scpl |" in capsys.readouterr().out
 
 
-def test_a_broken_cell_does_not_stop_the_others_and_is_tried_again(tiny, tmp_path, capsys):
+def test_a_broken_cell_does_not_stop_the_others_and_is_run_again(tiny, tmp_path, capsys):
+    file = tmp_path / "tiny" / "table.toml"
+    file.write_text(TINY.replace('method = "scpl" }', 'method = "scpl", temperature = 0 }'))
+    status, out = tiny("--seeds", "1")
+    assert status == 1
+    said = capsys.readouterr()
+    assert "failed with status 2: error: --temperature must be a number greater than 0" in said.out
+    assert "2 runs failed" in said.err
+    assert len((out / "cells.jsonl").read_text().splitlines()) == 1
+    file.write_text(TINY)
+    assert tiny("--seeds", "1")[0] == 0
+    assert len((out / "cells.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_run_of_other_options_or_a_damaged_one_is_not_continued(tiny, tmp_path):
     folder = tmp_path / "out" / "runs" / "vgg8" / "scpl" / "seed-0"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{")
+    (folder / "cell.json").write_text("[]")
     status, out = tiny("--seeds", "1")
-    assert status == 1
-    assert "failed with status 2" in capsys.readouterr().out
-    assert len((out / "cells.jsonl").read_text().splitlines()) == 2
-    (folder / "config.json").unlink()
-    assert tiny("--seeds", "1")[0] == 0
+    assert status == 0
+    assert json.loads((folder / "config.json").read_text())["options"]["seed"] == 0
     assert len((out / "cells.jsonl").read_text().splitlines()) == 3
 
 

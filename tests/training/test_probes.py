@@ -26,7 +26,7 @@ def blobs(count, spread, seed=0):
 
 @pytest.fixture
 def dataset():
-    train, test = blobs(60, 20), blobs(31, 20, 1)
+    train, test = blobs(150, 20), blobs(31, 20, 1)
     return Dataset("blobs", "test", *train, *test, ("r", "g", "b"), (0.5,) * 3, (0.25,) * 3)
 
 
@@ -75,7 +75,7 @@ def test_features_are_those_of_each_stage_in_order(dataset, fuse):
 
 def test_probes_find_what_the_features_hold_and_count_every_test_image(dataset):
     blocks, example = network([Keep(), Forget()])
-    kept, forgotten = probe_stages(pipeline_of(blocks, example), dataset, 40, batch_size=7)
+    kept, forgotten = probe_stages(pipeline_of(blocks, example), dataset, 90, batch_size=7)
     assert kept == {"stage": 0, "neighbours_accuracy": 1.0, "linear_accuracy": 1.0}
     share = [np.mean(dataset.test_labels == c) for c in range(3)]
     assert any(forgotten["linear_accuracy"] == pytest.approx(s) for s in share)
@@ -83,15 +83,15 @@ def test_probes_find_what_the_features_hold_and_count_every_test_image(dataset):
 
 def test_probes_use_only_the_training_images_that_were_asked_for(dataset):
     blocks, example = network([Keep()])
-    wrong = np.where(np.arange(60) < 30, dataset.train_labels, (dataset.train_labels + 1) % 3)
+    wrong = np.where(np.arange(150) < 75, dataset.train_labels, (dataset.train_labels + 1) % 3)
     mixed = dataclasses.replace(dataset, train_labels=wrong.astype(np.int32))
     pipeline = pipeline_of(blocks, example)
-    assert probe_stages(pipeline, mixed, 30, 7)[0]["neighbours_accuracy"] == 1.0
+    assert probe_stages(pipeline, mixed, 75, 7)[0]["neighbours_accuracy"] == 1.0
     assert probe_stages(pipeline, mixed, 1000, 7)[0]["neighbours_accuracy"] < 1.0
 
 
 def test_probes_of_one_class_are_its_share(dataset):
-    one = dataclasses.replace(dataset, train_labels=np.zeros(60, np.int32))
+    one = dataclasses.replace(dataset, train_labels=np.zeros(150, np.int32))
     blocks, example = network([Keep()])
     found = probe_stages(pipeline_of(blocks, example), one, 60, 8)[0]
     assert found["linear_accuracy"] == pytest.approx(np.mean(dataset.test_labels == 0))
@@ -100,7 +100,7 @@ def test_probes_of_one_class_are_its_share(dataset):
 def test_with_data_parallelism_the_probes_are_the_same(dataset):
     blocks, example = network([Keep(), Forget()])
     example = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32)
-    found = probe_stages(pipeline_of(blocks, example, data_parallel=2), dataset, 40, batch_size=8)
+    found = probe_stages(pipeline_of(blocks, example, data_parallel=2), dataset, 90, batch_size=8)
     assert found[0]["linear_accuracy"] == 1.0
     assert len(found) == 2
 
