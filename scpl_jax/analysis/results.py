@@ -107,9 +107,6 @@ def comma_separated(rows: Sequence[Row]) -> str:
 def draw_accuracy(rows: Sequence[Row], path: Path) -> None:
     """Accuracy against the time of training, one axis a part, one line a row: the mean over the seeds after each epoch.
 
-    Rows with a measured ``images_per_second`` are drawn at that speed, so that a run that shared the machine with
-    something else counts the same as the others; the rest at the speed of the runs themselves.
-
     Args:
       rows: with curves.
       path: SVG or PNG.

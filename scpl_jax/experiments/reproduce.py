@@ -225,6 +225,7 @@ def _numbers(folder: Path, cores: int) -> dict[str, Any]:
     return {
         **{name: results[name] for name in kept if name in results},
         "curve": curve,
+        "images_per_epoch": round(lines[0]["images_per_second"] * lines[0]["train_seconds"]),
         "train_loss": lines[-1]["train_loss"],
         "cores": cores,
         "date": datetime.date.today().isoformat(),
@@ -266,8 +267,18 @@ def _speed_of(speed: Speed, out_dir: Path) -> dict[str, Any]:
     }
 
 
+def _curve(cell: dict[str, Any], speed: float | None) -> tuple[tuple[float, float], ...]:
+    """(seconds, accuracy) after each epoch; seconds at the measured speed, if there is one, not at that of the run."""
+    epoch = None if speed is None else cell["images_per_epoch"] / speed
+    return tuple((s if epoch is None else i * epoch, a) for i, (s, a) in enumerate(cell["curve"], start=1))
+
+
 def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[str]) -> list[Row]:
-    """Write ``table.md``, ``table.csv``, ``table.json`` and ``accuracy.svg`` of what is there; its rows."""
+    """Write ``table.md``, ``table.csv``, ``table.json`` and ``accuracy.svg`` of what is there; its rows.
+
+    Where speed was measured the figure's times are at that speed, so that a run that shared the machine with something
+    else counts the same as the others.
+    """
     speeds = {(speed.part, row): found for speed in table.speeds for row, found in _speed_of(speed, out_dir).items()}
     rows = []
     for part in table.parts:
@@ -284,7 +295,7 @@ def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[s
                 if "peak_memory_bytes" in speed:
                     found["peak_memory_bytes"] = tuple(speed["peak_memory_bytes"])
             accuracies = tuple(cell["test_accuracy"] for cell in cells)
-            curves = tuple(tuple((s, a) for s, a in cell["curve"]) for cell in cells)
+            curves = tuple(_curve(cell, found.get("images_per_second")) for cell in cells)
             rows.append(Row(part, name, accuracies, curves, **found))
     if not rows:
         return rows

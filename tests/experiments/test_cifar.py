@@ -189,6 +189,27 @@ def test_other_rules_train_and_report_their_exits(tiny, options):
     asked = [name for name in ("--exit-threshold", "--exit-patience") if name in options]
     assert len(lines[1]["early_stops"]) == 10 + len(asked)
     assert all(0 < stop["share"] <= 1 for stop in lines[1]["early_stops"])
+    results = read(path)[0]
+    assert results["exits"] == lines[1]["exits"]
+    assert results["early_stops"] == lines[1]["early_stops"]
+    assert "share of the network" in (path / "plots" / "exits.svg").read_text()
+    assert "probes" not in results
+
+
+def test_stages_without_exits_are_probed_and_runs_averaged(tiny, capsys):
+    status, path = tiny("--epochs", "1", "--runs", "2", "--probe-images", "64", "--no-tensorboard")
+    assert status == 0
+    results = read(path)[0]
+    for index, probe in enumerate(results["probes"]):
+        assert probe["stage"] == index
+        for name in ("neighbours_accuracy", "linear_accuracy"):
+            each = [one["probes"][index][name] for one in results["per_run"]]
+            assert probe[name] == pytest.approx(np.mean(each))
+            assert round(each[0] * 40, 6).is_integer()
+    assert "linear probe of stages 0 to 1" in capsys.readouterr().out
+    assert not (path / "plots").exists()
+    status, path = tiny("--epochs", "1", "--probe-images", "0", "--no-tensorboard", out="none")
+    assert "probes" not in read(path)[0]
 
 
 BAD = {
@@ -207,6 +228,9 @@ BAD = {
         ["--method", "dascpl", "--join-epochs", "1,9", "--epochs", "2"],
         "would join after the 2 epochs",
     ),
+    "no probe images": (["--probe-images", "-1"], "--probe-images must be at least 0, got -1"),
+    "unknown costs": (["--costs", "guessed"], "--costs guessed is unknown; choose estimate or measured"),
+    "unknown spread": (["--across-hosts", "all"], "--across-hosts all is unknown; choose stages or data"),
     "unknown data set": (["--dataset", "nonsense"], "nonsense"),
     "unknown model": (["--model", "nonsense"], "unknown model 'nonsense'"),
     "unknown method": (["--method", "nonsense"], "--method nonsense is unknown"),

@@ -107,6 +107,22 @@ def test_two_processes_equal_one_to_the_bit(undisturbed, environment):
     results = json.loads((out / "results.json").read_text())
     assert len(results["peak_memory_bytes_per_process"]) == 2
     assert len(results["devices"]) == 2
+    alone = json.loads((undisturbed / "results.json").read_text())
+    assert [one["stage"] for one in results["probes"]] == [0, 1]  # each process probes its own stage
+    assert results["probes"] == alone["probes"]
+
+
+@two_cores
+@pytest.mark.parametrize("method", ["al", "dascpl"])
+def test_other_rules_in_two_processes_equal_one_to_the_bit(tmp_path, environment, method):
+    options = ["--method", method, "--epochs", "2", "--exit-patience", "1"]
+    finish(command(tmp_path / "one", *options), environment)
+    finish(command(tmp_path / "two", *options, processes=2), environment)
+    assert_same(outcome(tmp_path / "one"), outcome(tmp_path / "two"))
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert [one["stage"] for one in results["exits"]] == [0, 1]
+    assert [one["patience"] for one in results["early_stops"]].count(1) == 1
+    assert (tmp_path / "two" / "plots" / "exits.svg").exists()
 
 
 def kill_second(process):

@@ -182,6 +182,23 @@ def test_sigterm_saves_the_running_cell_and_the_same_command_continues(tmp_path)
     assert any((metrics.parent / "checkpoints").rglob("*"))
 
 
+def test_measured_speed_goes_into_table_and_figure(tiny, tmp_path):
+    status, out = tiny("--seeds", "1")
+    assert status == 0
+    file = tmp_path / "tiny" / "table.toml"
+    file.write_text(TINY + "\n[speed]\nrepeats = 1\nsteps = 1\nmemory = false\nimage-size = 16\n")
+    assert tiny("--seeds", "1")[0] == 0
+    measured = sorted(path.name for path in out.glob("speed-*.json"))
+    assert measured == ["speed-vgg8-bp-one-stage.json", "speed-vgg8-scpl.json"]  # noise makes no difference to speed
+    speed = json.loads((out / measured[1]).read_text())["methods"]["scpl"]["images_per_second"]
+    row = json.loads((out / "table.json").read_text())["rows"][0]
+    assert row["images_per_second"] == speed
+    assert row["spread"][0] <= speed <= row["spread"][1]
+    before = (out / measured[1]).stat().st_mtime_ns
+    assert tiny("--seeds", "1")[0] == 0  # nothing is measured twice
+    assert (out / measured[1]).stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -11,6 +11,7 @@ from flax import nnx
 
 import scpl_jax as scpl
 from scpl_jax.data import Dataset, make_augment, normalise
+from scpl_jax.pipeline.exits import StopRule
 from scpl_jax.training import (
     CheckpointStore,
     Plan,
@@ -57,12 +58,23 @@ class StopAfter:
         return signal.SIGINT if self.step is not None and self.pipeline.step >= self.step else None
 
 
-def new_pipeline(dataset, small_vgg):
+SUPCON = scpl.SupCon(head="mlp-bn", head_dims=(8, 6))
+RULES = {
+    "associated learning": ([scpl.Associated(4, code=8, hidden=6)] * 2, ()),
+    "early exit": ([scpl.LocalClassifier(4, (6,)), scpl.CrossEntropy()], ()),
+    "stages that join": ([scpl.Mixture(((1.0, SUPCON), (0.5, scpl.LocalClassifier(4, detach=True))))] * 2, (1, 3)),
+    "predsim and inforeg": ([scpl.PredSim(4), scpl.InfoReg(4, (8, 6))], ()),
+}
+
+
+def new_pipeline(dataset, small_vgg, objective=SUPCON):
     """As a fresh process would build it. A dropout block gives the stages random state of their own."""
     blocks = small_vgg()
     blocks.insert(1, nnx.Dropout(0.1, rngs=nnx.Rngs(5)))
     example = jax.ShapeDtypeStruct((2 * BATCH, 16, 16, 3), np.float32)
-    stages = scpl.decouple(blocks, 2, scpl.SupCon(head="mlp-bn", head_dims=(8, 6)), example, nnx.Rngs(1))
+    classifier = not isinstance(objective, list) or not objective[0].coded
+    used = blocks if classifier else blocks[:-1]
+    stages = scpl.decouple(used, 2, objective, example, nnx.Rngs(1), classifier=classifier)
     schedule = cosine_schedule(1e-2, 1e-4, EPOCHS * STEPS)
     return scpl.Pipeline(
         stages,
@@ -74,11 +86,14 @@ def new_pipeline(dataset, small_vgg):
     )
 
 
-def session(path, dataset, small_vgg, stop=None, save_every=None):
+def session(path, dataset, small_vgg, stop=None, save_every=None, rule=(SUPCON, ())):
     """One process's part of a run: (result or None, its pipeline)."""
-    pipeline = new_pipeline(dataset, small_vgg)
+    objective, joins = rule
+    pipeline = new_pipeline(dataset, small_vgg, objective)
     store = CheckpointStore(path / "checkpoints", keep=2)
-    plan = Plan(0, EPOCHS, BATCH, cosine_schedule(1e-2, 1e-4, EPOCHS * STEPS), save_every)
+    schedule = cosine_schedule(1e-2, 1e-4, EPOCHS * STEPS)
+    rules = (StopRule(confidence=0.4), StopRule(patience=1)) if joins or isinstance(objective, list) else ()
+    plan = Plan(0, EPOCHS, BATCH, schedule, save_every, rules=rules, joins=joins)
     reporter = Reporter(progress=False)
     try:
         result = train(pipeline, dataset, plan, store, RunDirectory(path), reporter, StopAfter(pipeline, stop))
@@ -129,6 +144,18 @@ def test_resumed_equals_uninterrupted(tmp_path, dataset, small_vgg, undisturbed,
         expected_result.best_test_accuracy,
         expected_result.best_epoch,
     )
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_other_rules_resume_to_the_bit_too(tmp_path, dataset, small_vgg, name):
+    rule = RULES[name]
+    _, pipeline = session(tmp_path / "undisturbed", dataset, small_vgg, rule=rule)
+    expected = outcome(tmp_path / "undisturbed", pipeline)
+    for stop in (3, 8):  # in an epoch; where the second stage joins
+        assert session(tmp_path / "stopped", dataset, small_vgg, stop, rule=rule)[0] is None
+    _, pipeline = session(tmp_path / "stopped", dataset, small_vgg, rule=rule)
+    chex.assert_trees_all_equal(outcome(tmp_path / "stopped", pipeline), expected)
+    assert len(expected[1][0]["exits"]) == 2
 
 
 def test_lines_written_after_the_last_checkpoint_are_not_doubled(tmp_path, dataset, small_vgg, undisturbed):
