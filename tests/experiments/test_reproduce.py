@@ -108,6 +108,7 @@ def test_a_row_overrides_a_part_which_overrides_the_scale(tmp_path):
     assert parse_options(Options, other[0].arguments, "cifar", Options()).dataset == "digits"
 
 
+@pytest.mark.processes
 def test_a_table_is_made_kept_and_completed(tiny, capsys):
     status, out = tiny("--seeds", "1", "--jobs", "1")
     assert status == 0
@@ -145,6 +146,7 @@ def test_a_table_is_made_kept_and_completed(tiny, capsys):
     assert "| scpl |" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_a_broken_cell_does_not_stop_the_others_and_is_run_again(tiny, tmp_path, capsys):
     file = tmp_path / "tiny" / "table.toml"
     file.write_text(TINY.replace('method = "scpl" }', 'method = "scpl", temperature = 0 }'))
@@ -159,6 +161,7 @@ def test_a_broken_cell_does_not_stop_the_others_and_is_run_again(tiny, tmp_path,
     assert len((out / "cells.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.processes
 def test_a_run_of_other_options_or_a_damaged_one_is_not_continued(tiny, tmp_path):
     (tmp_path / "tiny" / "table.toml").write_text(ONE)
     folder = tmp_path / "out" / "runs" / "vgg8" / "scpl" / "seed-0"
@@ -171,6 +174,7 @@ def test_a_run_of_other_options_or_a_damaged_one_is_not_continued(tiny, tmp_path
     assert len((out / "cells.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.processes
 def test_sigterm_saves_the_running_cell_and_the_same_command_continues(tmp_path):
     file = tmp_path / "table.toml"
     file.write_text(TINY.replace("epochs = 1", "epochs = 400"))
@@ -190,6 +194,7 @@ def test_sigterm_saves_the_running_cell_and_the_same_command_continues(tmp_path)
     assert any((metrics.parent / "checkpoints").rglob("*"))
 
 
+@pytest.mark.processes
 def test_measured_speed_goes_into_table_and_figure(tiny, tmp_path):
     file = tmp_path / "tiny" / "table.toml"
     file.write_text(ONE + "\n[speed]\nrepeats = 1\nsteps = 1\nmemory = false\n")

@@ -71,7 +71,7 @@ def new_pipeline(dataset, small_vgg, objective=SUPCON):
     """As a fresh process would build it. A dropout block gives the stages random state of their own."""
     blocks = small_vgg()
     blocks.insert(1, nnx.Dropout(0.1, rngs=nnx.Rngs(5)))
-    example = jax.ShapeDtypeStruct((2 * BATCH, 16, 16, 3), np.float32)
+    example = jax.ShapeDtypeStruct((BATCH, 16, 16, 3), np.float32)
     classifier = not isinstance(objective, list) or not objective[0].coded
     used = blocks if classifier else blocks[:-1]
     stages = scpl.decouple(used, 2, objective, example, nnx.Rngs(1), classifier=classifier)
@@ -80,7 +80,7 @@ def new_pipeline(dataset, small_vgg, objective=SUPCON):
         stages,
         build_optimizer("adam", schedule),
         jax.devices()[:2],
-        prepare=make_augment("strong", mean=dataset.mean, std=dataset.std),
+        prepare=make_augment("basic", mean=dataset.mean, std=dataset.std),
         prepare_eval=lambda images: normalise(images, dataset.mean, dataset.std),
         key=jax.random.key(7),
     )
