@@ -41,7 +41,7 @@ batch-size = 32
 augment = "none"
 limit-train = 64
 limit-test = 40
-probe-images = 0
+probe-examples = 0
 
 [paper]
 width = 1.0
@@ -103,6 +103,10 @@ def test_a_row_overrides_a_part_which_overrides_the_scale(tmp_path):
     assert (found.stages, found.method, found.width, found.label_noise) == (1, "bp", 0.05, 0)
     found = parse_options(Options, cells[2].arguments, "cifar", Options())
     assert (found.stages, found.label_noise, found.seed) == (2, 0.5, 0)
+    file.write_text(TINY.replace("{ label-noise = 0.5 }", '{ label-noise = 0.5, method = "bp" }'))
+    cells = read_table(file, "small").cells
+    found = parse_options(Options, cells[2].arguments, "cifar", Options())
+    assert (found.method, found.label_noise) == ("scpl", 0.5)
     other = read_table(file, "small", seeds=1, dataset="digits").cells
     assert len(other) == 3
     assert parse_options(Options, other[0].arguments, "cifar", Options()).dataset == "digits"
