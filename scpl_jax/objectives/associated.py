@@ -7,22 +7,34 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from scpl_jax.losses import cross_entropy
 from scpl_jax.models.layers import linear
 from scpl_jax.objectives.base import Objective, check_classes, one_array
 from scpl_jax.objectives.heads import ProjectionHead
+
+_ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh}
 
 
 class AssociatedLoss(nnx.Module):
     """Bridge b from features to the target code, encoder g and decoder h of that code."""
 
     def __init__(
-        self, bridge: ProjectionHead, encoder: nnx.Linear, decoder: nnx.Linear, num_classes: int, bounded: bool
+        self,
+        bridge: ProjectionHead,
+        encoder: nnx.Linear,
+        decoder: nnx.Linear,
+        num_classes: int,
+        activation: str,
+        bounded: bool,
+        loss: str,
     ):
         self.bridge = bridge
         self.encoder = encoder
         self.decoder = decoder
         self.num_classes = num_classes
+        self.activation = _ACTIVATIONS[activation]
         self.bounded = bounded
+        self.loss = loss
 
     def first_code(self, labels: jax.Array) -> jax.Array:
         """Labels (N,) to the code that accompanies the network's input: one-hot, (N, classes), float32."""
@@ -30,16 +42,16 @@ class AssociatedLoss(nnx.Module):
 
     def predict_code(self, features: jax.Array) -> jax.Array:
         """b: features (N, ...) to the predicted code (N, C)."""
-        return jax.nn.sigmoid(self.bridge(features))
+        return self.activation(self.bridge(features))
 
     def encode(self, code: jax.Array) -> jax.Array:
         """g: the code of the stage before to this stage's, (..., C) each."""
-        return jax.nn.sigmoid(self.encoder(code))
+        return self.activation(self.encoder(code))
 
     def decode(self, code: jax.Array) -> jax.Array:
         """h: this stage's code back to that of the stage before; in stage 0 to scores of the classes."""
         decoded = self.decoder(code)
-        return jax.nn.sigmoid(decoded) if self.bounded else decoded
+        return self.activation(decoded) if self.bounded else decoded
 
     def __call__(self, features: jax.Array, code: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Features (N, ...) and the code of the stage before to (a scalar, this stage's code)."""
@@ -47,18 +59,30 @@ class AssociatedLoss(nnx.Module):
         dtype = jnp.promote_types(target.dtype, jnp.float32)
         goal = jax.lax.stop_gradient(target)
         associated = jnp.mean((self.predict_code(features).astype(dtype) - goal.astype(dtype)) ** 2)
-        autoencoder = jnp.mean((self.decode(target).astype(dtype) - code.astype(dtype)) ** 2)
-        return associated + autoencoder, goal
+        decoded = self.decode(target).astype(dtype)
+        if self.loss == "cross-entropy":
+            return associated + cross_entropy(decoded, jnp.argmax(code, axis=-1)), goal
+        return associated + jnp.mean((decoded - code.astype(dtype)) ** 2), goal
 
 
-class _SigmoidHead(ProjectionHead):
-    """A projection head with sigmoids between its layers."""
+class _Bridge(ProjectionHead):
+    """A projection head with sigmoid or tanh between its layers."""
+
+    activation: str = "sigmoid"
 
     def __call__(self, features: jax.Array) -> jax.Array:
         x = self.pooled(features)
         for index, layer in enumerate(self.layers):
-            x = layer.linear(jax.nn.sigmoid(x) if index else x)
+            x = layer.linear(_ACTIVATIONS[self.activation](x) if index else x)
         return x
+
+
+# What the options of the same name may be.
+_CHOICES = {
+    "activation": tuple(_ACTIVATIONS),
+    "bounded": ("all", "first", "none"),
+    "first_loss": ("mse", "cross-entropy"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +102,12 @@ class Associated(Objective):
     Args:
       num_classes: number of classes, at least 1.
       code: size of the codes, at least 1.
-      hidden: size of the bridges' hidden layer, at least 1.
+      hidden: size of the bridges' hidden layer; 0 for none.
       pool: average a feature map down to this side before the bridge; 0 for none.
-      bounded: a sigmoid behind h, too.
+      activation: behind b's layers, g and h: "sigmoid" or, as in the released code for text, "tanh".
+      bounded: whether h has one, too: "all" stages', "first" (only that of stage 0) or "none".
+      first_loss: of stage 0's autoencoder: "mse" or, as in the released code for text, "cross-entropy" of h's output as
+        logits.
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
       dtype: dtype of the computation; None for that of the features. The losses are at least float32.
 
@@ -100,7 +127,9 @@ class Associated(Objective):
     code: int = 128
     hidden: int = 640
     pool: int = 2
-    bounded: bool = True
+    activation: str = "sigmoid"
+    bounded: str = "all"
+    first_loss: str = "mse"
     init: str = "torch"
     dtype: Any = None
 
@@ -108,14 +137,21 @@ class Associated(Objective):
 
     def __post_init__(self) -> None:
         check_classes(self.num_classes)
-        if min(self.code, self.hidden) < 1:
-            raise ValueError(f"code and hidden must be at least 1, got {self.code} and {self.hidden}")
+        if self.code < 1 or self.hidden < 0:
+            raise ValueError(f"code must be at least 1 and hidden 0 or more, got {self.code} and {self.hidden}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
     def build(self, features: Any, *, rngs: nnx.Rngs, code: Any = None) -> AssociatedLoss:
-        """Bridge, encoder and decoder for features of this shape; ``code``: what the stage before hands on."""
+        """Bridge, encoder, decoder for features of this shape; ``code``: of the stage before; None: the first."""
         size = self.num_classes if code is None else code.shape[-1]
         common: dict[str, Any] = {"rngs": rngs, "init": self.init, "dtype": self.dtype}
         shape = one_array(features, "Associated").shape[1:]
-        bridge = _SigmoidHead(shape, "mlp", (self.hidden, self.code), self.pool, **common)
+        kind, dims = ("mlp", (self.hidden, self.code)) if self.hidden else ("linear", (self.code,))
+        bridge = _Bridge(shape, kind, dims, self.pool, **common)
+        bridge.activation = self.activation
         encoder, decoder = linear(size, self.code, **common), linear(self.code, size, **common)
-        return AssociatedLoss(bridge, encoder, decoder, self.num_classes, self.bounded)
+        bounded = self.bounded == "all" or (self.bounded == "first" and code is None)
+        loss = self.first_loss if code is None else "mse"
+        return AssociatedLoss(bridge, encoder, decoder, self.num_classes, self.activation, bounded, loss)

@@ -39,7 +39,8 @@ class Objective(abc.ABC):
         """The local loss of one stage.
 
         Args:
-          features: what the stage hands on, a pytree of ``jax.ShapeDtypeStruct``, batch first.
+          features: what the stage hands on, a pytree of ``jax.ShapeDtypeStruct``, batch first. Of a message with an
+            attribute ``summary``, such as :class:`scpl_jax.models.TextMessage`, it is that.
           rngs: source of randomness for the initial parameters.
 
         Returns:
@@ -50,6 +51,16 @@ class Objective(abc.ABC):
         Raises:
           ValueError: the objective can't use such features.
         """
+
+
+def summary_of(features: Any) -> Any:
+    """What local losses see of what a block hands on: its attribute ``summary`` if it has one, else all of it.
+
+    Example:
+      >>> summary_of(3)
+      3
+    """
+    return getattr(features, "summary", features)
 
 
 def one_array(features: Any, who: str) -> jax.ShapeDtypeStruct:

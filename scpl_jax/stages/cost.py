@@ -3,11 +3,13 @@
 import dataclasses
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from scpl_jax.stages.variables import split
 
@@ -66,15 +68,38 @@ def module_cost(module: nnx.Module, *inputs: Any) -> Cost:
       >>> cost = module_cost(nnx.Linear(10, 20, rngs=nnx.Rngs(0)), jax.ShapeDtypeStruct((5, 10), jnp.float32))
       >>> cost.operations >= 2 * 5 * 10 * 20, cost.parameters
       (True, 220)
+
+    The body of a ``lax.scan`` counts as often as it is run; that of a ``lax.while_loop`` once.
     """
     graphdef, params, rest = split(module)
 
     def call(params: Any, rest: Any, inputs: Any) -> Any:
         return nnx.merge(graphdef, params, rest, copy=True)(*inputs)
 
-    analysis = jax.jit(call).lower(params, rest, inputs).cost_analysis() or {}
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return Cost(float(analysis.get("flops", 0.0)), float(analysis.get("bytes accessed", 0.0)), parameters)
+    operations, traffic = _analysis(call, params, rest, inputs)
+    return Cost(operations, traffic, sum(leaf.size for leaf in jax.tree.leaves(params)))
+
+
+def _analysis(function: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
+    """Floating-point operations and bytes of a function; XLA counts what is in a loop only once."""
+    analysis = jax.jit(function).lower(*arguments).cost_analysis() or {}
+    operations, traffic = float(analysis.get("flops", 0.0)), float(analysis.get("bytes accessed", 0.0))
+    for body, length in _scans(jax.make_jaxpr(function)(*arguments).jaxpr):
+        once = _analysis(jaxpr_as_fun(body), *body.in_avals)
+        operations += (length - 1) * once[0]
+        traffic += (length - 1) * once[1]
+    return operations, traffic
+
+
+def _scans(jaxpr: Jaxpr) -> Iterator[tuple[ClosedJaxpr, int]]:
+    """The outermost loops of a program: their body and how often it is run."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation.params["jaxpr"], equation.params["length"]
+            continue
+        for value in equation.params.values():
+            if isinstance(value, ClosedJaxpr | Jaxpr):
+                yield from _scans(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
 
 
 @dataclasses.dataclass(frozen=True)

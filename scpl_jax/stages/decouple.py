@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from scpl_jax.objectives import Objective
+from scpl_jax.objectives.base import summary_of
 from scpl_jax.stages.cost import TrainingCost, measured_cost, module_cost
 from scpl_jax.stages.cuts import balanced_cut, check_cut, check_num_stages, even_cut
 from scpl_jax.stages.variables import separate_rngs, split
@@ -212,17 +213,17 @@ def decouple(
         # Its input is detached or not; the difference is one product of many.
         classifier_cost = cost_of(last, inputs[-1]).training()
 
-    codes = _codes(objectives, inputs[-1], labels)
+    codes = _codes(objectives, summary_of(inputs[-1]), labels)
 
     def build(which: int, stop: int, rngs: nnx.Rngs) -> nnx.Module | None:
-        extra: dict[str, Any] = {"code": codes[which]} if codes else {}
-        return objectives[which].build(inputs[stop], rngs=rngs, **extra)
+        extra: dict[str, Any] = {"code": codes[which]} if codes and which > 0 else {}
+        return objectives[which].build(summary_of(inputs[stop]), rngs=rngs, **extra)
 
     @functools.cache
     def loss_cost(stop: int, which: int) -> float:
         loss = build(which, stop, nnx.Rngs(0))
         beside = codes[which] if codes else labels
-        return 0.0 if loss is None else cost_of(loss, inputs[stop], beside).training()
+        return 0.0 if loss is None else cost_of(loss, summary_of(inputs[stop]), beside).training()
 
     def cost(start: int, stop: int, which: int | None = None) -> float:
         # While a cut is sought, the number of a stage is not known: objectives are then taken to cost like the first.

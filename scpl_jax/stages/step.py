@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from scpl_jax.losses import cross_entropy
+from scpl_jax.objectives.base import summary_of
 from scpl_jax.objectives.heads import average_pool
 from scpl_jax.stages.decouple import Stage, StageModule
 from scpl_jax.stages.variables import split
@@ -73,12 +74,12 @@ def _loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.Array)
         loss: Any = module.loss[0]
         message, code = message if stage.takes_code else (message, loss.first_code(labels))
         features = _forward(module, message)
-        total, code = loss(features, code)
+        total, code = loss(summary_of(features), code)
         metrics["loss"] = total
         return total, ((features, code), split(module)[2], metrics)
     features = _forward(module, message)
     for loss in module.loss:
-        metrics["loss"] = loss(features, labels)
+        metrics["loss"] = loss(summary_of(features), labels)
         total = total + metrics["loss"]
     for classifier in module.classifier:
         logits = classifier(features if stage.classifier_gradient else jax.lax.stop_gradient(features))
@@ -204,13 +205,13 @@ def evaluate(stage: Stage, params: Any, rest: Any, message: Any) -> tuple[Any, j
     features = _forward(module, message)
     if stage.coded:
         associated: Any = module.loss[0]
-        return features, associated.predict_code(features)
+        return features, associated.predict_code(summary_of(features))
     logits = None
     for classifier in module.classifier:
         logits = classifier(features)
     for loss in module.loss:
         if logits is None and hasattr(loss, "logits"):
-            logits = loss.logits(features)
+            logits = loss.logits(summary_of(features))
     return features, logits
 
 
@@ -225,7 +226,7 @@ def pooled_features(features: Any, side: int) -> jax.Array:
       >>> pooled_features({"x": jnp.ones((2, 8, 8, 3)), "mask": jnp.ones((2, 8), bool)}, 2).shape
       (2, 12)
     """
-    parts = [x for x in jax.tree.leaves(features) if jnp.issubdtype(x.dtype, jnp.floating)]
+    parts = [x for x in jax.tree.leaves(summary_of(features)) if jnp.issubdtype(x.dtype, jnp.floating)]
     parts = [average_pool(x, side) if side and x.ndim == 4 else x for x in parts]
     return jnp.concatenate([x.reshape(x.shape[0], -1).astype(jnp.float32) for x in parts], axis=1)
 

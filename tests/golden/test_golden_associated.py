@@ -58,7 +58,7 @@ def network(name, golden):
             stages.append([one])
             channels = width
         sizes = {"code": golden.meta["hidden"], "hidden": 5 * golden.meta["hidden"]}
-    return stages, Associated(classes, pool=0, bounded=name != "al_step", **sizes)
+    return stages, Associated(classes, pool=0, bounded="none" if name == "al_step" else "all", **sizes)
 
 
 def block_names(name, stage, position):

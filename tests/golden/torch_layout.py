@@ -29,7 +29,12 @@ _LEAVES = {
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
+    "vectors": "weight",
+    "a": "a",
+    "b": "b",
 }
+# Variables of a bidirectional LSTM, the two directions in the first axis.
+_LSTM = {"kernel": "weight_ih_l0", "recurrent": "weight_hh_l0", "bias": "bias_ih_l0", "recurrent_bias": "bias_hh_l0"}
 # The reference's names of the kinds of heads.
 _HEADS = {"i": "identity", "l": "linear", "m": "mlp", "mb": "mlp-bn", "SimSiamMLP": "simsiam"}
 
@@ -115,12 +120,14 @@ class Layer:
       name: of torch's layer, in the ``state_dict``.
       flattened: for a linear layer on a flattened feature map, that map's (H, W, C).
       count: for a batch norm, the values that one channel's statistics are taken over.
+      lstm: whether it is a bidirectional LSTM.
     """
 
     path: Path_
     name: str
     flattened: tuple[int, ...] | None = None
     count: int = 0
+    lstm: bool = False
 
 
 def head_layers(head: nnx.Module, in_shape: tuple[int, ...], path: Path_, name: str) -> list[Layer]:
@@ -172,8 +179,15 @@ def classifier_layers(
 
 
 def _here(layer: Layer, leaf: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    if layer.lstm:
+        return np.stack([arrays[name].T for name in lstm_names(layer, leaf)])
     value = arrays[f"{layer.name}.{_LEAVES[leaf]}"]
     return kernel_here(value, layer.flattened) if leaf == "kernel" else value
+
+
+def lstm_names(layer: Layer, leaf: str) -> list[str]:
+    """Torch's names of a variable of an LSTM: forward, backward."""
+    return [f"{layer.name}.{_LSTM[leaf]}{suffix}" for suffix in ("", "_reverse")]
 
 
 def load(state: Any, layers: Iterable[Layer], arrays: Mapping[str, np.ndarray]) -> Any:
@@ -194,6 +208,9 @@ def to_torch(state: Any, layers: Iterable[Layer]) -> dict[str, np.ndarray]:
     for path, variable in nnx.to_flat_state(state):
         layer, leaf = table[path[:-1]], path[-1]
         value = np.asarray(variable[...])
+        if layer.lstm:
+            values |= {name: part.T for name, part in zip(lstm_names(layer, leaf), value, strict=True)}
+            continue
         if leaf == "kernel":
             value = kernel_there(value, layer.flattened)
         values[f"{layer.name}.{_LEAVES[leaf]}"] = value

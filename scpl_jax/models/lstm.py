@@ -1,0 +1,155 @@
+"""Bidirectional LSTM layers that take over the final state of the layer before."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scpl_jax.models.layers import scaled
+from scpl_jax.models.sequence import Dropout, Embedding, TextClassifier, TextMessage
+
+
+class BiLSTM(nnx.Module):
+    r"""One bidirectional LSTM layer: message to message, with outputs [forward, backward] of 2H and a summary of H.
+
+    .. math::
+
+        i, f, o = \sigma(\cdot), \quad g = \tanh(\cdot), \quad c' = f c + i g, \quad h' = o \tanh c'
+
+    with the gates in torch's order i, f, g, o, each from :math:`x W + b + h U + b'`. The first state is the final one
+    of the layer before, where there is one. The projection of the inputs is one product outside the loop, and both
+    directions run in one loop.
+
+    Args:
+      in_features: D of the incoming sequence.
+      hidden: H.
+      masked: true lengths count: the backward direction begins at the last word, padding changes no state, and outputs
+        there are 0. False as in the released PyTorch code, where padding counts like words.
+      summary: "mean" of the two directions' final h, as in SCPL, or their "sum", as in associated learning.
+      dropout: share of the outputs that training sets to 0.
+      rngs: source of randomness.
+      dtype: dtype of the computation; parameters are float32. None: that of the input.
+
+    Raises:
+      ValueError: unknown ``summary``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        *,
+        rngs: nnx.Rngs,
+        masked: bool = True,
+        summary: str = "mean",
+        dropout: float = 0.0,
+        dtype: Any = None,
+    ):
+        if summary not in ("mean", "sum"):
+            raise ValueError(f"summary must be mean or sum, got {summary!r}")
+        bound = 1 / math.sqrt(hidden)
+
+        def uniform(*shape: int) -> nnx.Param[jax.Array]:
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
+
+        self.kernel = uniform(2, in_features, 4 * hidden)
+        self.recurrent = uniform(2, hidden, 4 * hidden)
+        # Two, as in torch: under Adam two biases move twice as fast as one.
+        self.bias = uniform(2, 4 * hidden)
+        self.recurrent_bias = uniform(2, 4 * hidden)
+        self.dropout = Dropout(dropout, rngs=rngs)
+        self.masked, self.summary, self.dtype = masked, summary, dtype
+
+    def __call__(self, message: TextMessage) -> TextMessage:
+        """Sequence (N, L, D) to (N, L, 2H), summary (N, H), state (2, N, H) twice."""
+        x = message.sequence.astype(self.dtype or message.sequence.dtype)
+        kernel, recurrent = self.kernel[...].astype(x.dtype), self.recurrent[...].astype(x.dtype)
+        bias = (self.bias[...] + self.recurrent_bias[...]).astype(x.dtype)
+        mask = message.mask if self.masked else jnp.ones_like(message.mask)
+        both = jnp.stack([x, reverse(x, mask)])  # (2, N, L, D)
+        gates = jnp.einsum("snld,sdg->lsng", both, kernel) + bias[:, None]
+        hidden = recurrent.shape[1]
+        if message.state is None:
+            h = c = jnp.zeros((2, x.shape[0], hidden), x.dtype)
+        else:
+            h, c = (part.astype(x.dtype) for part in message.state)
+
+        def step(carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array]) -> Any:
+            (h, c), (gate, real) = carry, inputs
+            i, f, g, o = jnp.split(gate + jnp.einsum("snh,shg->sng", h, recurrent), 4, axis=-1)
+            new_c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            new_h = jax.nn.sigmoid(o) * jnp.tanh(new_c)
+            real = real[None, :, None]
+            return (jnp.where(real, new_h, h), jnp.where(real, new_c, c)), jnp.where(real, new_h, 0)
+
+        (h, c), outputs = jax.lax.scan(step, (h, c), (gates, mask.T))
+        outputs = outputs.transpose(1, 2, 0, 3)  # (2, N, L, H)
+        sequence = jnp.concatenate([outputs[0], reverse(outputs[1], mask)], axis=-1)
+        summary = h[0] + h[1] if self.summary == "sum" else (h[0] + h[1]) / 2
+        return TextMessage(self.dropout(sequence), message.mask, summary, (h, c))
+
+
+def reverse(sequence: jax.Array, mask: jax.Array) -> jax.Array:
+    """The words of each sequence the other way round, padding left behind them: (N, L, D), mask (N, L).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> reverse(jnp.array([[[1.0], [2.0], [0.0]]]), jnp.array([[True, True, False]]))[0, :, 0]
+      Array([2., 1., 0.], dtype=float32)
+    """
+    lengths = mask.sum(axis=1, keepdims=True)
+    position = jnp.arange(sequence.shape[1])[None]
+    index = jnp.where(position < lengths, lengths - 1 - position, position)
+    return jnp.take_along_axis(sequence, index[..., None], axis=1)
+
+
+def lstm(
+    num_classes: int,
+    *,
+    vocabulary: int = 30000,
+    layers: int = 4,
+    size: int = 300,
+    hidden: int = 300,
+    width: float = 1.0,
+    masked: bool = True,
+    summary: str = "mean",
+    dropout: float = 0.0,
+    init: str = "torch",
+    dtype: Any = None,
+    rngs: nnx.Rngs,
+) -> list[nnx.Module]:
+    """An embedding, ``layers - 1`` bidirectional LSTM layers, and a classifier with a tanh layer.
+
+    Args:
+      num_classes: width of the logits.
+      vocabulary: number of tokens, padding (0) included.
+      layers: blocks besides the classifier, at least 2.
+      size: length of the word vectors.
+      hidden: H of each direction, and width of the classifier's hidden layer; both times ``width``.
+      width: multiplier of ``hidden``.
+      masked: see :class:`BiLSTM`.
+      summary: see :class:`BiLSTM`.
+      dropout: share of the values that training sets to 0 behind every block.
+      init: initial distribution of the classifier, one of ``scpl_jax.models.INITIALISERS``; that of the LSTM layers is
+        torch's.
+      dtype: dtype of the computation; parameters are float32. None: float32.
+      rngs: source of randomness.
+
+    Raises:
+      ValueError: fewer than 2 layers.
+
+    Example:
+      >>> from flax import nnx
+      >>> len(lstm(2, vocabulary=50, size=8, hidden=8, rngs=nnx.Rngs(0)))
+      5
+    """
+    if layers < 2:
+        raise ValueError(f"an LSTM network needs at least 2 layers, the embedding included, got {layers}")
+    h = scaled(hidden, width)
+    common: dict[str, Any] = {"masked": masked, "dropout": dropout, "dtype": dtype, "rngs": rngs}
+    blocks: list[nnx.Module] = [Embedding(vocabulary, size, **common)]
+    for index in range(layers - 1):
+        blocks.append(BiLSTM(size if index == 0 else 2 * h, h, summary=summary, **common))
+    return [*blocks, TextClassifier(h, h, num_classes, init=init, dtype=dtype, rngs=rngs)]
