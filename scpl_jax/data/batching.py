@@ -8,6 +8,9 @@ from scpl_jax.data.errors import DataError
 
 PADDING_LABEL = -1
 
+Batch = tuple[np.ndarray, np.ndarray]
+"""Inputs, batch first, and labels `(B,)` int32."""
+
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
     """Permutation of the examples for one epoch.
@@ -67,7 +70,7 @@ def batches(
         >>> [batch.tolist() for _, batch in batches(images, labels, 2, order=np.arange(5))]
         [[0, 1], [2, 3]]
     """
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     if batch_size > len(order):
         raise DataError(
             f"--batch-size is {batch_size} but there are only {len(order)} training examples; "
@@ -101,7 +104,7 @@ def eval_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Ite
         >>> [batch.tolist() for _, batch in eval_batches(images, labels, 2)]
         [[0, 1], [2, -1]]
     """
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     starts = range(0, len(images), batch_size)
     return (_padded(images[at : at + batch_size], labels[at : at + batch_size], batch_size) for at in starts)
 
@@ -117,6 +120,11 @@ def _padded(images: np.ndarray, labels: np.ndarray, batch_size: int) -> tuple[np
     )
 
 
-def _check_batch_size(batch_size: int) -> None:
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a batch without examples.
+
+    Raises:
+        DataError: when `batch_size` is below 1.
+    """
     if batch_size < 1:
         raise DataError(f"--batch-size is {batch_size}, expected at least 1; choose a larger one.")

@@ -1,12 +1,64 @@
-"""An image data set held in memory, and the two changes an experiment may ask of it."""
+"""What a data set is for training, one of images held in memory, and the changes an experiment may ask of any."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from scpl_jax.data.batching import Batch, batches, check_batch_size, epoch_order, eval_batches
 from scpl_jax.data.errors import DataError
 
 _SPLITS = ("train", "test")
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """What training asks of a data set, whatever its examples are.
+
+    `unit` is what an example is, in the plural.
+    """
+
+    unit: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def source(self) -> str:
+        """Where the examples came from, for people to read."""
+
+    @property
+    def note(self) -> str:
+        """What a user should know about how the data set was chosen; empty when nothing."""
+
+    @property
+    def train_labels(self) -> np.ndarray:
+        """Class index of each training example, `(N,)` int32."""
+
+    @property
+    def test_labels(self) -> np.ndarray:
+        """Class index of each test example, `(M,)` int32."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    def shapes(self, batch_size: int) -> list[tuple[Any, Any]]:
+        """A batch of every shape that training has: inputs and labels as arrays of which only the shape counts."""
+
+    def train_batches(self, batch_size: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The `N // batch_size` batches of one epoch, from batch `start` on; nothing but the arguments decides."""
+
+    def every(self, split: str, batch_size: int, count: int | None = None) -> Iterator[Batch]:
+        """Each of the first `count` examples of `train` or `test` once; the last batch filled up with label -1."""
+
+    def limited(self, limit_train: int | None, limit_test: int | None) -> Any:
+        """The first examples of each split only."""
+
+
+AnyExamples = TypeVar("AnyExamples", bound=Examples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +92,8 @@ class Dataset:
     std: tuple[float, float, float]
     note: str = ""
 
+    unit: ClassVar[str] = "images"
+
     def __post_init__(self) -> None:
         self.validate()
 
@@ -53,6 +107,31 @@ class Dataset:
         """Height, width and channels of every image."""
         height, width, channels = self.train_images.shape[1:]
         return (height, width, channels)
+
+    def shapes(self, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """One batch of images and labels: all batches have its shape."""
+        check_batch_size(batch_size)
+        return [(np.empty((batch_size, *self.image_shape), np.uint8), np.empty(batch_size, np.int32))]
+
+    def train_batches(self, batch_size: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch in random order, from batch `start` on (see `batches`)."""
+        order = epoch_order(len(self.train_images), seed=seed, epoch=epoch)
+        return batches(self.train_images, self.train_labels, batch_size, order=order, start=start)
+
+    def every(self, split: str, batch_size: int, count: int | None = None) -> Iterator[Batch]:
+        """Each of the first `count` images of `train` or `test` once, in order (see `eval_batches`)."""
+        images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+        return eval_batches(images[:count], labels[:count], batch_size)
+
+    def limited(self, limit_train: int | None, limit_test: int | None) -> "Dataset":
+        """The first images of each split only; `mean` and `std` stay."""
+        return replace(
+            self,
+            train_images=self.train_images[:limit_train],
+            train_labels=self.train_labels[:limit_train],
+            test_images=self.test_images[:limit_test],
+            test_labels=self.test_labels[:limit_test],
+        )
 
     def validate(self) -> None:
         """Check that the arrays fit together.
@@ -98,7 +177,7 @@ def _check_labels(name: str, split: str, labels: np.ndarray, num_images: int, nu
         )
 
 
-def limit(dataset: Dataset, limit_train: int | None = None, limit_test: int | None = None) -> Dataset:
+def limit(dataset: AnyExamples, limit_train: int | None = None, limit_test: int | None = None) -> AnyExamples:
     """Keep only the first examples of each split.
 
     Args:
@@ -121,16 +200,11 @@ def limit(dataset: Dataset, limit_train: int | None = None, limit_test: int | No
     for option, value in (("--limit-train", limit_train), ("--limit-test", limit_test)):
         if value is not None and value < 1:
             raise DataError(f"{option} is {value}, expected at least 1; leave it out to use every example.")
-    return replace(
-        dataset,
-        train_images=dataset.train_images[:limit_train],
-        train_labels=dataset.train_labels[:limit_train],
-        test_images=dataset.test_images[:limit_test],
-        test_labels=dataset.test_labels[:limit_test],
-    )
+    limited: AnyExamples = dataset.limited(limit_train, limit_test)
+    return limited
 
 
-def add_label_noise(dataset: Dataset, rate: float, seed: int) -> Dataset:
+def add_label_noise(dataset: AnyExamples, rate: float, seed: int) -> AnyExamples:
     """Draw a share of the training labels anew, uniformly from all classes.
 
     The true class can be drawn again, so about `rate * (1 - 1 / num_classes)` of the labels end up wrong.
@@ -162,4 +236,5 @@ def add_label_noise(dataset: Dataset, rate: float, seed: int) -> Dataset:
     labels = dataset.train_labels.copy()
     chosen = generator.permutation(len(labels))[: round(rate * len(labels))]
     labels[chosen] = generator.integers(dataset.num_classes, size=len(chosen), dtype=np.int32)
-    return replace(dataset, train_labels=labels)
+    noisy: AnyExamples = replace(dataset, train_labels=labels)  # type: ignore[type-var]
+    return noisy

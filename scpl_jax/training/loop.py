@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from scpl_jax.data import Dataset, batches, epoch_order, eval_batches
+from scpl_jax.data import Examples
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.pipeline.exits import StopRule
 from scpl_jax.training.checkpoints import CheckpointStore, Progress
@@ -26,7 +26,7 @@ class Plan:
     Attributes:
       seed: of the order of the data.
       epochs: number of epochs.
-      batch_size: source images a batch.
+      batch_size: source examples a batch.
       schedule: learning rate by step; only reported, the optimizer has its own.
       save_every: steps between checkpoints; None for every epoch.
       norms_every: steps between gradient norms in TensorBoard; None for never.
@@ -54,20 +54,20 @@ class Result:
       test_accuracy: of the last epoch, a fraction: the figure to quote.
       best_test_accuracy: of the best epoch, only to compare with papers that report the best.
       best_epoch: that epoch.
-      images_per_second: source images trained on per second of training, evaluation left out.
+      examples_per_second: source examples trained on per second of training, evaluation left out.
       seconds: training time, evaluation left out.
     """
 
     test_accuracy: float
     best_test_accuracy: float
     best_epoch: int
-    images_per_second: float
+    examples_per_second: float
     seconds: float
 
 
 def train(
     pipeline: Pipeline,
-    dataset: Dataset,
+    dataset: Examples,
     plan: Plan,
     store: CheckpointStore,
     directory: RunDirectory,
@@ -81,7 +81,7 @@ def train(
 
     Args:
       pipeline: the stages; its states are overwritten by the checkpoint, if there is one.
-      dataset: training and test images.
+      dataset: training and test examples.
       plan: epochs, batch size and so on.
       store: where checkpoints are kept.
       directory: where ``metrics.jsonl`` is written.
@@ -98,21 +98,21 @@ def train(
     directory.keep_metrics(
         lambda line: line["seed"] != plan.seed or line["step"] <= _lines_until(progress, restored_step)
     )
-    images, labels = dataset.train_images, dataset.train_labels
-    steps_per_epoch = len(images) // plan.batch_size
-    # Compiled now, so that the first epoch's images/s are those of training.
-    pipeline.compile(images[: plan.batch_size], labels[: plan.batch_size])
+    steps_per_epoch = len(dataset.train_labels) // plan.batch_size
+    # Compiled now, so that the first epoch's speed is that of training.
+    for shapes in dataset.shapes(plan.batch_size):
+        pipeline.compile(*shapes)
     first_step_done = False
     stop = Agreement(interrupt, pipeline.max_in_flight)
 
     while progress.epoch <= plan.epochs:
         if plan.joins:
             pipeline.active = sum(join <= progress.epoch for join in plan.joins)
-        order = epoch_order(len(images), seed=plan.seed, epoch=progress.epoch)
         left = (plan.epochs - progress.epoch + 1) * steps_per_epoch - progress.batch
         reporter.start_epoch(progress.epoch, plan.epochs, steps_per_epoch, progress.batch, plan.batch_size, left)
         began = time.perf_counter() - progress.epoch_seconds
-        for batch in batches(images, labels, plan.batch_size, order=order, start=progress.batch):
+        order = {"seed": plan.seed, "epoch": progress.epoch, "start": progress.batch}
+        for batch in dataset.train_batches(plan.batch_size, **order):
             with_norms = plan.norms_every is not None and pipeline.step % plan.norms_every == 0
             _profile(plan, pipeline, pipeline.step - restored_step)
             metrics = pipeline.train_step(*batch, with_norms=with_norms)
@@ -141,7 +141,7 @@ def train(
             store.save(pipeline, progress)
             _stopped(reporter, store)
             return None
-        line = _line(pipeline, plan, progress, evaluation, steps_per_epoch)
+        line = _line(pipeline, plan, progress, evaluation, steps_per_epoch, dataset.unit)
         directory.append_metrics(line)
         reporter.after_epoch(line, plan.epochs)
         pipeline.reset_totals()
@@ -180,11 +180,11 @@ def _profile(plan: Plan, pipeline: Pipeline, done: int) -> None:
         jax.profiler.stop_trace()
 
 
-def _evaluate(pipeline: Pipeline, dataset: Dataset, plan: Plan, interrupt: Interrupt) -> dict[str, Any] | None:
-    """Accuracy over the test images; None if the run was asked to stop meanwhile."""
+def _evaluate(pipeline: Pipeline, dataset: Examples, plan: Plan, interrupt: Interrupt) -> dict[str, Any] | None:
+    """Accuracy over the test examples; None if the run was asked to stop meanwhile."""
 
     def until_interrupted() -> Any:
-        for batch in eval_batches(dataset.test_images, dataset.test_labels, plan.batch_size):
+        for batch in dataset.every("test", plan.batch_size):
             if alone and interrupt.received is not None:
                 return
             yield batch
@@ -198,7 +198,7 @@ def _evaluate(pipeline: Pipeline, dataset: Dataset, plan: Plan, interrupt: Inter
 
 
 def _line(
-    pipeline: Pipeline, plan: Plan, progress: Progress, evaluation: dict[str, Any], steps_per_epoch: int
+    pipeline: Pipeline, plan: Plan, progress: Progress, evaluation: dict[str, Any], steps_per_epoch: int, unit: str
 ) -> dict[str, Any]:
     """One line of ``metrics.jsonl``."""
     totals = pipeline.totals()
@@ -212,7 +212,7 @@ def _line(
         "test_accuracy": evaluation["accuracy"],
         "test_loss": _finite(evaluation["loss"]),
         "train_seconds": progress.epoch_seconds,
-        "images_per_second": steps_per_epoch * plan.batch_size / progress.epoch_seconds,
+        f"{unit}_per_second": steps_per_epoch * plan.batch_size / progress.epoch_seconds,
     }
     if plan.joins:
         line["joined_stages"] = pipeline.active

@@ -1,11 +1,12 @@
 """What a stage's features are worth without a classifier of its own: nearest neighbours and a linear probe."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
-from scpl_jax.data import Dataset, eval_batches
+from scpl_jax.data import Batch, Examples
 from scpl_jax.pipeline import Pipeline, processes
 from scpl_jax.pipeline.placement import is_local
 from scpl_jax.pipeline.placement import processes as processes_of
@@ -14,47 +15,48 @@ NEIGHBOURS = 20
 
 
 def probe_stages(
-    pipeline: Pipeline, dataset: Dataset, train_images: int, batch_size: int, side: int = 2
+    pipeline: Pipeline, dataset: Examples, count: int, batch_size: int, side: int = 2
 ) -> list[dict[str, float]]:
     """Test accuracy of simple classifiers on the features of each stage, which stay as they are.
 
-    Nearest neighbours: the most frequent class among the 20 training images with the largest cosine similarity.
+    Nearest neighbours: the most frequent class among the 20 training examples with the largest cosine similarity.
     Linear probe: multinomial logistic regression with scikit-learn's L2 penalty, on features of mean 0 and deviation 1.
-    Both are fitted to the first ``train_images`` training images, not augmented, with the labels of the training.
+    Both are fitted to the first ``count`` training examples, not augmented, with the labels of the training.
 
     Args:
       pipeline: the network.
-      dataset: training and test images.
-      train_images: how many training images to fit to; all are used if there are fewer.
-      batch_size: images a forward pass.
+      dataset: training and test examples.
+      count: how many training examples to fit to; all are used if there are fewer.
+      batch_size: examples a forward pass.
       side: feature maps are averaged down to side x side, in pixels; 0: not at all.
 
     Returns:
       For each stage ``stage``, ``neighbours_accuracy`` and ``linear_accuracy``, fractions. Each process computes those
       of its own stages, and gets all of them.
     """
-    train = _features(pipeline, dataset.train_images[:train_images], batch_size, side)
-    test = _features(pipeline, dataset.test_images, batch_size, side)
-    labels = dataset.train_labels[:train_images], dataset.test_labels
+    train, train_labels = _features(pipeline, dataset.every("train", batch_size, count), side)
+    test, test_labels = _features(pipeline, dataset.every("test", batch_size), side)
     # With data parallelism several processes have a stage; the first of them is enough.
     owners = [processes_of(mesh)[0] for mesh in pipeline.meshes]
     own = [
-        None if a is None or b is None or owner != jax.process_index() else _accuracies(a, labels[0], b, labels[1])
+        None if a is None or b is None or owner != jax.process_index() else _accuracies(a, train_labels, b, test_labels)
         for a, b, owner in zip(train, test, owners, strict=True)
     ]
     everywhere = processes.gather(own)
     return [{"stage": index, **everywhere[owner][index]} for index, owner in enumerate(owners)]
 
 
-def _features(pipeline: Pipeline, images: np.ndarray, batch_size: int, side: int) -> list[np.ndarray | None]:
-    """(N, D) of each stage that this process has."""
+def _features(pipeline: Pipeline, batches: Iterable[Batch], side: int) -> tuple[list[np.ndarray | None], np.ndarray]:
+    """(N, D) of each stage that this process has, and the labels (N,)."""
     found: list[list[np.ndarray]] = [[] for _ in pipeline.stages]
-    for batch, labels in eval_batches(images, np.zeros(len(images), np.int32), batch_size):
+    known = []
+    for inputs, labels in batches:
         real = labels >= 0
-        for parts, mesh, features in zip(found, pipeline.meshes, pipeline.features(batch, side), strict=True):
+        known.append(labels[real])
+        for parts, mesh, features in zip(found, pipeline.meshes, pipeline.features(inputs, side), strict=True):
             if is_local(mesh):
                 parts.append(np.asarray(features.addressable_data(0))[real])
-    return [np.concatenate(parts) if parts else None for parts in found]
+    return [np.concatenate(parts) if parts else None for parts in found], np.concatenate(known)
 
 
 def _accuracies(

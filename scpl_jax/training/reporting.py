@@ -57,9 +57,11 @@ class Reporter:
       tensorboard: directory for TensorBoard files, or None for none.
       progress: show a progress bar; by default if standard error is a terminal. Only the first process shows and
         writes.
+      unit: what the examples are, in the plural.
     """
 
-    def __init__(self, tensorboard: Path | None = None, *, progress: bool | None = None):
+    def __init__(self, tensorboard: Path | None = None, *, progress: bool | None = None, unit: str = "images"):
+        self._unit = unit
         self._progress = processes.is_first() and (sys.stderr.isatty() if progress is None else progress)
         self._writer: Writer | None = None
         if tensorboard is not None and processes.is_first():
@@ -120,7 +122,7 @@ class Reporter:
         seconds = max(time.perf_counter() - self._began, 1e-9)
         rate = self._since / seconds
         self._bar.set_postfix_str(
-            f"loss {' '.join(f'{loss:.3f}' for loss in losses)}, {rate * self._batch_size:.0f} images/s, "
+            f"loss {' '.join(f'{loss:.3f}' for loss in losses)}, {rate * self._batch_size:.0f} {self._unit}/s, "
             f"{max(self._left - self._since, 0) / max(rate, 1e-9):.0f} s left",
             refresh=False,
         )
@@ -154,7 +156,8 @@ class Reporter:
         exits = " ".join(f"{one['accuracy']:.4f}" for one in line.get("exits", ())[:-1])
         text = (
             f"epoch {line['epoch']}/{epochs}  loss {losses}  {trained}test accuracy {line['test_accuracy']:.4f}"
-            f"{f' (earlier exits {exits})' if exits else ''}  {line['images_per_second']:.0f} images/s"
+            f"{f' (earlier exits {exits})' if exits else ''}  "
+            f"{line[f'{self._unit}_per_second']:.0f} {self._unit}/s"
         )
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +147,37 @@ def _read(builder: Any, folder: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
         ) from error
 
 
-def _arrays(source: Any) -> Arrays:
-    examples = []
+def read_raw(tfds_name: str, tfds_dir: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], list[list[Any]]]:
+    """Class names, and the examples of some splits as TFDS has them, of a prepared data set.
+
+    Raises:
+        DataError: when it cannot be read.
+    """
+    builder = _builder(tfds_name, tfds_dir)
+    try:
+        sources = builder.as_data_source()
+        names = tuple(builder.info.features["label"].names)
+        return names, [_examples(sources[split]) for split in splits]
+    except Exception as error:
+        raise DataError(
+            f"what TFDS prepared in {builder.data_path} cannot be read ({_first_line(error)}); remove that folder to "
+            "have it prepared anew."
+        ) from error
+
+
+def _examples(source: Any) -> list[Any]:
+    """All examples; TFDS shuffles as it prepares, and where they are numbered this restores the official order."""
+    examples: list[Any] = []
     for at in range(0, len(source), _READ_AT_ONCE):
         examples += source.__getitems__(range(at, min(at + _READ_AT_ONCE, len(source))))
-    # TFDS shuffles as it prepares; where the examples are numbered, this restores the official order.
-    if examples and "id" in examples[0]:
-        examples.sort(key=lambda example: example["id"])
+    numbers = {"id", "idx"} & set(examples[0] if examples else ())
+    for number in numbers:
+        examples.sort(key=lambda example: example[number])
+    return examples
+
+
+def _arrays(source: Any) -> Arrays:
+    examples = _examples(source)
     images = np.stack([example["image"] for example in examples])
     return images, np.array([example["label"] for example in examples], np.int32)
 

@@ -1,0 +1,106 @@
+"""A text data set held in memory as token ids."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from scpl_jax.data.batching import Batch, check_batch_size
+from scpl_jax.data.buckets import eval_text_batches, text_batches
+from scpl_jax.data.errors import DataError
+from scpl_jax.data.ragged import Texts
+
+_SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextDataset:
+    """Labelled texts of one data set, split into a training and a test part.
+
+    Attributes:
+        name: name of the data set, as in `scpl_jax.data.TEXT_DATASETS`.
+        source: where the texts came from, for people to read.
+        train_texts: training texts; every text has at least one token.
+        train_labels: class index of each training text, `(N,)` int32.
+        test_texts: test texts.
+        test_labels: class index of each test text, `(M,)` int32.
+        class_names: name of each class, in the order of the labels.
+        words: the words of ids 2, 3, ...; 0 is padding and 1 any other word.
+        max_length: tokens of a text that count; what is behind is cut off.
+        buckets: lengths to which texts are padded, ascending.
+        vectors: vectors of some words, with which an embedding may begin: word -> `(D,)` float32.
+        note: what a user should know about how this data set was chosen or read; empty when nothing.
+
+    Raises:
+        DataError: on construction, when the arrays do not fit together.
+    """
+
+    name: str
+    source: str
+    train_texts: Texts
+    train_labels: np.ndarray
+    test_texts: Texts
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    words: tuple[str, ...]
+    max_length: int
+    buckets: tuple[int, ...]
+    vectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+    unit: ClassVar[str] = "texts"
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise DataError(f"--max-length is {self.max_length}, expected at least 1 token; choose a larger one.")
+        for split in _SPLITS:
+            texts, labels = getattr(self, f"{split}_texts"), getattr(self, f"{split}_labels")
+            if len(texts) == 0:
+                raise DataError(f"data set {self.name}: the {split} split holds no texts; supply at least one.")
+            if labels.dtype != np.int32 or labels.shape != (len(texts),):
+                raise DataError(
+                    f"data set {self.name}: {split} labels are {labels.dtype} of shape {labels.shape}, expected int32 "
+                    f"of shape ({len(texts)},), one for each text; supply exactly one label per text."
+                )
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                raise DataError(
+                    f"data set {self.name}: {split} labels run from {labels.min()} to {labels.max()}, expected 0 to "
+                    f"{self.num_classes - 1} for its {self.num_classes} classes; correct the labels."
+                )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids, padding and unknown included."""
+        return len(self.words) + 2
+
+    def shapes(self, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """A batch of token ids and labels of each bucket."""
+        check_batch_size(batch_size)
+        labels = np.empty(batch_size, np.int32)
+        return [(np.empty((batch_size, length), np.int32), labels) for length in self.buckets]
+
+    def train_batches(self, batch_size: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from batch `start` on (see `text_batches`)."""
+        options = {"seed": seed, "epoch": epoch, "start": start}
+        return text_batches(self.train_texts, self.train_labels, batch_size, self.buckets, **options)
+
+    def every(self, split: str, batch_size: int, count: int | None = None) -> Iterator[Batch]:
+        """Each of the first `count` texts of `train` or `test` once (see `eval_text_batches`)."""
+        texts, labels = getattr(self, f"{split}_texts"), getattr(self, f"{split}_labels")
+        return eval_text_batches(texts.first(count), labels[:count], batch_size, self.buckets)
+
+    def limited(self, limit_train: int | None, limit_test: int | None) -> "TextDataset":
+        """The first texts of each split only; the vocabulary stays that of all training texts."""
+        return dataclasses.replace(
+            self,
+            train_texts=self.train_texts.first(limit_train),
+            train_labels=self.train_labels[:limit_train],
+            test_texts=self.test_texts.first(limit_test),
+            test_labels=self.test_labels[:limit_test],
+        )

@@ -1,0 +1,1 @@
+"""One module for each layout in which text data sets are published."""

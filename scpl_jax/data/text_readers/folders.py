@@ -1,0 +1,49 @@
+"""Text files in folders named after their class: the layout of the original IMDB release."""
+
+from itertools import zip_longest
+from pathlib import Path
+
+from scpl_jax.data.errors import DataError
+from scpl_jax.data.text_readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced
+
+_CLASSES = ("neg", "pos")
+
+
+def load_imdb(folder: Path) -> RawDataset | None:
+    """IMDB: `train` and `test`, each with `neg` and `pos`, in `folder` or below it. None where they are not there.
+
+    The classes take turns, so that the first N training texts are a balanced subset.
+
+    Raises:
+        DataError: when a folder is missing or empty, or a file cannot be read.
+    """
+    places = [folder, folder / "imdb", folder / "aclImdb"]
+    place = next((place for place in places if (place / "train" / "pos").is_dir()), None)
+    if place is None:
+        return None
+    replaced = Replaced()
+    train, test = (_read(place / split, replaced) for split in ("train", "test"))
+    return RawDataset("IMDB text files", ("negative", "positive"), train, test, replaced.characters)
+
+
+def _read(folder: Path, replaced: Replaced) -> RawTexts:
+    files = []
+    for name in _CLASSES:
+        found = sorted((folder / name).glob("*.txt"), key=lambda path: (len(path.name), path.name))
+        if not found:
+            raise DataError(
+                f"{folder / name} holds no .txt files, expected one for each text; fetch the data set again."
+            )
+        files.append(found)
+    turns = [(path, label) for turn in zip_longest(*files) for label, path in enumerate(turn) if path is not None]
+    return RawTexts([_text(path, replaced) for path, _ in turns], [label for _, label in turns])
+
+
+def _text(path: Path, replaced: Replaced) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the file.") from error
+    if len(data) > MAX_LINE_BYTES:
+        raise DataError(f"{path} is longer than {MAX_LINE_BYTES // 1_000_000} MB, expected one text; check the file.")
+    return replaced.decode(data)

@@ -1,0 +1,93 @@
+"""Labelled raw texts, and reading them line by line without trust in what a file holds."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scpl_jax.data.errors import DataError
+
+# Far longer than any text of the known data sets; a longer line is no text, and would not fit into memory.
+MAX_LINE_BYTES = 10_000_000
+_REPLACEMENT = "\ufffd"
+
+
+@dataclasses.dataclass
+class Replaced:
+    """Counts the characters that were no UTF-8 and were replaced."""
+
+    characters: int = 0
+
+    def decode(self, data: bytes) -> str:
+        r"""Bytes as text; what is no UTF-8 becomes the replacement character and is counted.
+
+        Example:
+            >>> counter = Replaced()
+            >>> counter.decode(b"caf\xe9"), counter.characters
+            ('caf�', 1)
+        """
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            text = data.decode(errors="replace")
+            self.characters += text.count(_REPLACEMENT) - data.count(_REPLACEMENT.encode())
+            return text
+
+
+@dataclasses.dataclass(frozen=True)
+class RawTexts:
+    """Texts with their labels, as a reader found them.
+
+    Attributes:
+        texts: the texts.
+        labels: class index of each.
+    """
+
+    texts: Sequence[str]
+    labels: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class RawDataset:
+    """What a reader gives.
+
+    Attributes:
+        source: where the texts came from, for people to read.
+        class_names: name of each class.
+        train: training texts.
+        test: test texts.
+        replaced: characters that were no UTF-8.
+        note: what a user should know about how the data set was chosen; empty when nothing.
+    """
+
+    source: str
+    class_names: tuple[str, ...]
+    train: RawTexts
+    test: RawTexts
+    replaced: int = 0
+    note: str = ""
+
+
+def lines(path: Path, replaced: Replaced) -> Iterator[str]:
+    """The lines of a file with their line ends, a byte order mark left out.
+
+    Raises:
+        DataError: when the file cannot be read, or a line is longer than 10 MB.
+    """
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise DataError(
+                        f"line {number} of {path} is longer than {MAX_LINE_BYTES // 1_000_000} MB, expected a text a "
+                        "line; check that this is the right file."
+                    )
+                yield replaced.decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the file.") from error
+
+
+def find_file(folders: Sequence[Path], name: str) -> Path | None:
+    """A file of this name in the first folder that has one."""
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)

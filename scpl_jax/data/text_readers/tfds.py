@@ -1,0 +1,53 @@
+"""Text data sets prepared by TensorFlow Datasets (TFDS)."""
+
+from pathlib import Path
+
+from scpl_jax.data.errors import DataError
+from scpl_jax.data.readers import tfds as images
+from scpl_jax.data.text_readers.raw import RawDataset, RawTexts, Replaced
+
+# Name in TFDS, the split with known labels to test on, the keys of texts, and where TFDS downloads it from.
+_KNOWN: dict[str, tuple[str, str, tuple[str, ...], str]] = {
+    "imdb": (
+        "imdb_reviews",
+        "test",
+        ("text",),
+        "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
+    ),
+    "sst2": ("glue/sst2", "validation", ("sentence",), "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"),
+    "ag-news": (
+        "ag_news_subset",
+        "test",
+        ("title", "description"),
+        "https://drive.google.com/uc?export=download&id=0Bz8a_Dbh9QhbUDNpeUdjb0wxRms",
+    ),
+}
+
+
+def is_prepared(name: str, data_dir: Path | None) -> bool:
+    """Whether TFDS has prepared this data set for random access."""
+    return name in _KNOWN and images.find_prepared(_KNOWN[name][0], data_dir) is not None
+
+
+def load(name: str, data_dir: Path | None) -> RawDataset:
+    """Read a data set prepared by TFDS; where there is none, download and prepare it first.
+
+    Raises:
+        DataError: when it is neither prepared nor can be, or TFDS does not have it.
+    """
+    if name not in _KNOWN:
+        raise DataError(f"--dataset {name} needs --data-dir with train.csv and test.csv, as TFDS does not have it.")
+    tfds_name, test_split, keys, url = _KNOWN[name]
+    folder = images.find_prepared(tfds_name, data_dir)
+    if folder is None:
+        folder = data_dir or images.default_dir()
+        images.prepare(tfds_name, folder, url)
+    names, parts = images.read_raw(tfds_name, folder, ("train", test_split))
+    replaced = Replaced()
+
+    def texts(examples: list[dict[str, object]]) -> RawTexts:
+        found = [" ".join(replaced.decode(bytes(example[key])) for key in keys) for example in examples]  # type: ignore[call-overload]
+        return RawTexts(found, [int(example["label"]) for example in examples])  # type: ignore[call-overload]
+
+    train, test = map(texts, parts)
+    return RawDataset("TensorFlow Datasets", names, train, test, replaced.characters)
