@@ -5,13 +5,17 @@ BIN = $(VENV)/bin
 # Tests at a time; most of them compile small programs on one core.
 WORKERS ?= 2
 
-.PHONY: run test test-processes setup lint types lock bench clean
+.PHONY: run test test-runs test-processes setup lint types lock bench clean
 
 run: setup
 	$(BIN)/python -m scpl_jax.experiments.cifar --stages 4
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Training runs by command line, one for many a combination of options.
+test-runs: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m runs tests/experiments
 
 # Runs of several real processes: kept apart, as each takes many seconds to start.
 test-processes: setup

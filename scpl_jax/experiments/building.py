@@ -8,52 +8,29 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.data import Dataset, make_augment, normalise
 from scpl_jax.experiments.methods import rule_of
-from scpl_jax.experiments.options import Options, integers
-from scpl_jax.models import build_model, paper_cut
+from scpl_jax.experiments.run_options import AnyOptions, RunOptions, integers
+from scpl_jax.experiments.tasks import Task
 from scpl_jax.pipeline import Pipeline, processes
 from scpl_jax.pipeline.exits import StopRule
 from scpl_jax.pipeline.placement import by_process
 from scpl_jax.stages import Stage, decouple
 from scpl_jax.training import RunError, build_optimizer, cosine_schedule
 
-_DIGITS_DEFAULTS: dict[str, Any] = {"width": 0.125, "epochs": 20, "batch_size": 128, "augment": "none"}
-_DEFAULTS: dict[str, Any] = {"width": 1.0, "epochs": 200, "batch_size": 1024, "augment": "strong"}
-
-
 # Confidences for which accuracy against cost is always reported.
 CURVE = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
-def resolve(options: Options, dataset: Dataset) -> Options:
-    """Fill in the defaults that depend on the data set."""
-    defaults = _DIGITS_DEFAULTS if dataset.name == "digits" else _DEFAULTS
-    missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
-    return dataclasses.replace(options, **missing)
-
-
 def build_stages(
-    options: Options, dataset: Dataset, seed: int, plan: dict[str, Any] | None = None
+    task: Task[AnyOptions], options: AnyOptions, dataset: Any, seed: int, plan: dict[str, Any] | None = None
 ) -> tuple[Stage, ...]:
     """The network's stages with the initial values of one seed.
 
     ``plan`` holds the cut and the costs that were found before, when the run was started.
     """
-    assert options.width is not None
     assert options.batch_size is not None
     key = jax.random.key(seed)
-    extra = {"shortcut": options.shortcut} if options.model.startswith("resnet") else {}
-    blocks = build_model(
-        options.model,
-        dataset.num_classes,
-        width=options.width,
-        image_shape=dataset.image_shape,
-        init=options.init,
-        dtype=dtype_of(options),
-        rngs=nnx.Rngs(jax.random.fold_in(key, 0)),
-        **extra,
-    )
+    blocks = task.blocks(options, dataset, nnx.Rngs(jax.random.fold_in(key, 0)))
     if options.stages > len(blocks) - 1:
         raise RunError(
             f"--stages {options.stages} is too many: {options.model} has {len(blocks) - 1} blocks that can be cut"
@@ -62,12 +39,12 @@ def build_stages(
     if options.cut == "paper":
         if options.stages != 4:
             raise RunError(f"--cut paper is defined for 4 stages, got --stages {options.stages}; use auto or even")
-        cut = paper_cut(options.model)
+        cut = task.paper_cut(options)
     elif options.cut not in ("auto", "even"):
         cut = integers(options.cut, "--cut") or ()
-    views = 2 if options.augment == "strong" else 1
-    example = jax.ShapeDtypeStruct((options.batch_size * views, *dataset.image_shape), dtype_of(options) or jnp.float32)
-    rule = rule_of(options, dataset.num_classes, integers(options.head_dims, "--head-dims"), dtype_of(options))
+    example = task.example(options, dataset)
+    dims = integers(options.head_dims, "--head-dims")
+    rule = rule_of(options, dataset.num_classes, dims, dtype_of(options), task.associated)
     used = blocks if rule.classifier else blocks[:-1]
 
     def stages(cut: str | Sequence[int], costs: str = "estimate") -> tuple[Stage, ...]:
@@ -109,8 +86,9 @@ def devices_of(wanted: int | None) -> list[jax.Device]:
 
 
 def build_pipeline(
-    options: Options,
-    dataset: Dataset,
+    task: Task[AnyOptions],
+    options: AnyOptions,
+    dataset: Any,
     seed: int,
     total_steps: int,
     steps_per_epoch: int,
@@ -119,10 +97,9 @@ def build_pipeline(
     """The stages of one seed on their devices, with optimizer and augmentation."""
     schedule = schedule_of(options, total_steps, steps_per_epoch)
     optimizer = build_optimizer(options.optimizer, schedule)
-    dtype = dtype_of(options) or jnp.float32
-    assert options.augment is not None
+    prepare, prepare_eval = task.prepare(options, dataset)
     return Pipeline(
-        build_stages(options, dataset, seed, plan),
+        build_stages(task, options, dataset, seed, plan),
         optimizer,
         devices_of(options.devices),
         data_parallel=options.data_parallel,
@@ -130,14 +107,14 @@ def build_pipeline(
         fuse=options.fuse,
         micro_batches=(options.micro_batches or 4) if options.method == "gpipe" else 1,
         remat=options.remat,
-        prepare=make_augment(options.augment, mean=dataset.mean, std=dataset.std, dtype=dtype),
-        prepare_eval=lambda images: normalise(images, dataset.mean, dataset.std, dtype),
+        prepare=prepare,
+        prepare_eval=prepare_eval,
         key=jax.random.fold_in(jax.random.key(seed), 2),
         max_in_flight=options.max_in_flight,
     )
 
 
-def stop_rules(options: Options) -> list[StopRule]:
+def stop_rules(options: RunOptions) -> list[StopRule]:
     """When an example stops at an early exit: a range of confidences for a curve, then what the options ask for."""
     rules = [StopRule(confidence=confidence) for confidence in CURVE]
     if options.exit_threshold is not None:
@@ -147,7 +124,7 @@ def stop_rules(options: Options) -> list[StopRule]:
     return rules
 
 
-def joins_of(options: Options) -> tuple[int, ...]:
+def joins_of(options: RunOptions) -> tuple[int, ...]:
     """The epoch from which each stage is trained; none where all are from the start."""
     if options.method != "dascpl":
         return ()
@@ -159,12 +136,12 @@ def joins_of(options: Options) -> tuple[int, ...]:
     return joins
 
 
-def schedule_of(options: Options, total_steps: int, steps_per_epoch: int) -> Any:
+def schedule_of(options: RunOptions, total_steps: int, steps_per_epoch: int) -> Any:
     """The learning rate by step."""
     every = steps_per_epoch if options.lr_every == "epoch" else 1
     return cosine_schedule(options.lr, options.end_lr, total_steps, every)
 
 
-def dtype_of(options: Options) -> Any:
+def dtype_of(options: RunOptions) -> Any:
     """The dtype of the computation; None for float32, that of the images."""
     return jnp.bfloat16 if options.precision == "bfloat16" else None

@@ -5,291 +5,91 @@ scikit-learn's digits, which takes about two minutes on two CPU cores.
 """
 
 import dataclasses
-import statistics
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _STARTED = time.perf_counter()
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from flax import nnx  # noqa: E402
 
-from scpl_jax.data import Dataset, add_label_noise, limit, load  # noqa: E402
-from scpl_jax.experiments.building import build_pipeline, joins_of, plan_of, resolve, schedule_of, stop_rules  # noqa: E402
-from scpl_jax.experiments.command_line import parse, run  # noqa: E402
-from scpl_jax.experiments.machine import Recording, names, peak_memory_bytes, say, versions  # noqa: E402
-from scpl_jax.experiments.options import Options, to_json  # noqa: E402
-from scpl_jax.pipeline import Pipeline, processes  # noqa: E402
-from scpl_jax.training import (  # noqa: E402
-    CheckpointStore,
-    Interrupt,
-    Plan,
-    Reporter,
-    Result,
-    RunDirectory,
-    RunError,
-    probe_stages,
-    train,
-)
+from scpl_jax.data import Dataset, load, make_augment, normalise  # noqa: E402
+from scpl_jax.experiments.building import dtype_of  # noqa: E402
+from scpl_jax.experiments.command_line import run  # noqa: E402
+from scpl_jax.experiments.options import Options  # noqa: E402
+from scpl_jax.experiments.tasks import Task  # noqa: E402
+from scpl_jax.experiments.training_run import train_task  # noqa: E402
+from scpl_jax.models import build_model, paper_cut  # noqa: E402
 
-
-def _configure_jax(options: Options) -> None:
-    """Matrix precision (float32 means float32 on a GPU too) and the persistent compilation cache."""
-    precision = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}[options.precision]
-    jax.config.update("jax_default_matmul_precision", precision)
-    cache = (options.cache_dir or Path("~/.cache/scpl_jax")).expanduser() / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+_DIGITS_DEFAULTS: dict[str, Any] = {"width": 0.125, "epochs": 20, "batch_size": 128, "augment": "none"}
+_DEFAULTS: dict[str, Any] = {"width": 1.0, "epochs": 200, "batch_size": 1024, "augment": "strong"}
 
 
 def _load(options: Options) -> Dataset:
-    dataset = load(
-        options.dataset, data_dir=options.data_dir, cache_dir=options.cache_dir, image_size=options.image_size
+    places = {"data_dir": options.data_dir, "cache_dir": options.cache_dir}
+    return load(options.dataset, image_size=options.image_size, **places)
+
+
+def _resolve(options: Options, dataset: Dataset) -> Options:
+    defaults = _DIGITS_DEFAULTS if dataset.name == "digits" else _DEFAULTS
+    missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
+    return dataclasses.replace(options, **missing)
+
+
+def _blocks(options: Options, dataset: Dataset, rngs: nnx.Rngs) -> list[nnx.Module]:
+    extra = {"shortcut": options.shortcut} if options.model.startswith("resnet") else {}
+    return build_model(
+        options.model,
+        dataset.num_classes,
+        width=options.width,
+        image_shape=dataset.image_shape,
+        init=options.init,
+        dtype=dtype_of(options),
+        rngs=rngs,
+        **extra,
     )
-    dataset = limit(dataset, options.limit_train, options.limit_test)
-    if options.label_noise:
-        dataset = add_label_noise(dataset, options.label_noise, options.seed)
-    return dataset
 
 
-def _config(options: Options, asked: Options, dataset: Dataset, pipeline: Pipeline) -> dict[str, Any]:
-    """What it takes to repeat the run, and what was chosen for the user."""
-    return {
-        "options": to_json(asked),
-        "resolved": to_json(options),
-        "command": ["python", "-m", "scpl_jax.experiments.cifar", *sys.argv[1:]],
-        "dataset": dataset.name,
-        "dataset_source": dataset.source,
-        "train_examples": len(dataset.train_images),
-        "test_examples": len(dataset.test_images),
-        "num_classes": dataset.num_classes,
-        "stages": [
-            {
-                "blocks": list(stage.blocks),
-                "devices": [str(device) for device in mesh.devices.flat],
-                "parameters": stage.num_parameters,
-                "share_of_cost": stage.cost / sum(s.cost for s in pipeline.stages),
-                "share_of_local_loss": stage.loss_cost / stage.cost,
-            }
-            for stage, mesh in zip(pipeline.stages, pipeline.meshes, strict=True)
-        ],
-        "plan": plan_of(pipeline.stages),
-        "versions": versions(),
-    }
+def _example(options: Options, dataset: Dataset) -> jax.ShapeDtypeStruct:
+    assert options.batch_size is not None
+    views = 2 if options.augment == "strong" else 1
+    return jax.ShapeDtypeStruct((options.batch_size * views, *dataset.image_shape), dtype_of(options) or jnp.float32)
 
 
-def _describe(options: Options, dataset: Dataset, pipeline: Pipeline) -> None:
-    if not processes.is_first():
-        return
-    if dataset.note:
-        print(dataset.note)
-    print(
+def _prepare(options: Options, dataset: Dataset) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    assert options.augment is not None
+    dtype = dtype_of(options) or jnp.float32
+    augment = make_augment(options.augment, mean=dataset.mean, std=dataset.std, dtype=dtype)
+    return augment, lambda images: normalise(images, dataset.mean, dataset.std, dtype)
+
+
+def _title(options: Options, dataset: Dataset) -> str:
+    return (
         f"{options.method}, {options.model} x {options.width:g} on {dataset.name} "
-        f"({len(dataset.train_images)} train, {len(dataset.test_images)} test), {options.epochs} epochs, "
+        f"({len(dataset.train_labels)} train, {len(dataset.test_labels)} test), {options.epochs} epochs, "
         f"batch {options.batch_size}, augmentation {options.augment}, {options.precision}"
     )
-    total = sum(stage.cost for stage in pipeline.stages)
-    for stage, mesh in zip(pipeline.stages, pipeline.meshes, strict=True):
-        first, last = stage.blocks[0], stage.blocks[1] - 1
-        blocks = f"block {first}" if first == last else f"blocks {first} to {last}"
-        print(
-            f"  stage {stage.index}: {blocks} on {names(mesh)}, {stage.num_parameters:,} parameters, "
-            f"{stage.cost / total:.0%} of the estimated cost, its local loss {stage.loss_cost / stage.cost:.0%} of it"
-        )
-    sys.stdout.flush()
 
 
-def _train_seed(
-    options: Options,
-    dataset: Dataset,
-    pipeline: Pipeline,
-    seed: int,
-    directory: RunDirectory,
-    interrupt: Interrupt,
-) -> tuple[Result | None, str | None]:
-    """Train one seed; (its result or None if interrupted, why the last save failed or None)."""
-    assert options.epochs is not None
-    assert options.batch_size is not None
-    steps_per_epoch = len(dataset.train_images) // options.batch_size
-    plan = Plan(
-        seed=seed,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        schedule=schedule_of(options, options.epochs * steps_per_epoch, steps_per_epoch),
-        save_every=options.save_every,
-        norms_every=options.norms_every if options.tensorboard else None,
-        profile=directory.path / "profile" / str(jax.process_index()) if options.profile else None,
-        rules=tuple(stop_rules(options)),
-        joins=joins_of(options),
-    )
-    store = CheckpointStore(directory.checkpoints / f"seed-{seed}", options.keep)
-    reporter = Reporter(directory.path / "tensorboard" / f"seed-{seed}" if options.tensorboard else None)
-
-    def on_first_step() -> None:
-        say(
-            f"first step {time.perf_counter() - _STARTED:.1f} s after the start, "
-            f"{pipeline.compile_seconds:.1f} s of them to compile"
-        )
-
-    recording = Recording(pipeline, directory.path) if options.timeline else None
-    try:
-        result = train(
-            pipeline,
-            dataset,
-            plan,
-            store,
-            directory,
-            reporter,
-            interrupt,
-            on_first_step=on_first_step,
-            after_step=(lambda done: None) if recording is None else recording.after_step,
-        )
-        if recording is not None:
-            recording.finish()
-    finally:
-        reporter.close()
-        store.close()
-    return result, store.failed
-
-
-def _after_training(
-    options: Options, dataset: Dataset, pipeline: Pipeline, seed: int, directory: RunDirectory
-) -> dict[str, Any]:
-    """What is known of the single stages of a trained network: their exits, or probes of their features."""
-    last = processes.from_first(directory.last_metrics(seed))
-    found = {name: last[name] for name in ("exits", "early_stops") if name in last}
-    count = options.probe_images
-    if count is None:
-        count = 0 if "exits" in found else 2000
-    if count:
-        assert options.batch_size is not None
-        found["probes"] = probe_stages(pipeline, dataset, count, options.batch_size)
-        for name, key in (("nearest neighbours", "neighbours_accuracy"), ("linear probe", "linear_accuracy")):
-            say(f"{name} of stages 0 to {len(pipeline.stages) - 1}: " + _each(found["probes"], key))
-    if "exits" in found:
-        numbers = ", ".join(str(one["stage"]) for one in found["exits"])
-        say(f"exits at stages {numbers}: {_each(found['exits'], 'accuracy')}")
-    return found
-
-
-def _each(found: Sequence[dict[str, Any]], key: str) -> str:
-    return " ".join(f"{one[key]:.4f}" for one in found)
-
-
-def _mean_over_runs(lists: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Lists of the same length, one a run: the means of what was measured."""
-    measured = ("accuracy", "share", "neighbours_accuracy", "linear_accuracy")
-    return [
-        {**first, **{name: statistics.fmean(one[name] for one in same) for name in measured if name in first}}
-        for same in zip(*lists, strict=True)
-        for first in same[:1]
-    ]
-
-
-def _summary(options: Options, dataset: Dataset, pipeline: Pipeline, per_run: list[dict[str, Any]]) -> dict[str, Any]:
-    """The contents of ``results.json``."""
-    accuracies = [one["test_accuracy"] for one in per_run]
-    peaks = processes.gather(peak_memory_bytes())
-    best = max(per_run, key=lambda one: one["best_test_accuracy"])
-    results: dict[str, Any] = {
-        "dataset": dataset.name,
-        "dataset_source": dataset.source,
-        "model": options.model,
-        "width": options.width,
-        "method": options.method,
-        "stages": len(pipeline.stages),
-        "seed": options.seed,
-        "runs": options.runs,
-        "epochs": options.epochs,
-        "test_accuracy": statistics.fmean(accuracies),
-        "best_test_accuracy": best["best_test_accuracy"],
-        "best_epoch": best["best_epoch"],
-        "images_per_second": statistics.fmean(one["images_per_second"] for one in per_run),
-        "peak_memory_bytes": max(peaks),
-        "peak_memory_bytes_per_process": peaks,
-        "devices": sorted({str(device) for mesh in pipeline.meshes for device in mesh.devices.flat}),
-        "device_kind": pipeline.meshes[0].devices.flat[0].device_kind,
-        "versions": versions(),
-        "seconds": sum(one["seconds"] for one in per_run),
-    }
-    for name in ("exits", "early_stops", "probes"):
-        if all(name in one for one in per_run):
-            results[name] = _mean_over_runs([one[name] for one in per_run])
-    if options.runs > 1:
-        results["test_accuracy_std"] = statistics.stdev(accuracies)
-        results["per_run"] = per_run
-    return results
+TASK = Task(
+    name="cifar",
+    options=Options,
+    load=_load,
+    resolve=_resolve,
+    blocks=_blocks,
+    example=_example,
+    paper_cut=lambda options: paper_cut(options.model),
+    prepare=_prepare,
+    title=_title,
+)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the experiment; returns the exit status."""
-    asked, config = parse(arguments, "cifar")
-    assert asked.out_dir is not None
-    _configure_jax(asked)
-    dataset = _load(asked)
-    options = resolve(asked, dataset)
-    assert options.epochs is not None
-    assert options.batch_size is not None
-    if options.batch_size > len(dataset.train_images):
-        raise RunError(
-            f"--batch-size {options.batch_size} is larger than the {len(dataset.train_images)} training images"
-        )
-    joins_of(options)  # refuses epochs that do not fit
-    if config is not None and (config["dataset"], config["dataset_source"]) != (dataset.name, dataset.source):
-        raise RunError(
-            f"the run to be resumed used {config['dataset']} ({config['dataset_source']}), now there is "
-            f"{dataset.name} ({dataset.source}); give the same --data-dir"
-        )
-    steps_per_epoch = len(dataset.train_images) // options.batch_size
-    total_steps = options.epochs * steps_per_epoch
-    plan = None if config is None else config.get("plan")
-    pipeline = build_pipeline(options, dataset, options.seed, total_steps, steps_per_epoch, plan)
-    plan = plan_of(pipeline.stages)
-    directory = RunDirectory(asked.out_dir, writes=processes.is_first())
-    if directory.complete:
-        say(f"the run in {asked.out_dir} is complete, there is nothing left to do")
-        return 0
-    if config is None:
-        directory.write_config(_config(options, asked, dataset, pipeline))
-    _describe(options, dataset, pipeline)
-
-    per_run: list[dict[str, Any]] = []
-    failed: str | None = None
-    with Interrupt() as interrupt:
-        for index in range(options.runs):
-            seed = options.seed + index
-            if (finished := directory.finished_run(seed)) is not None:
-                per_run.append(finished)
-                continue
-            if index:
-                pipeline = build_pipeline(options, dataset, seed, total_steps, steps_per_epoch, plan)
-            result, failure = _train_seed(options, dataset, pipeline, seed, directory, interrupt)
-            failed = failure or failed
-            if result is None:
-                say(
-                    f"\nstopped and saved; continue with: python -m scpl_jax.experiments.cifar "
-                    f"--out-dir {asked.out_dir} --resume"
-                )
-                return interrupt.exit_status
-            more = _after_training(options, dataset, pipeline, seed, directory)
-            per_run.append({"seed": seed, **dataclasses.asdict(result), **more})
-            directory.finish_run(seed, per_run[-1])
-    results = _summary(options, dataset, pipeline, per_run)
-    if "exits" in results and processes.is_first():
-        from scpl_jax.analysis.exits import draw_exits
-
-        plots = asked.out_dir / "plots"
-        plots.mkdir(exist_ok=True)
-        draw_exits(results["exits"], results["early_stops"], plots / "exits.svg")
-    directory.write_results(results)
-    spread = f" +- {results['test_accuracy_std']:.4f} over {options.runs} runs" if options.runs > 1 else ""
-    say(f"test accuracy {results['test_accuracy']:.4f}{spread}; {asked.out_dir}/results.json")
-    if failed is not None:
-        print(f"error: a checkpoint could not be saved ({failed}); the results are whole", file=sys.stderr)
-        return 1
-    return 0
+    return train_task(TASK, arguments, _STARTED)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax
 import tyro
 
 from scpl_jax.experiments.machine import keep_freed_memory
-from scpl_jax.experiments.options import Options, contradiction, from_json
+from scpl_jax.experiments.run_options import AnyOptions, contradiction, from_json
 from scpl_jax.pipeline import processes
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.run_dir import RunDirectory
@@ -90,10 +90,13 @@ def _number(arguments: Sequence[str], option: str) -> int | None:
         raise RunError(f"{option} must be a whole number, got {text!r}") from None
 
 
-def parse(arguments: Sequence[str], experiment: str) -> tuple[Options, dict[str, Any] | None]:
+def parse(
+    kind: type[AnyOptions], arguments: Sequence[str], experiment: str
+) -> tuple[AnyOptions, dict[str, Any] | None]:
     """Parse a command line; a resumed run's own options are the defaults.
 
     Args:
+      kind: the dataclass of its options.
       arguments: without the program's name.
       experiment: its name, for the default run directory.
 
@@ -107,8 +110,8 @@ def parse(arguments: Sequence[str], experiment: str) -> tuple[Options, dict[str,
     given = _peek(arguments, "--out-dir")
     config = processes.decided_by_first(lambda: RunDirectory.config_of(Path(given)) if given else None)
     resuming = config is not None and "--resume" in arguments
-    saved = from_json(config["options"]) if config is not None and resuming else Options()
-    options = parse_options(Options, arguments, experiment, saved)
+    saved = from_json(kind, config["options"]) if config is not None and resuming else kind()
+    options = parse_options(kind, arguments, experiment, saved)
     options.check()
     if config is not None and not resuming:
         raise RunError(f"--out-dir {given} holds a run already; add --resume to continue it, or choose another")

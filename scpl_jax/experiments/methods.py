@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from scpl_jax.objectives import Associated, CrossEntropy, InfoReg, LocalClassifier, Mixture, Objective, PredSim, SupCon
@@ -71,7 +73,13 @@ def check_method(method: str, stages: int) -> None:
         raise RunError(f"--method {method} has {len(parts)} parts for {stages} stages; give one, or one for each stage")
 
 
-def rule_of(options: Any, num_classes: int, head_dims: tuple[int, ...] | None, dtype: Any) -> Rule:
+def rule_of(
+    options: Any,
+    num_classes: int,
+    head_dims: tuple[int, ...] | None,
+    dtype: Any,
+    associated: Mapping[str, Any] = MappingProxyType({}),
+) -> Rule:
     """The rule that ``--method`` and the options of the heads describe.
 
     Args:
@@ -79,6 +87,7 @@ def rule_of(options: Any, num_classes: int, head_dims: tuple[int, ...] | None, d
       num_classes: of the data set.
       head_dims: layer sizes of the projection head, None for its own.
       dtype: dtype of the computation; None for float32.
+      associated: options of associated learning that are not its own defaults.
     """
     common: dict[str, Any] = {"init": options.init, "dtype": dtype}
     pooled: dict[str, Any] = {"pool": options.head_pool, **common}
@@ -102,7 +111,7 @@ def rule_of(options: Any, num_classes: int, head_dims: tuple[int, ...] | None, d
     if method in END_TO_END:
         return Rule((CrossEntropy(),) * count)
     if method == "al":
-        return Rule((Associated(num_classes, **pooled),) * count, classifier=False)
+        return Rule((Associated(num_classes, **pooled, **associated),) * count, classifier=False)
     if method == "early-exit":
         # The last stage has the network's own classifier.
         return Rule((*(exit_,) * (count - 1), CrossEntropy()))

@@ -18,7 +18,7 @@ from flax import nnx
 from scpl_jax.analysis import Link, StageTimes, simulate, speedup_table
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import versions
-from scpl_jax.experiments.options import integers
+from scpl_jax.experiments.run_options import integers
 from scpl_jax.models.layers import Classifier
 from scpl_jax.models.vgg import VGGBlock
 from scpl_jax.objectives import SupCon

@@ -22,7 +22,7 @@ from scpl_jax.experiments.building import devices_of
 from scpl_jax.experiments.command_line import join, parse_options, run
 from scpl_jax.experiments.machine import versions
 from scpl_jax.experiments.methods import END_TO_END, check_method
-from scpl_jax.experiments.options import integers
+from scpl_jax.experiments.run_options import integers
 from scpl_jax.models import paper_cut
 from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
 from scpl_jax.training.errors import RunError

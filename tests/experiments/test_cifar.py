@@ -64,6 +64,7 @@ def test_a_run_leaves_the_files_of_the_contract(tiny, capsys):
     assert "s of them to compile" in printed
 
 
+@pytest.mark.runs
 def test_several_runs_give_mean_and_deviation(tiny):
     status, path = tiny("--epochs", "1", "--runs", "2", "--seed", "3", "--no-tensorboard")
     results, lines = read(path)
@@ -107,6 +108,7 @@ def test_several_runs_give_mean_and_deviation(tiny):
     ],
     ids=lambda options: " ".join(options[:4]),
 )
+@pytest.mark.runs
 def test_options_work_together(tiny, options):
     status, path = tiny("--epochs", "1", "--limit-train", "64", "--no-tensorboard", *options)
     assert status == 0
@@ -177,6 +179,7 @@ def test_signals_save_and_the_resumed_run_ends_as_an_undisturbed_one(tiny, tmp_p
     ],
     ids=lambda options: options[1],
 )
+@pytest.mark.runs
 def test_other_rules_train_and_report_their_exits(tiny, options):
     status, path = tiny("--epochs", "2", "--limit-train", "64", "--no-tensorboard", *options)
     assert status == 0
@@ -196,8 +199,9 @@ def test_other_rules_train_and_report_their_exits(tiny, options):
     assert "probes" not in results
 
 
+@pytest.mark.runs
 def test_stages_without_exits_are_probed_and_runs_averaged(tiny, capsys):
-    status, path = tiny("--epochs", "1", "--runs", "2", "--probe-images", "64", "--no-tensorboard")
+    status, path = tiny("--epochs", "1", "--runs", "2", "--probe-examples", "64", "--no-tensorboard")
     assert status == 0
     results = read(path)[0]
     for index, probe in enumerate(results["probes"]):
@@ -208,7 +212,7 @@ def test_stages_without_exits_are_probed_and_runs_averaged(tiny, capsys):
             assert round(each[0] * 40, 6).is_integer()
     assert "linear probe of stages 0 to 1" in capsys.readouterr().out
     assert not (path / "plots").exists()
-    status, path = tiny("--epochs", "1", "--probe-images", "0", "--no-tensorboard", out="none")
+    status, path = tiny("--epochs", "1", "--probe-examples", "0", "--no-tensorboard", out="none")
     assert "probes" not in read(path)[0]
 
 
@@ -228,7 +232,7 @@ BAD = {
         ["--method", "dascpl", "--join-epochs", "1,9", "--epochs", "2"],
         "would join after the 2 epochs",
     ),
-    "no probe images": (["--probe-images", "-1"], "--probe-images must be at least 0, got -1"),
+    "no probe images": (["--probe-examples", "-1"], "--probe-examples must be at least 0, got -1"),
     "unknown costs": (["--costs", "guessed"], "--costs guessed is unknown; choose estimate or measured"),
     "unknown spread": (["--across-hosts", "all"], "--across-hosts all is unknown; choose stages or data"),
     "unknown data set": (["--dataset", "nonsense"], "nonsense"),

@@ -13,6 +13,7 @@ from scpl_jax.experiments.command_line import run
 TINY = ["--width", "0.03", "--batch-size", "8", "--image-size", "16", "--steps", "1", "--repeats", "1"]
 
 
+@pytest.mark.runs
 def test_throughput_compares_methods_on_the_devices_there_are(tmp_path, capsys):
     out, chart, lanes = (tmp_path / name for name in ("out.json", "out.svg", "lanes.svg"))
     options = [*TINY, "--no-memory", "--method", "scpl,bp,gpipe 2", "--devices", "2"]

@@ -1,0 +1,299 @@
+"""A training run from its command line to its results, whatever is trained on."""
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from scpl_jax.data import Examples, add_label_noise, limit
+from scpl_jax.experiments.building import build_pipeline, joins_of, plan_of, schedule_of, stop_rules
+from scpl_jax.experiments.command_line import parse
+from scpl_jax.experiments.machine import Recording, names, peak_memory_bytes, say, versions
+from scpl_jax.experiments.run_options import AnyOptions, RunOptions, to_json
+from scpl_jax.experiments.tasks import Task
+from scpl_jax.pipeline import Pipeline, processes
+from scpl_jax.training import (
+    CheckpointStore,
+    Interrupt,
+    Plan,
+    Reporter,
+    Result,
+    RunDirectory,
+    RunError,
+    probe_stages,
+    train,
+)
+
+
+def _configure_jax(options: RunOptions) -> None:
+    """Matrix precision (float32 means float32 on a GPU too) and the persistent compilation cache."""
+    precision = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}[options.precision]
+    jax.config.update("jax_default_matmul_precision", precision)
+    cache = (options.cache_dir or Path("~/.cache/scpl_jax")).expanduser() / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _load(task: Task[AnyOptions], options: AnyOptions) -> Any:
+    dataset = limit(task.load(options), options.limit_train, options.limit_test)
+    if options.label_noise:
+        dataset = add_label_noise(dataset, options.label_noise, options.seed)
+    return dataset
+
+
+def _config(name: str, options: RunOptions, asked: RunOptions, dataset: Examples, pipeline: Pipeline) -> dict[str, Any]:
+    """What it takes to repeat the run, and what was chosen for the user."""
+    return {
+        "options": to_json(asked),
+        "resolved": to_json(options),
+        "command": ["python", "-m", f"scpl_jax.experiments.{name}", *sys.argv[1:]],
+        "dataset": dataset.name,
+        "dataset_source": dataset.source,
+        "train_examples": len(dataset.train_labels),
+        "test_examples": len(dataset.test_labels),
+        "num_classes": dataset.num_classes,
+        "stages": [
+            {
+                "blocks": list(stage.blocks),
+                "devices": [str(device) for device in mesh.devices.flat],
+                "parameters": stage.num_parameters,
+                "share_of_cost": stage.cost / sum(s.cost for s in pipeline.stages),
+                "share_of_local_loss": stage.loss_cost / stage.cost,
+            }
+            for stage, mesh in zip(pipeline.stages, pipeline.meshes, strict=True)
+        ],
+        "plan": plan_of(pipeline.stages),
+        "versions": versions(),
+    }
+
+
+def _describe(title: str, dataset: Examples, pipeline: Pipeline) -> None:
+    if not processes.is_first():
+        return
+    if dataset.note:
+        print(dataset.note)
+    print(title)
+    total = sum(stage.cost for stage in pipeline.stages)
+    for stage, mesh in zip(pipeline.stages, pipeline.meshes, strict=True):
+        first, last = stage.blocks[0], stage.blocks[1] - 1
+        blocks = f"block {first}" if first == last else f"blocks {first} to {last}"
+        print(
+            f"  stage {stage.index}: {blocks} on {names(mesh)}, {stage.num_parameters:,} parameters, "
+            f"{stage.cost / total:.0%} of the estimated cost, its local loss {stage.loss_cost / stage.cost:.0%} of it"
+        )
+    sys.stdout.flush()
+
+
+def _train_seed(
+    options: RunOptions,
+    dataset: Examples,
+    pipeline: Pipeline,
+    seed: int,
+    directory: RunDirectory,
+    interrupt: Interrupt,
+    started: float,
+) -> tuple[Result | None, str | None]:
+    """Train one seed; (its result or None if interrupted, why the last save failed or None)."""
+    assert options.epochs is not None
+    assert options.batch_size is not None
+    steps_per_epoch = len(dataset.train_labels) // options.batch_size
+    plan = Plan(
+        seed=seed,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        schedule=schedule_of(options, options.epochs * steps_per_epoch, steps_per_epoch),
+        save_every=options.save_every,
+        norms_every=options.norms_every if options.tensorboard else None,
+        profile=directory.path / "profile" / str(jax.process_index()) if options.profile else None,
+        rules=tuple(stop_rules(options)),
+        joins=joins_of(options),
+    )
+    store = CheckpointStore(directory.checkpoints / f"seed-{seed}", options.keep)
+    reporter = Reporter(
+        directory.path / "tensorboard" / f"seed-{seed}" if options.tensorboard else None, unit=dataset.unit
+    )
+
+    def on_first_step() -> None:
+        say(
+            f"first step {time.perf_counter() - started:.1f} s after the start, "
+            f"{pipeline.compile_seconds:.1f} s of them to compile"
+        )
+
+    recording = Recording(pipeline, directory.path) if options.timeline else None
+    try:
+        result = train(
+            pipeline,
+            dataset,
+            plan,
+            store,
+            directory,
+            reporter,
+            interrupt,
+            on_first_step=on_first_step,
+            after_step=(lambda done: None) if recording is None else recording.after_step,
+        )
+        if recording is not None:
+            recording.finish()
+    finally:
+        reporter.close()
+        store.close()
+    return result, store.failed
+
+
+def _after_training(
+    options: RunOptions, dataset: Examples, pipeline: Pipeline, seed: int, directory: RunDirectory
+) -> dict[str, Any]:
+    """What is known of the single stages of a trained network: their exits, or probes of their features."""
+    last = processes.from_first(directory.last_metrics(seed))
+    found = {name: last[name] for name in ("exits", "early_stops") if name in last}
+    count = options.probe_examples
+    if count is None:
+        count = 0 if "exits" in found else 2000
+    if count:
+        assert options.batch_size is not None
+        found["probes"] = probe_stages(pipeline, dataset, count, options.batch_size)
+        for name, key in (("nearest neighbours", "neighbours_accuracy"), ("linear probe", "linear_accuracy")):
+            say(f"{name} of stages 0 to {len(pipeline.stages) - 1}: " + _each(found["probes"], key))
+    if "exits" in found:
+        numbers = ", ".join(str(one["stage"]) for one in found["exits"])
+        say(f"exits at stages {numbers}: {_each(found['exits'], 'accuracy')}")
+    return found
+
+
+def _each(found: Sequence[dict[str, Any]], key: str) -> str:
+    return " ".join(f"{one[key]:.4f}" for one in found)
+
+
+def _mean_over_runs(lists: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Lists of the same length, one a run: the means of what was measured."""
+    measured = ("accuracy", "share", "neighbours_accuracy", "linear_accuracy")
+    return [
+        {**first, **{name: statistics.fmean(one[name] for one in same) for name in measured if name in first}}
+        for same in zip(*lists, strict=True)
+        for first in same[:1]
+    ]
+
+
+def _summary(
+    task: Task[AnyOptions], options: AnyOptions, dataset: Any, pipeline: Pipeline, per_run: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The contents of ``results.json``."""
+    rate = f"{dataset.unit}_per_second"
+    speed = statistics.fmean(one[rate] for one in per_run)
+    accuracies = [one["test_accuracy"] for one in per_run]
+    peaks = processes.gather(peak_memory_bytes())
+    best = max(per_run, key=lambda one: one["best_test_accuracy"])
+    results: dict[str, Any] = {
+        "dataset": dataset.name,
+        "dataset_source": dataset.source,
+        "model": options.model,
+        "width": options.width,
+        "method": options.method,
+        "stages": len(pipeline.stages),
+        "seed": options.seed,
+        "runs": options.runs,
+        "epochs": options.epochs,
+        "test_accuracy": statistics.fmean(accuracies),
+        "best_test_accuracy": best["best_test_accuracy"],
+        "best_epoch": best["best_epoch"],
+        rate: speed,
+        **task.measured(dataset, speed),
+        "peak_memory_bytes": max(peaks),
+        "peak_memory_bytes_per_process": peaks,
+        "devices": sorted({str(device) for mesh in pipeline.meshes for device in mesh.devices.flat}),
+        "device_kind": pipeline.meshes[0].devices.flat[0].device_kind,
+        "versions": versions(),
+        "seconds": sum(one["seconds"] for one in per_run),
+    }
+    for name in ("exits", "early_stops", "probes"):
+        if all(name in one for one in per_run):
+            results[name] = _mean_over_runs([one[name] for one in per_run])
+    if options.runs > 1:
+        results["test_accuracy_std"] = statistics.stdev(accuracies)
+        results["per_run"] = per_run
+    return results
+
+
+def train_task(task: Task[AnyOptions], arguments: Sequence[str], started: float) -> int:
+    """Run an experiment.
+
+    Args:
+      task: the kind of experiment.
+      arguments: of its command line.
+      started: when the program was started, by ``time.perf_counter``.
+
+    Returns:
+      The exit status.
+    """
+    asked, config = parse(task.options, arguments, task.name)
+    assert asked.out_dir is not None
+    _configure_jax(asked)
+    dataset = _load(task, asked)
+    options = task.resolve(asked, dataset)
+    assert options.epochs is not None
+    assert options.batch_size is not None
+    if options.batch_size > len(dataset.train_labels):
+        raise RunError(
+            f"--batch-size {options.batch_size} is larger than the {len(dataset.train_labels)} training {dataset.unit}"
+        )
+    joins_of(options)  # refuses epochs that do not fit
+    if config is not None and (config["dataset"], config["dataset_source"]) != (dataset.name, dataset.source):
+        raise RunError(
+            f"the run to be resumed used {config['dataset']} ({config['dataset_source']}), now there is "
+            f"{dataset.name} ({dataset.source}); give the same --data-dir"
+        )
+    steps_per_epoch = len(dataset.train_labels) // options.batch_size
+    total_steps = options.epochs * steps_per_epoch
+    plan = None if config is None else config.get("plan")
+    pipeline = build_pipeline(task, options, dataset, options.seed, total_steps, steps_per_epoch, plan)
+    plan = plan_of(pipeline.stages)
+    directory = RunDirectory(asked.out_dir, writes=processes.is_first())
+    if directory.complete:
+        say(f"the run in {asked.out_dir} is complete, there is nothing left to do")
+        return 0
+    if config is None:
+        directory.write_config(_config(task.name, options, asked, dataset, pipeline))
+    _describe(task.title(options, dataset), dataset, pipeline)
+
+    per_run: list[dict[str, Any]] = []
+    failed: str | None = None
+    with Interrupt() as interrupt:
+        for index in range(options.runs):
+            seed = options.seed + index
+            if (finished := directory.finished_run(seed)) is not None:
+                per_run.append(finished)
+                continue
+            if index:
+                pipeline = build_pipeline(task, options, dataset, seed, total_steps, steps_per_epoch, plan)
+            result, failure = _train_seed(options, dataset, pipeline, seed, directory, interrupt, started)
+            failed = failure or failed
+            if result is None:
+                say(
+                    f"\nstopped and saved; continue with: python -m scpl_jax.experiments.{task.name} "
+                    f"--out-dir {asked.out_dir} --resume"
+                )
+                return interrupt.exit_status
+            more = _after_training(options, dataset, pipeline, seed, directory)
+            numbers = dataclasses.asdict(result)
+            numbers[f"{dataset.unit}_per_second"] = numbers.pop("examples_per_second")
+            per_run.append({"seed": seed, **numbers, **more})
+            directory.finish_run(seed, per_run[-1])
+    results = _summary(task, options, dataset, pipeline, per_run)
+    if "exits" in results and processes.is_first():
+        from scpl_jax.analysis.exits import draw_exits
+
+        plots = asked.out_dir / "plots"
+        plots.mkdir(exist_ok=True)
+        draw_exits(results["exits"], results["early_stops"], plots / "exits.svg")
+    directory.write_results(results)
+    spread = f" +- {results['test_accuracy_std']:.4f} over {options.runs} runs" if options.runs > 1 else ""
+    say(f"test accuracy {results['test_accuracy']:.4f}{spread}; {asked.out_dir}/results.json")
+    if failed is not None:
+        print(f"error: a checkpoint could not be saved ({failed}); the results are whole", file=sys.stderr)
+        return 1
+    return 0
