@@ -13,9 +13,9 @@ run: setup
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-# Training runs by command line, one for many a combination of options.
+# Whole training runs, for many a combination of options.
 test-runs: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m runs tests/experiments
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m runs tests
 
 # Runs of several real processes: kept apart, as each takes many seconds to start.
 test-processes: setup

@@ -115,6 +115,7 @@ def test_options_work_together(tiny, options):
     assert np.isfinite(read(path)[1][0]["train_loss"]).all()
 
 
+@pytest.mark.runs
 def test_a_profile_is_written_when_asked_for(tiny):
     status, path = tiny("--epochs", "4", "--profile")
     assert status == 0
@@ -311,6 +312,7 @@ def image_folder(root: Path, classes=("cat", "dog")) -> Path:
     return root
 
 
+@pytest.mark.runs
 def test_image_folders_are_trained_on_and_their_faults_named(tiny, tmp_path, capsys):
     folder = image_folder(tmp_path / "images")
     arguments = ["--dataset", "imagefolder", "--data-dir", str(folder), "--epochs", "1", "--no-tensorboard"]
@@ -344,6 +346,7 @@ def test_a_directory_that_cannot_be_written_is_refused(tiny, tmp_path, capsys):
     assert "can't be written" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_the_bundled_data_need_no_network_and_are_announced(tmp_path, capsys, monkeypatch, cache):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
     arguments = [

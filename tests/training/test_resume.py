@@ -147,6 +147,7 @@ def test_resumed_equals_uninterrupted(tmp_path, dataset, small_vgg, undisturbed,
 
 
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.runs
 def test_other_rules_resume_to_the_bit_too(tmp_path, dataset, small_vgg, name):
     rule = RULES[name]
     _, pipeline = session(tmp_path / "undisturbed", dataset, small_vgg, rule=rule)
