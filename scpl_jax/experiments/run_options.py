@@ -16,6 +16,8 @@ FREE_ON_RESUME = frozenset(
         "out_dir",
         "resume",
         "data_dir",
+        "data_file",
+        "test_file",
         "cache_dir",
         "max_in_flight",
         "devices",

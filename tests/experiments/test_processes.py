@@ -113,7 +113,7 @@ def test_two_processes_equal_one_to_the_bit(undisturbed, environment):
 
 
 @two_cores
-@pytest.mark.parametrize("method", ["al", "dascpl"])
+@pytest.mark.parametrize("method", ["al"])
 def test_other_rules_in_two_processes_equal_one_to_the_bit(tmp_path, environment, method):
     options = ["--method", method, "--epochs", "2", "--exit-patience", "1"]
     finish(command(tmp_path / "one", *options), environment)
