@@ -15,9 +15,9 @@ import pytest
 
 CIFAR = [sys.executable, "-m", "scpl_jax.experiments.cifar"]
 LAUNCH = [sys.executable, "-m", "scpl_jax.launch", "--processes", "2"]
-# Small enough for seconds; three epochs of eight steps.
+# Small enough for seconds; eight epochs of eight steps, so that a signal finds them under way.
 TINY = ["--dataset", "digits", "--stages", "2", "--width", "0.03", "--head-dims", "16,8", "--limit-train", "256"]
-TINY += ["--limit-test", "50", "--batch-size", "32", "--epochs", "3", "--save-every", "3", "--no-tensorboard"]
+TINY += ["--limit-test", "50", "--batch-size", "32", "--epochs", "8", "--save-every", "3", "--no-tensorboard"]
 # Sums are in another order with another number of threads: one core a process, so one thread a stage.
 ONE_CORE = (
     "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); os.execvp(sys.argv[1], sys.argv[1:])"
@@ -103,7 +103,7 @@ def test_two_processes_equal_one_to_the_bit(undisturbed, environment):
     out = undisturbed.parent / "two"
     done = finish(command(out, processes=2), environment)
     assert_same(outcome(undisturbed), outcome(out))
-    assert len(re.findall(r"epoch \d/3", done.stdout)) == 3
+    assert len(re.findall(r"epoch \d/8", done.stdout)) == 8
     results = json.loads((out / "results.json").read_text())
     assert len(results["peak_memory_bytes_per_process"]) == 2
     assert len(results["devices"]) == 2
@@ -144,7 +144,7 @@ def test_stopped_killed_and_resumed_in_other_numbers_of_processes(undisturbed, e
     status, said, _ = until(command(out), environment, "first step", lambda p: p.send_signal(signal.SIGTERM))
     assert status == 143, said
     resumed = [*command(out, processes=2), "--resume"]
-    status, said, seconds = until(resumed, environment, "epoch 1/3", kill_second)
+    status, said, seconds = until(resumed, environment, "epoch 1/8", kill_second)
     assert status == 128 + signal.SIGKILL, said
     assert seconds < 30
     assert said.count("error:") == 1
