@@ -70,12 +70,7 @@ def batches(
         >>> [batch.tolist() for _, batch in batches(images, labels, 2, order=np.arange(5))]
         [[0, 1], [2, 3]]
     """
-    check_batch_size(batch_size)
-    if batch_size > len(order):
-        raise DataError(
-            f"--batch-size is {batch_size} but there are only {len(order)} training examples; "
-            f"choose --batch-size {len(order)} or less."
-        )
+    check_batch_size(batch_size, len(order))
     if start < 0:
         raise DataError(f"the first batch is {start}, expected 0 or more; count batches from 0.")
     chosen = (order[at * batch_size : (at + 1) * batch_size] for at in range(start, len(order) // batch_size))
@@ -106,25 +101,30 @@ def eval_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Ite
     """
     check_batch_size(batch_size)
     starts = range(0, len(images), batch_size)
-    return (_padded(images[at : at + batch_size], labels[at : at + batch_size], batch_size) for at in starts)
+    return (fill_up(images[at : at + batch_size], labels[at : at + batch_size], batch_size) for at in starts)
 
 
-def _padded(images: np.ndarray, labels: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    missing = batch_size - len(images)
+def fill_up(inputs: np.ndarray, labels: np.ndarray, batch_size: int) -> Batch:
+    """A batch of `batch_size` examples: zeros labelled -1 behind those that are there."""
+    missing = batch_size - len(inputs)
     if missing == 0:
-        return images, labels
-    black = np.zeros((missing, *images.shape[1:]), images.dtype)
+        return inputs, labels
     return (
-        np.concatenate([images, black]),
+        np.concatenate([inputs, np.zeros((missing, *inputs.shape[1:]), inputs.dtype)]),
         np.concatenate([labels, np.full(missing, PADDING_LABEL, labels.dtype)]),
     )
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch without examples.
+def check_batch_size(batch_size: int, num_examples: int | None = None) -> None:
+    """Refuse a batch without examples, or with more than there are for training.
 
     Raises:
-        DataError: when `batch_size` is below 1.
+        DataError: when `batch_size` is below 1 or above `num_examples`.
     """
     if batch_size < 1:
         raise DataError(f"--batch-size is {batch_size}, expected at least 1; choose a larger one.")
+    if num_examples is not None and batch_size > num_examples:
+        raise DataError(
+            f"--batch-size is {batch_size} but there are only {num_examples} training examples; "
+            f"choose --batch-size {num_examples} or less."
+        )

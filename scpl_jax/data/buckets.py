@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from scpl_jax.data.batching import PADDING_LABEL, Batch, check_batch_size, epoch_order
+from scpl_jax.data.batching import Batch, check_batch_size, epoch_order, fill_up
 from scpl_jax.data.errors import DataError
 from scpl_jax.data.ragged import Texts
 
@@ -48,16 +48,11 @@ def bucket_lengths(lengths: np.ndarray, max_length: int, count: int) -> tuple[in
         better = total.min(axis=0)
         choices[-1] = np.where(better < cost, choices[-1], -1)
         cost = np.minimum(cost, better)
-    ends = []
-    at = len(sizes) - 1
-    for choice in [*reversed(choices), None]:
-        if choice is not None and choice[at] < 0:
-            continue
-        ends.append(int(sizes[at]))
-        if choice is None:
-            break
-        at = int(choice[at])
-    return tuple(sorted(ends))
+    ends = [len(sizes) - 1]
+    for choice in reversed(choices):
+        if choice[ends[-1]] >= 0:
+            ends.append(int(choice[ends[-1]]))
+    return tuple(int(sizes[end]) for end in reversed(ends))
 
 
 def text_batches(
@@ -86,12 +81,7 @@ def text_batches(
         >>> sorted(tokens.shape for tokens, _ in found)
         [(2, 8), (2, 16)]
     """
-    check_batch_size(batch_size)
-    if batch_size > len(texts):
-        raise DataError(
-            f"--batch-size is {batch_size} but there are only {len(texts)} training examples; "
-            f"choose --batch-size {len(texts)} or less."
-        )
+    check_batch_size(batch_size, len(texts))
     order = epoch_order(len(texts), seed=seed, epoch=epoch)
     bucket = _bucket_of(texts.lengths[order], buckets)
     chosen, left = [], []
@@ -121,13 +111,8 @@ def eval_text_batches(texts: Texts, labels: np.ndarray, batch_size: int, buckets
     check_batch_size(batch_size)
     order = np.argsort(_bucket_of(texts.lengths, buckets), kind="stable")
 
-    def batch(indices: np.ndarray) -> Batch:
-        tokens, missing = _padded(texts, indices, buckets), batch_size - len(indices)
-        if missing:
-            tokens = np.concatenate([tokens, np.zeros((missing, tokens.shape[1]), np.int32)])
-        return tokens, np.concatenate([labels[indices], np.full(missing, PADDING_LABEL, np.int32)])
-
-    return (batch(order[at : at + batch_size]) for at in range(0, len(texts), batch_size))
+    chosen = (order[at : at + batch_size] for at in range(0, len(texts), batch_size))
+    return (fill_up(_padded(texts, indices, buckets), labels[indices], batch_size) for indices in chosen)
 
 
 def _bucket_of(lengths: np.ndarray, buckets: Sequence[int]) -> np.ndarray:

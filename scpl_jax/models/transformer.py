@@ -14,9 +14,9 @@ from scpl_jax.models.sequence import Dropout, Embedding, TextClassifier, TextMes
 Norm = Callable[..., nnx.Module]
 
 
-def layer_norm(size: int, *, rngs: nnx.Rngs, dtype: Any = None) -> nnx.LayerNorm:
+def layer_norm(size: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer norm with torch's constants (eps 1e-5 inside the root, biased variance)."""
-    return nnx.LayerNorm(size, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(size, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
 
 class Attention(nnx.Module):

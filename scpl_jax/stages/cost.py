@@ -82,9 +82,10 @@ def module_cost(module: nnx.Module, *inputs: Any) -> Cost:
 
 def _analysis(function: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
     """Floating-point operations and bytes of a function; XLA counts what is in a loop only once."""
-    analysis = jax.jit(function).lower(*arguments).cost_analysis() or {}
+    traced = jax.jit(function).trace(*arguments)
+    analysis = traced.lower().cost_analysis() or {}
     operations, traffic = float(analysis.get("flops", 0.0)), float(analysis.get("bytes accessed", 0.0))
-    for body, length in _scans(jax.make_jaxpr(function)(*arguments).jaxpr):
+    for body, length in _scans(traced.jaxpr.jaxpr):
         once = _analysis(jaxpr_as_fun(body), *body.in_avals)
         operations += (length - 1) * once[0]
         traffic += (length - 1) * once[1]
