@@ -143,7 +143,7 @@ class Dataset:
         for split in _SPLITS:
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
             _check_images(self.name, split, images)
-            _check_labels(self.name, split, labels, len(images), self.num_classes)
+            check_labels(self.name, split, labels, len(images), self.num_classes, "image")
         if self.train_images.shape[1:] != self.test_images.shape[1:]:
             raise DataError(
                 f"data set {self.name}: training images are {self.train_images.shape[1:]} but test images "
@@ -163,11 +163,16 @@ def _check_images(name: str, split: str, images: np.ndarray) -> None:
         )
 
 
-def _check_labels(name: str, split: str, labels: np.ndarray, num_images: int, num_classes: int) -> None:
-    if labels.dtype != np.int32 or labels.shape != (num_images,):
+def check_labels(name: str, split: str, labels: np.ndarray, count: int, num_classes: int, unit: str) -> None:
+    """Refuse labels that are not one class index for each of `count` examples, at least one; `unit` is what one is.
+
+    Raises:
+        DataError: for another dtype or shape, or a label that is no class index.
+    """
+    if labels.dtype != np.int32 or labels.shape != (count,):
         raise DataError(
             f"data set {name}: {split} labels are {labels.dtype} of shape {labels.shape}, expected int32 of "
-            f"shape ({num_images},), one for each image; supply exactly one label per image."
+            f"shape ({count},), one for each {unit}; supply exactly one label per {unit}."
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:

@@ -8,6 +8,7 @@ import numpy as np
 
 from scpl_jax.data.batching import Batch, check_batch_size
 from scpl_jax.data.buckets import eval_text_batches, text_batches
+from scpl_jax.data.dataset import check_labels
 from scpl_jax.data.errors import DataError
 from scpl_jax.data.ragged import Texts
 
@@ -58,16 +59,7 @@ class TextDataset:
             texts, labels = getattr(self, f"{split}_texts"), getattr(self, f"{split}_labels")
             if len(texts) == 0:
                 raise DataError(f"data set {self.name}: the {split} split holds no texts; supply at least one.")
-            if labels.dtype != np.int32 or labels.shape != (len(texts),):
-                raise DataError(
-                    f"data set {self.name}: {split} labels are {labels.dtype} of shape {labels.shape}, expected int32 "
-                    f"of shape ({len(texts)},), one for each text; supply exactly one label per text."
-                )
-            if labels.min() < 0 or labels.max() >= self.num_classes:
-                raise DataError(
-                    f"data set {self.name}: {split} labels run from {labels.min()} to {labels.max()}, expected 0 to "
-                    f"{self.num_classes - 1} for its {self.num_classes} classes; correct the labels."
-                )
+            check_labels(self.name, split, labels, len(texts), self.num_classes, "text")
 
     @property
     def num_classes(self) -> int:

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ DOWNLOAD_URLS = {
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images `(N, H, W, C)` uint8 and labels `(N,)` int32."""
 
+Part = TypeVar("Part")
+
 
 def load(request: Request, tfds_name: str, finish: Callable[[Arrays, Arrays, tuple[str, ...]], Dataset]) -> Dataset:
     """Read a data set prepared by TFDS; where there is none, download and prepare it first.
@@ -47,11 +49,10 @@ def load(request: Request, tfds_name: str, finish: Callable[[Arrays, Arrays, tup
     if tfds_dir is None:
         tfds_dir = request.data_dir or default_dir()
         prepare(tfds_name, tfds_dir)
-    builder = _builder(tfds_name, tfds_dir)
-    folder = Path(builder.data_path).resolve()
+    folder = Path(_builder(tfds_name, tfds_dir).data_path).resolve()
 
     def build() -> Dataset:
-        train, test, class_names = _read(builder, folder)
+        class_names, (train, test) = read_prepared(tfds_name, tfds_dir, ("train", "test"), _arrays)
         return finish(train, test, class_names)
 
     return cached(
@@ -134,21 +135,10 @@ def _builder(tfds_name: str, tfds_dir: Path) -> Any:
     return tensorflow_datasets.builder(tfds_name, data_dir=tfds_dir, file_format=_FORMAT)
 
 
-def _read(builder: Any, folder: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
-    """Training arrays, test arrays and class names of a prepared data set."""
-    try:
-        splits = builder.as_data_source()
-        names = tuple(builder.info.features["label"].names)
-        return _arrays(splits["train"]), _arrays(splits["test"]), names
-    except Exception as error:
-        raise DataError(
-            f"what TFDS prepared in {folder} cannot be read ({_first_line(error)}); remove that folder to "
-            "have it prepared anew."
-        ) from error
-
-
-def read_raw(tfds_name: str, tfds_dir: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], list[list[Any]]]:
-    """Class names, and the examples of some splits as TFDS has them, of a prepared data set.
+def read_prepared(
+    tfds_name: str, tfds_dir: Path, splits: Sequence[str], convert: Callable[[list[Any]], Part]
+) -> tuple[tuple[str, ...], list[Part]]:
+    """Class names, and what `convert` makes of the examples of each split, of a prepared data set.
 
     Raises:
         DataError: when it cannot be read.
@@ -157,11 +147,11 @@ def read_raw(tfds_name: str, tfds_dir: Path, splits: Sequence[str]) -> tuple[tup
     try:
         sources = builder.as_data_source()
         names = tuple(builder.info.features["label"].names)
-        return names, [_examples(sources[split]) for split in splits]
+        return names, [convert(_examples(sources[split])) for split in splits]
     except Exception as error:
         raise DataError(
-            f"what TFDS prepared in {builder.data_path} cannot be read ({_first_line(error)}); remove that folder to "
-            "have it prepared anew."
+            f"what TFDS prepared in {Path(builder.data_path).resolve()} cannot be read ({_first_line(error)}); remove "
+            "that folder to have it prepared anew."
         ) from error
 
 
@@ -176,8 +166,7 @@ def _examples(source: Any) -> list[Any]:
     return examples
 
 
-def _arrays(source: Any) -> Arrays:
-    examples = _examples(source)
+def _arrays(examples: list[Any]) -> Arrays:
     images = np.stack([example["image"] for example in examples])
     return images, np.array([example["label"] for example in examples], np.int32)
 

@@ -1,6 +1,7 @@
 """Text data sets prepared by TensorFlow Datasets (TFDS)."""
 
 from pathlib import Path
+from typing import Any
 
 from scpl_jax.data.errors import DataError
 from scpl_jax.data.readers import tfds as images
@@ -42,12 +43,11 @@ def load(name: str, data_dir: Path | None) -> RawDataset:
     if folder is None:
         folder = data_dir or images.default_dir()
         images.prepare(tfds_name, folder, url)
-    names, parts = images.read_raw(tfds_name, folder, ("train", test_split))
     replaced = Replaced()
 
-    def texts(examples: list[dict[str, object]]) -> RawTexts:
-        found = [" ".join(replaced.decode(bytes(example[key])) for key in keys) for example in examples]  # type: ignore[call-overload]
-        return RawTexts(found, [int(example["label"]) for example in examples])  # type: ignore[call-overload]
+    def texts(examples: list[Any]) -> RawTexts:
+        found = [" ".join(replaced.decode(example[key]) for key in keys) for example in examples]
+        return RawTexts(found, [int(example["label"]) for example in examples])
 
-    train, test = map(texts, parts)
+    names, (train, test) = images.read_prepared(tfds_name, folder, ("train", test_split), texts)
     return RawDataset("TensorFlow Datasets", names, train, test, replaced.characters)
