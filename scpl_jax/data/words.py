@@ -5,7 +5,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-PAD, UNKNOWN = 0, 1
+UNKNOWN = 1
 
 _TAG = re.compile(r"<[^<>]*>")
 # Apostrophes go without a trace, so that "don't" is one word; all other marks part words.
