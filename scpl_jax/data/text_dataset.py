@@ -71,6 +71,11 @@ class TextDataset:
         """Number of token ids, padding and unknown included."""
         return len(self.words) + 2
 
+    @property
+    def mean_length(self) -> float:
+        """Mean number of tokens of a training text that count."""
+        return float(np.minimum(self.train_texts.lengths, self.max_length).mean())
+
     def shapes(self, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """A batch of token ids and labels of each bucket."""
         check_batch_size(batch_size)

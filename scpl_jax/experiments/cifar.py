@@ -4,7 +4,6 @@ On CIFAR-10 at full size (VGG8, 200 epochs, batch 1024) this wants a GPU; withou
 scikit-learn's digits, which takes about two minutes on two CPU cores.
 """
 
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from scpl_jax.data import Dataset, load, make_augment, normalise  # noqa: E402
 from scpl_jax.experiments.building import dtype_of  # noqa: E402
 from scpl_jax.experiments.command_line import run  # noqa: E402
 from scpl_jax.experiments.options import Options  # noqa: E402
+from scpl_jax.experiments.run_options import fill_in  # noqa: E402
 from scpl_jax.experiments.tasks import Task  # noqa: E402
 from scpl_jax.experiments.training_run import train_task  # noqa: E402
 from scpl_jax.models import build_model, paper_cut  # noqa: E402
@@ -34,9 +34,7 @@ def _load(options: Options) -> Dataset:
 
 
 def _resolve(options: Options, dataset: Dataset) -> Options:
-    defaults = _DIGITS_DEFAULTS if dataset.name == "digits" else _DEFAULTS
-    missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
-    return dataclasses.replace(options, **missing)
+    return fill_in(options, _DIGITS_DEFAULTS if dataset.name == "digits" else _DEFAULTS)
 
 
 def _blocks(options: Options, dataset: Dataset, rngs: nnx.Rngs) -> list[nnx.Module]:

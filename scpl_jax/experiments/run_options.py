@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -232,6 +233,17 @@ class RunOptions:
 
 
 AnyOptions = TypeVar("AnyOptions", bound=RunOptions)
+
+
+def fill_in(options: AnyOptions, defaults: Mapping[str, Any]) -> AnyOptions:
+    """The options with these values where none was given.
+
+    Example:
+      >>> fill_in(RunOptions(epochs=3), {"epochs": 20, "batch_size": 128}).epochs
+      3
+    """
+    missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
+    return dataclasses.replace(options, **missing)
 
 
 def flag(name: str) -> str:

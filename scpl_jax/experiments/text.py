@@ -21,6 +21,7 @@ from scpl_jax.data import TextDataset, TextRequest, load_texts  # noqa: E402
 from scpl_jax.data.vectors import read_vectors  # noqa: E402
 from scpl_jax.experiments.building import dtype_of  # noqa: E402
 from scpl_jax.experiments.command_line import run  # noqa: E402
+from scpl_jax.experiments.run_options import fill_in  # noqa: E402
 from scpl_jax.experiments.tasks import Task  # noqa: E402
 from scpl_jax.experiments.text_options import TextOptions  # noqa: E402
 from scpl_jax.experiments.training_run import train_task  # noqa: E402
@@ -52,8 +53,7 @@ def _resolve(options: TextOptions, dataset: TextDataset) -> TextOptions:
     defaults["dropout"] = 0.1 if options.model == "transformer" else 0.0
     if dataset.vectors:
         defaults["embedding_size"] = len(next(iter(dataset.vectors.values())))
-    missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
-    return dataclasses.replace(options, **missing)
+    return fill_in(options, defaults)
 
 
 def _blocks(options: TextOptions, dataset: TextDataset, rngs: nnx.Rngs) -> list[nnx.Module]:
@@ -86,8 +86,7 @@ def _blocks(options: TextOptions, dataset: TextDataset, rngs: nnx.Rngs) -> list[
 
 def _example(options: TextOptions, dataset: TextDataset) -> jax.ShapeDtypeStruct:
     """A batch of texts as long as those of training are on average: on it cut and placement rest."""
-    mean = np.minimum(dataset.train_texts.lengths, dataset.max_length).mean()
-    length = next(bucket for bucket in dataset.buckets if bucket >= min(mean, dataset.buckets[-1]))
+    length = next(bucket for bucket in dataset.buckets if bucket >= min(dataset.mean_length, dataset.buckets[-1]))
     return jax.ShapeDtypeStruct((options.batch_size or 1, length), jnp.int32)
 
 
@@ -101,8 +100,7 @@ def _title(options: TextOptions, dataset: TextDataset) -> str:
 
 
 def _measured(dataset: TextDataset, rate: float) -> dict[str, float]:
-    mean = float(np.minimum(dataset.train_texts.lengths, dataset.max_length).mean())
-    return {"tokens_per_second": rate * mean}
+    return {"tokens_per_second": rate * dataset.mean_length}
 
 
 TASK = Task(
