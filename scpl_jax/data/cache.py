@@ -1,4 +1,4 @@
-"""Keeps the arrays of data sets that are slow to decode."""
+"""Keeps the arrays of data sets that are slow to decode or to clean."""
 
 import hashlib
 import json
@@ -8,36 +8,55 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
 
+DEFAULT_CACHE_DIR = Path("~/.cache/scpl_jax")
+
 _LOGGER = logging.getLogger(__name__)
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-_TEXTS = ("name", "source", "class_names", "mean", "std", "note")
 # Goes up whenever the file's layout or the decoding of any reader changes.
 _FORMAT = 1
 
 
+@runtime_checkable
+class Storable(Protocol):
+    """A data set that a cache file can hold."""
+
+    def packed(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Its arrays, and everything else as JSON can hold it."""
+        ...
+
+    @classmethod
+    def unpacked(cls, arrays: dict[str, np.ndarray], texts: dict[str, Any]) -> Any:
+        """The data set of what `packed` gave; missing parts end in a KeyError or TypeError."""
+        ...
+
+
+AnyDataset = TypeVar("AnyDataset", bound=Storable)
+
+
 def cached(
-    build: Callable[[], Dataset],
+    kind: type[AnyDataset],
+    build: Callable[[], AnyDataset],
     *,
     cache_dir: Path,
     reader: str,
     files: Iterable[str | Path],
-    image_size: int | None,
-) -> Dataset:
+    options: Any,
+) -> AnyDataset:
     """Give a data set from the cache, or build it and put it there.
 
     Args:
+        kind: class of the data set.
         build: makes the data set.
         cache_dir: the file lies in `datasets/` below this folder.
         reader: name and version of the reader; another one has another cache file.
         files: absolute paths of every file the data set is made of. A change of a name, size or modification
             time leads to another cache file.
-        image_size: the size asked for, which is part of the cache file's identity too.
+        options: what the data set depends on besides, as JSON can hold it; part of the cache file's identity too.
 
     Returns:
         The data set. A damaged cache file is built anew; a cache that cannot be written costs a warning.
@@ -45,8 +64,8 @@ def cached(
     Raises:
         DataError: what `build` raises; nothing is cached then.
     """
-    path = cache_dir / "datasets" / f"{_digest(reader, files, image_size)}.npz"
-    found = _read(path)
+    path = cache_dir / "datasets" / f"{_digest(reader, files, options)}.npz"
+    found = _read(kind, path)
     if found is not None:
         return found
     dataset = build()
@@ -54,23 +73,22 @@ def cached(
     return dataset
 
 
-def _digest(reader: str, files: Iterable[str | Path], image_size: int | None) -> str:
-    digest = hashlib.sha256(json.dumps([_FORMAT, reader, image_size]).encode())
+def _digest(reader: str, files: Iterable[str | Path], options: Any) -> str:
+    digest = hashlib.sha256(json.dumps([_FORMAT, reader, options]).encode())
     for file in sorted(os.fspath(file) for file in files):
         status = os.stat(file)
         digest.update(f"\0{file}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
-def _read(path: Path) -> Dataset | None:
+def _read(kind: type[AnyDataset], path: Path) -> AnyDataset | None:
     """The data set in a cache file, or None when there is none or it is damaged."""
     try:
         # A zip member carries a checksum, which numpy verifies as it reads: damage does not go unseen.
         with np.load(path, allow_pickle=False) as stored:
             texts = json.loads(stored["texts"].item())
-            arrays = {name: stored[name] for name in _ARRAYS}
-        texts |= {name: tuple(texts[name]) for name in ("class_names", "mean", "std")}
-        return Dataset(**texts, **arrays)
+            arrays = {name: stored[name] for name in stored.files if name != "texts"}
+        return kind.unpacked(arrays, texts)
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, DataError) as error:
@@ -78,18 +96,17 @@ def _read(path: Path) -> Dataset | None:
         return None
 
 
-def _write(path: Path, dataset: Dataset) -> None:
-    texts = json.dumps({name: getattr(dataset, name) for name in _TEXTS})
-    arrays = {name: getattr(dataset, name) for name in _ARRAYS}
+def _write(path: Path, dataset: Storable) -> None:
+    arrays, texts = dataset.packed()
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written beside its place and moved there at once, so that no other run ever sees half a file.
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, texts=np.array(texts), **arrays)
+            np.savez(file, allow_pickle=False, texts=np.array(json.dumps(texts)), **arrays)
         os.replace(temporary, path)
     except OSError as error:
-        _LOGGER.warning("The data set is not cached in %s (%s); it will be decoded again.", path.parent, error)
+        _LOGGER.warning("The data set is not cached in %s (%s); it will be read again.", path.parent, error)
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

@@ -1,7 +1,7 @@
 """What a data set is for training, one of images held in memory, and the changes an experiment may ask of any."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -122,6 +122,18 @@ class Dataset:
         """Each of the first `count` images of `train` or `test` once, in order (see `eval_batches`)."""
         images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
         return eval_batches(images[:count], labels[:count], batch_size)
+
+    def packed(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Its arrays, and everything else as JSON can hold it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        return arrays, {name: value for name, value in values.items() if name not in arrays}
+
+    @classmethod
+    def unpacked(cls, arrays: dict[str, np.ndarray], texts: dict[str, Any]) -> "Dataset":
+        """The data set of what `packed` gave."""
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in texts.items()}
+        return cls(**values | arrays)
 
     def limited(self, limit_train: int | None, limit_test: int | None) -> "Dataset":
         """The first images of each split only; `mean` and `std` stay."""

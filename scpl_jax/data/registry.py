@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from scpl_jax.data.cache import DEFAULT_CACHE_DIR
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
 from scpl_jax.data.readers import (
@@ -32,8 +33,6 @@ _LOADERS: dict[str, Callable[[Request], Dataset]] = {
 
 DATASETS: tuple[str, ...] = tuple(_LOADERS)
 """Names that `load` knows."""
-
-DEFAULT_CACHE_DIR = Path("~/.cache/scpl_jax")
 
 
 def load(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -91,6 +91,27 @@ class TextDataset:
         """Each of the first `count` texts of `train` or `test` once (see `eval_text_batches`)."""
         texts, labels = getattr(self, f"{split}_texts"), getattr(self, f"{split}_labels")
         return eval_text_batches(texts.first(count), labels[:count], batch_size, self.buckets)
+
+    def packed(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Its arrays, and everything else but word vectors as JSON can hold it."""
+        arrays = {f"{split}_labels": getattr(self, f"{split}_labels") for split in _SPLITS}
+        for split in _SPLITS:
+            texts = getattr(self, f"{split}_texts")
+            arrays |= {f"{split}_ids": texts.ids, f"{split}_starts": texts.starts}
+        kept = ("name", "source", "class_names", "words", "max_length", "buckets", "note")
+        return arrays, {name: getattr(self, name) for name in kept}
+
+    @classmethod
+    def unpacked(cls, arrays: dict[str, np.ndarray], texts: dict[str, Any]) -> "TextDataset":
+        """The data set of what `packed` gave."""
+        rest: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in texts.items()}
+        return cls(
+            train_texts=Texts(arrays["train_ids"], arrays["train_starts"]),
+            train_labels=arrays["train_labels"],
+            test_texts=Texts(arrays["test_ids"], arrays["test_starts"]),
+            test_labels=arrays["test_labels"],
+            **rest,
+        )
 
     def limited(self, limit_train: int | None, limit_test: int | None) -> "TextDataset":
         """The first texts of each split only; the vocabulary stays that of all training texts."""

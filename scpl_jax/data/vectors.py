@@ -1,11 +1,13 @@
 """Word vectors in the text format of GloVe and fastText."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.text_readers.raw import byte_lines
 
 _MAX_LINE_BYTES = 1_000_000
 
@@ -38,39 +40,33 @@ def read_vectors(
         ...     read_vectors(path, ["cat", "dog"])
         {'cat': array([3., 4.], dtype=float32)}
     """
+    if not os.access(path, os.R_OK):
+        raise DataError(f"--word-vectors {path} cannot be read; name an existing file.")
     wanted = {word.encode(): word for word in words}
     found: dict[str, np.ndarray] = {}
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(_MAX_LINE_BYTES + 1):
-                number += 1
-                progress(len(line))
-                if len(line) > _MAX_LINE_BYTES:
-                    raise DataError(f"line {number} of {path} is longer than 1 MB, expected a word and its values.")
-                word, *values = line.rstrip(b" \r\n").split(b" ")
-                if number == 1 and len(values) == 1 and word.isdigit() and values[0].isdigit():
-                    continue
-                if not word and not values:
-                    continue
-                # A few words of GloVe's largest file hold blanks; none of them is wanted.
-                size = size or len(values)
-                if len(values) < size or (number < 3 and len(values) != size):
-                    raise DataError(
-                        f"line {number} of {path} has {len(values)} values, expected {size}; give --embedding-size "
-                        "the length of the vectors, or another file."
-                    )
-                if word not in wanted or wanted[word] in found or len(values) != size:
-                    continue
-                try:
-                    vector = np.array(values, np.float32)
-                except ValueError as error:
-                    raise DataError(f"line {number} of {path} is no word with {size} numbers; check it.") from error
-                if not np.isfinite(vector).all():
-                    raise DataError(f"line {number} of {path} has values that are not finite; correct it.")
-                found[wanted[word]] = vector
-    except OSError as error:
-        raise DataError(f"--word-vectors {path} cannot be read ({error.strerror}); name an existing file.") from error
+    for number, line in enumerate(byte_lines(path, _MAX_LINE_BYTES, "a word and its values"), start=1):
+        progress(len(line))
+        word, *values = line.rstrip(b" \r\n").split(b" ")
+        if number == 1 and len(values) == 1 and word.isdigit() and values[0].isdigit():
+            continue
+        if not word and not values:
+            continue
+        # A few words of GloVe's largest file hold blanks; none of them is wanted.
+        size = size or len(values)
+        if len(values) < size or (number < 3 and len(values) != size):
+            raise DataError(
+                f"line {number} of {path} has {len(values)} values, expected {size}; give --embedding-size "
+                "the length of the vectors, or another file."
+            )
+        if word not in wanted or wanted[word] in found or len(values) != size:
+            continue
+        try:
+            vector = np.array(values, np.float32)
+        except ValueError as error:
+            raise DataError(f"line {number} of {path} is no word with {size} numbers; check it.") from error
+        if not np.isfinite(vector).all():
+            raise DataError(f"line {number} of {path} has values that are not finite; correct it.")
+        found[wanted[word]] = vector
     if size is None:
         raise DataError(f"--word-vectors {path} holds no vectors, expected a word and its values a line.")
     return found

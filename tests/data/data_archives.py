@@ -115,6 +115,7 @@ def cifar100_binary():
 def write_folder(folder: Path, files):
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
 

@@ -1,13 +1,24 @@
 """Text data sets: what each layout holds, and one sentence for each fault of a file."""
 
+import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
 
-from scpl_jax.data import DataError, TextRequest, add_label_noise, limit, load_texts
+from scpl_jax.data import DataError, TextRequest, add_label_noise, limit, load_texts, text_registry
+from scpl_jax.data.ragged import Texts
 from scpl_jax.data.vectors import read_vectors
 from scpl_jax.data.words import build_vocabulary, clean, stop_words
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Where cleaned texts are kept, instead of in the user's own folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(text_registry, "DEFAULT_CACHE_DIR", folder)
+    return folder
 
 
 def words(dataset, split, index):
@@ -58,6 +69,55 @@ def test_imdb_is_read_from_its_folders_classes_in_turn(imdb):
     noisy = add_label_noise(dataset, 1.0, seed=1)
     assert noisy.train_labels.tolist() != dataset.train_labels.tolist()
     assert noisy.test_labels is dataset.test_labels
+
+
+@pytest.fixture
+def cleaned(monkeypatch):
+    """The texts that were cleaned so far."""
+    texts = []
+    monkeypatch.setattr(text_registry, "clean", lambda text, stop: texts.append(text) or clean(text, stop))
+    return texts
+
+
+def test_cleaned_texts_are_kept(imdb, cleaned, cache):
+    first = load_texts(TextRequest("imdb", imdb, keep_stop_words=True))
+    assert len(cleaned) == 12
+    cleaned.clear()
+    second = load_texts(TextRequest("imdb", imdb, keep_stop_words=True))
+    assert cleaned == []
+    for field in dataclasses.fields(first):
+        found, expected = getattr(second, field.name), getattr(first, field.name)
+        if isinstance(expected, Texts):
+            np.testing.assert_array_equal(found.ids, expected.ids)
+            np.testing.assert_array_equal(found.starts, expected.starts)
+        elif isinstance(expected, np.ndarray):
+            np.testing.assert_array_equal(found, expected)
+        else:
+            assert found == expected
+            assert type(found) is type(expected)
+    (kept,) = (cache / "datasets").iterdir()
+    kept.write_bytes(kept.read_bytes()[:200])
+    load_texts(TextRequest("imdb", imdb, keep_stop_words=True))
+    assert len(cleaned) == 12
+
+
+CHANGES = {
+    "a file changed": {},
+    "stop words": {"keep_stop_words": True},
+    "length": {"max_length": 2},
+    "buckets": {"buckets": 1},
+    "vocabulary": {"vocabulary": 3},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_kept_counts_only_for_the_same_request_and_files(imdb, cleaned, change):
+    load_texts(TextRequest("imdb", imdb))
+    cleaned.clear()
+    if change == "a file changed":
+        os.utime(imdb / "imdb" / "test" / "neg" / "0_7.txt", ns=(5, 5))
+    load_texts(TextRequest("imdb", imdb, **CHANGES[change]))
+    assert len(cleaned) == 12
 
 
 def test_sst2_is_read_and_quotes_are_text(tmp_path):

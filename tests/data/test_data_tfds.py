@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from data_archives import CIFAR10_NAMES, cifar10_binary, write_folder, write_tar
 
-from scpl_jax.data import DataError, load
+from scpl_jax.data import DataError, TextRequest, load, load_texts
 from scpl_jax.data.readers import tfds
 
 ARCHIVE = "cifar-10-binary.tar.gz"
@@ -32,6 +33,26 @@ PREPARE = """
     published = Cifar10._cifar_info.fget
     Cifar10._cifar_info = property(lambda self: published(self)._replace(url=url))
     tfds.prepare("cifar10", Path(tfds_dir), url)
+"""
+
+# The same for the text sets, each from an archive of the layout that its authors publish.
+PREPARE_TEXTS = """
+    import sys
+    from pathlib import Path
+
+    from tensorflow_datasets.datasets.ag_news_subset import ag_news_subset_dataset_builder as ag_news
+    from tensorflow_datasets.datasets.imdb_reviews import imdb_reviews_dataset_builder as imdb
+    from tensorflow_datasets.text import glue
+
+    from scpl_jax.data.readers import tfds
+
+    host, tfds_dir = sys.argv[1:]
+    imdb._DOWNLOAD_URL = f"{host}/aclImdb_v1.tar.gz"
+    ag_news._DOWNLOAD_URL = f"{host}/ag_news_csv.tar.gz"
+    for config in glue.Glue.BUILDER_CONFIGS:
+        config.data_url = f"{host}/SST-2.zip"
+    for name in ("imdb_reviews/plain_text", "ag_news_subset", "glue/sst2"):
+        tfds.prepare(name, Path(tfds_dir), host)
 """
 
 # Makes TensorFlow look not installed. A None in sys.modules would not do: TFDS takes it for an import done.
@@ -218,3 +239,69 @@ def test_fashion_mnist_through_tfds_equals_the_idx_files(tmp_path, monkeypatch):
     from_files = load("fashion-mnist", data_dir=tmp_path / "idx", cache_dir=tmp_path / "cache")
     np.testing.assert_array_equal(through_tfds.train_images, from_files.train_images)
     assert through_tfds.class_names == from_files.class_names
+
+
+def _texts_of(dataset, split):
+    texts = getattr(dataset, f"{split}_texts")
+    found = []
+    for index, label in enumerate(getattr(dataset, f"{split}_labels").tolist()):
+        ids = texts.padded([index], int(texts.lengths[index]))[0]
+        found.append((" ".join(dataset.words[i - 2] if i > 1 else "?" for i in ids), label))
+    return found
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """(folder with official files of text sets, folder in which TFDS has prepared the same)."""
+    pytest.importorskip("tensorflow", reason="TFDS needs TensorFlow to prepare a data set")
+    root = tmp_path_factory.mktemp("texts")
+    reviews = {
+        f"{split}/{label}/{number}_7.txt": f"A {word} film, number{number} {split}.".encode()
+        for split in ("train", "test")
+        for label, word in (("pos", "good"), ("neg", "bad"), ("unsup", "new"))
+        for number in range(4)
+    }
+    news = {
+        f"{split}.csv": "".join(f'"{number % 4 + 1}","Title{number}","Body, {split}"\n' for number in range(8)).encode()
+        for split in ("train", "test")
+    }
+    header = {"train": "sentence\tlabel", "dev": "sentence\tlabel", "test": "index\tsentence"}
+    sentences = {
+        f"{split}.tsv": "\n".join(
+            [
+                header[split],
+                *(f"{i}\tnever read" if split == "test" else f"word{i} {split}\t{i % 2}" for i in range(6)),
+            ]
+        ).encode()
+        for split in header
+    }
+    (root / "www").mkdir()
+    write_tar(root / "www" / "aclImdb_v1.tar.gz", "aclImdb", reviews)
+    write_tar(root / "www" / "ag_news_csv.tar.gz", "ag_news_csv", news)
+    with zipfile.ZipFile(root / "www" / "SST-2.zip", "w") as archive:
+        for name, content in sentences.items():
+            archive.writestr(f"SST-2/{name}", content)
+    write_folder(root / "files" / "aclImdb", reviews)
+    write_folder(root / "files" / "ag_news_csv", news)
+    write_folder(root / "files" / "SST-2", sentences)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=root / "www"))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    _run(PREPARE_TEXTS, f"http://127.0.0.1:{server.server_port}", root / "prepared")
+    server.shutdown()
+    server.server_close()
+    return root / "files", root / "prepared"
+
+
+@pytest.mark.parametrize("name", ["imdb", "sst2", "ag-news"])
+def test_texts_that_tfds_prepared_equal_the_official_files(texts, tmp_path, name):
+    official, found = (
+        load_texts(TextRequest(name, folder, cache_dir=tmp_path, keep_stop_words=True)) for folder in texts
+    )
+    assert found.source == "TensorFlow Datasets"
+    assert official.source != found.source
+    assert found.num_classes == official.num_classes
+    assert found.words == official.words
+    for split in ("train", "test"):
+        told, expected = _texts_of(found, split), _texts_of(official, split)
+        # Only the sentences are numbered: TFDS shuffles the others for good.
+        assert told == expected if name == "sst2" else sorted(told) == sorted(expected)

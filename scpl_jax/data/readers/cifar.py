@@ -137,11 +137,12 @@ def _read(request: Request, archive: _Archive, members: Members) -> Dataset:
     if not members.is_archive:
         return build()
     return cached(
+        Dataset,
         build,
         cache_dir=request.cache_dir,
         reader=f"{_READER} {request.name}",
         files=members.files,
-        image_size=request.image_size,
+        options=request.image_size,
     )
 
 

@@ -108,11 +108,12 @@ def decode_listings(
         )
 
     return cached(
+        Dataset,
         build,
         cache_dir=request.cache_dir,
         reader=f"{_READER} {request.name}",
         files=names if files is None else files,
-        image_size=image_size,
+        options=image_size,
     )
 
 

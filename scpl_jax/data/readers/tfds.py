@@ -49,18 +49,18 @@ def load(request: Request, tfds_name: str, finish: Callable[[Arrays, Arrays, tup
     if tfds_dir is None:
         tfds_dir = request.data_dir or default_dir()
         prepare(tfds_name, tfds_dir)
-    folder = Path(_builder(tfds_name, tfds_dir).data_path).resolve()
 
     def build() -> Dataset:
         class_names, (train, test) = read_prepared(tfds_name, tfds_dir, ("train", "test"), _arrays)
         return finish(train, test, class_names)
 
     return cached(
+        Dataset,
         build,
         cache_dir=request.cache_dir,
         reader=f"{_READER} {request.name}",
-        files=[entry for entry in folder.iterdir() if entry.is_file()],
-        image_size=request.image_size,
+        files=prepared_files(tfds_name, tfds_dir),
+        options=request.image_size,
     )
 
 
@@ -133,6 +133,12 @@ def _builder(tfds_name: str, tfds_dir: Path) -> Any:
     import tensorflow_datasets
 
     return tensorflow_datasets.builder(tfds_name, data_dir=tfds_dir, file_format=_FORMAT)
+
+
+def prepared_files(tfds_name: str, tfds_dir: Path) -> list[Path]:
+    """All files of a prepared data set."""
+    folder = Path(_builder(tfds_name, tfds_dir).data_path).resolve()
+    return [entry for entry in folder.iterdir() if entry.is_file()]
 
 
 def read_prepared(

@@ -4,29 +4,37 @@ from itertools import zip_longest
 from pathlib import Path
 
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.text_readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced
+from scpl_jax.data.text_readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced, Source
 
 _CLASSES = ("neg", "pos")
 
 
-def load_imdb(folder: Path) -> RawDataset | None:
+_Labelled = list[tuple[Path, int]]
+
+
+def find_imdb(folder: Path) -> Source | None:
     """IMDB: `train` and `test`, each with `neg` and `pos`, in `folder` or below it. None where they are not there.
 
     The classes take turns, so that the first N training texts are a balanced subset.
 
     Raises:
-        DataError: when a folder is missing or empty, or a file cannot be read.
+        DataError: when a folder is missing or empty, or, on reading, a file cannot be read.
     """
     places = [folder, folder / "imdb", folder / "aclImdb"]
     place = next((place for place in places if (place / "train" / "pos").is_dir()), None)
     if place is None:
         return None
-    replaced = Replaced()
-    train, test = (_read(place / split, replaced) for split in ("train", "test"))
-    return RawDataset("IMDB text files", ("negative", "positive"), train, test, replaced.characters)
+    train, test = (_files(place / split) for split in ("train", "test"))
+
+    def read() -> RawDataset:
+        replaced = Replaced()
+        texts = _read(train, replaced), _read(test, replaced)
+        return RawDataset("IMDB text files", ("negative", "positive"), *texts, replaced.characters)
+
+    return Source([path for path, _ in (*train, *test)], read)
 
 
-def _read(folder: Path, replaced: Replaced) -> RawTexts:
+def _files(folder: Path) -> _Labelled:
     files = []
     for name in _CLASSES:
         found = sorted((folder / name).glob("*.txt"), key=lambda path: (len(path.name), path.name))
@@ -35,8 +43,11 @@ def _read(folder: Path, replaced: Replaced) -> RawTexts:
                 f"{folder / name} holds no .txt files, expected one for each text; fetch the data set again."
             )
         files.append(found)
-    turns = [(path, label) for turn in zip_longest(*files) for label, path in enumerate(turn) if path is not None]
-    return RawTexts([_text(path, replaced) for path, _ in turns], [label for _, label in turns])
+    return [(path, label) for turn in zip_longest(*files) for label, path in enumerate(turn) if path is not None]
+
+
+def _read(files: _Labelled, replaced: Replaced) -> RawTexts:
+    return RawTexts([_text(path, replaced) for path, _ in files], [label for _, label in files])
 
 
 def _text(path: Path, replaced: Replaced) -> str:

@@ -55,11 +55,11 @@ def _texts(generator: np.random.Generator, count: int) -> RawTexts:
     while len(texts) < count:
         total = 0
         parts = []
-        for _ in range(generator.integers(1, 6)):
+        for _ in range(generator.integers(1, 4)):
             good, flipped = generator.integers(2), generator.random() < 0.2
             word = generator.choice(_GOOD if good else _BAD)
             said = f"{generator.choice(_FLIP)} {word}" if flipped else word
-            filler = " ".join(generator.choice(_FILLERS, generator.integers(0, 4)))
+            filler = " ".join(generator.choice(_FILLERS, generator.integers(0, 3)))
             parts.append(f"{filler} the {generator.choice(_THINGS)} {said}")
             total += 1 if good != flipped else -1
         if total:

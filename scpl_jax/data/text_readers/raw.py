@@ -1,7 +1,7 @@
 """Labelled raw texts, and reading them line by line without trust in what a file holds."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from scpl_jax.data.errors import DataError
@@ -67,25 +67,53 @@ class RawDataset:
     note: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a data set was found, before anything of it is read.
+
+    Attributes:
+        files: all files that it is made of; none where it is made by rules.
+        read: reads it.
+    """
+
+    files: Sequence[Path]
+    read: Callable[[], RawDataset]
+
+
+def byte_lines(path: Path, most: int, holds: str) -> Iterator[bytes]:
+    """The lines of a file with their line ends, none of them longer than `most` bytes.
+
+    Args:
+        path: the file.
+        most: longest line, a multiple of a million bytes.
+        holds: what a line should be, for the error.
+
+    Raises:
+        DataError: when the file cannot be read, or has a longer line.
+    """
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(most + 1):
+                number += 1
+                if len(line) > most:
+                    raise DataError(
+                        f"line {number} of {path} is longer than {most // 1_000_000} MB, expected {holds}; check that "
+                        "this is the right file."
+                    )
+                yield line
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the file.") from error
+
+
 def lines(path: Path, replaced: Replaced) -> Iterator[str]:
     """The lines of a file with their line ends, a byte order mark left out.
 
     Raises:
         DataError: when the file cannot be read, or a line is longer than 10 MB.
     """
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise DataError(
-                        f"line {number} of {path} is longer than {MAX_LINE_BYTES // 1_000_000} MB, expected a text a "
-                        "line; check that this is the right file."
-                    )
-                yield replaced.decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the file.") from error
+    for number, line in enumerate(byte_lines(path, MAX_LINE_BYTES, "a text a line")):
+        yield replaced.decode(line if number else line.removeprefix(b"\xef\xbb\xbf"))
 
 
 def find_file(folders: Sequence[Path], name: str) -> Path | None:

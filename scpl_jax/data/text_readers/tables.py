@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.text_readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced, find_file, lines
+from scpl_jax.data.text_readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced, Source, find_file, lines
 
 Row = tuple[int, Mapping[str, str]]
 """The number of the line at which a row ends, and its values by column."""
@@ -116,14 +116,20 @@ def _with_classes(
     return RawTexts(texts, labels)
 
 
-def load_file(data_file: Path, test_file: Path | None, text_column: str, label_column: str) -> RawDataset:
+def find_file_pair(data_file: Path, test_file: Path | None, text_column: str, label_column: str) -> Source:
     """A data set in files of the user's own; without a test file a stratified fifth is held out.
 
     The classes are the labels that occur in the training file, in alphabetical order (numbers by value).
 
     Raises:
-        DataError: when a file or a column is not there, a line is damaged, or the labels do not look like classes.
+        DataError: on reading, when a file or a column is not there, a line is damaged, or the labels do not look like
+            classes.
     """
+    files = [data_file] if test_file is None else [data_file, test_file]
+    return Source(files, lambda: _own(data_file, test_file, text_column, label_column))
+
+
+def _own(data_file: Path, test_file: Path | None, text_column: str, label_column: str) -> RawDataset:
     replaced = Replaced()
     rows = list(read_rows(data_file, replaced))
     if not rows:
@@ -173,17 +179,21 @@ def hold_out(all_texts: RawTexts, path: Path) -> tuple[RawTexts, RawTexts]:
     return train, test
 
 
-def load_sst2(folder: Path) -> RawDataset | None:
+def find_sst2(folder: Path) -> Source | None:
     """SST-2 as GLUE publishes it: `train.tsv` and `dev.tsv`, whose labels are known. None where they are not there."""
     files = _pair(folder, "sst2", "SST-2", names=("train.tsv", "dev.tsv"))
     if files is None:
         return None
-    replaced, classes = Replaced(), {"0": 0, "1": 1}
-    train, test = (_with_classes(file, read_rows(file, replaced), ["sentence"], "label", classes) for file in files)
-    return RawDataset("GLUE SST-2 files", ("negative", "positive"), train, test, replaced.characters)
+
+    def read() -> RawDataset:
+        replaced, classes = Replaced(), {"0": 0, "1": 1}
+        train, test = (_with_classes(file, read_rows(file, replaced), ["sentence"], "label", classes) for file in files)
+        return RawDataset("GLUE SST-2 files", ("negative", "positive"), train, test, replaced.characters)
+
+    return Source(files, read)
 
 
-def load_csv(folder: Path, name: str) -> RawDataset | None:
+def find_csv(folder: Path, name: str) -> Source | None:
     """AG News or DBpedia-14 as published: `train.csv` and `test.csv` of class, title and text; classes from 1.
 
     None where they are not there.
@@ -194,13 +204,18 @@ def load_csv(folder: Path, name: str) -> RawDataset | None:
     )
     if files is None:
         return None
-    replaced = Replaced()
-    classes = {str(number): number - 1 for number in range(1, len(class_names) + 1)}
-    columns = ("class", "title", "text")
-    train, test = (
-        _with_classes(file, read_rows(file, replaced, columns), ["title", "text"], "class", classes) for file in files
-    )
-    return RawDataset(f"{name} CSV files", class_names, train, test, replaced.characters)
+
+    def read() -> RawDataset:
+        replaced = Replaced()
+        classes = {str(number): number - 1 for number in range(1, len(class_names) + 1)}
+        columns = ("class", "title", "text")
+        train, test = (
+            _with_classes(file, read_rows(file, replaced, columns), ["title", "text"], "class", classes)
+            for file in files
+        )
+        return RawDataset(f"{name} CSV files", class_names, train, test, replaced.characters)
+
+    return Source(files, read)
 
 
 def _pair(folder: Path, *below: str, names: tuple[str, str]) -> tuple[Path, Path] | None:

@@ -5,12 +5,12 @@ from typing import Any
 
 from scpl_jax.data.errors import DataError
 from scpl_jax.data.readers import tfds as images
-from scpl_jax.data.text_readers.raw import RawDataset, RawTexts, Replaced
+from scpl_jax.data.text_readers.raw import RawDataset, RawTexts, Replaced, Source
 
 # Name in TFDS, the split with known labels to test on, the keys of texts, and where TFDS downloads it from.
 _KNOWN: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "imdb": (
-        "imdb_reviews",
+        "imdb_reviews/plain_text",
         "test",
         ("text",),
         "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
@@ -30,8 +30,8 @@ def is_prepared(name: str, data_dir: Path | None) -> bool:
     return name in _KNOWN and images.find_prepared(_KNOWN[name][0], data_dir) is not None
 
 
-def load(name: str, data_dir: Path | None) -> RawDataset:
-    """Read a data set prepared by TFDS; where there is none, download and prepare it first.
+def find(name: str, data_dir: Path | None) -> Source:
+    """A data set prepared by TFDS; where there is none, download and prepare it first.
 
     Raises:
         DataError: when it is neither prepared nor can be, or TFDS does not have it.
@@ -43,11 +43,15 @@ def load(name: str, data_dir: Path | None) -> RawDataset:
     if folder is None:
         folder = data_dir or images.default_dir()
         images.prepare(tfds_name, folder, url)
-    replaced = Replaced()
 
-    def texts(examples: list[Any]) -> RawTexts:
-        found = [" ".join(replaced.decode(example[key]) for key in keys) for example in examples]
-        return RawTexts(found, [int(example["label"]) for example in examples])
+    def read() -> RawDataset:
+        replaced = Replaced()
 
-    names, (train, test) = images.read_prepared(tfds_name, folder, ("train", test_split), texts)
-    return RawDataset("TensorFlow Datasets", names, train, test, replaced.characters)
+        def texts(examples: list[Any]) -> RawTexts:
+            found = [" ".join(replaced.decode(example[key]) for key in keys) for example in examples]
+            return RawTexts(found, [int(example["label"]) for example in examples])
+
+        names, (train, test) = images.read_prepared(tfds_name, folder, ("train", test_split), texts)
+        return RawDataset("TensorFlow Datasets", names, train, test, replaced.characters)
+
+    return Source(images.prepared_files(tfds_name, folder), read)
