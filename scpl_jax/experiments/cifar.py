@@ -82,6 +82,7 @@ TASK = Task(
     paper_cut=lambda options: paper_cut(options.model),
     prepare=_prepare,
     title=_title,
+    associated={"activation": "sigmoid", "bounded": "all", "first_loss": "mse"},
 )
 
 

@@ -87,7 +87,7 @@ def rule_of(
       num_classes: of the data set.
       head_dims: layer sizes of the projection head, None for its own.
       dtype: dtype of the computation; None for float32.
-      associated: options of associated learning that are not its own defaults.
+      associated: options of associated learning as in the released code, for ``--al-codes released``.
     """
     common: dict[str, Any] = {"init": options.init, "dtype": dtype}
     pooled: dict[str, Any] = {"pool": options.head_pool, **common}
@@ -111,7 +111,8 @@ def rule_of(
     if method in END_TO_END:
         return Rule((CrossEntropy(),) * count)
     if method == "al":
-        return Rule((Associated(num_classes, **pooled, **associated),) * count, classifier=False)
+        released = associated if options.al_codes == "released" else {}
+        return Rule((Associated(num_classes, **pooled, **released),) * count, classifier=False)
     if method == "early-exit":
         # The last stage has the network's own classifier.
         return Rule((*(exit_,) * (count - 1), CrossEntropy()))

@@ -71,6 +71,9 @@ class RunOptions:
     """Layer sizes of the head, as 512,1024. Default: 512,1024; linear: 1024."""
     join_epochs: str | None = None
     """dascpl: the epoch from which each stage is trained, as 1,3,5,7. Default: spread over the first half."""
+    al_codes: str = "plain"
+    """al: how codes of the label are learned: plain (tanh, cross-entropy of the label) or released (as in its authors'
+    code, for images by sigmoids and squares, which takes much longer to learn)."""
     exit_hidden: str | None = None
     """Hidden layer sizes of the local classifiers of early-exit and ce, as 512. Default: none, they are linear."""
     exit_threshold: float | None = None
@@ -172,6 +175,7 @@ class RunOptions:
             "lr_every": ("step", "epoch"),
             "costs": ("estimate", "measured"),
             "across_hosts": ("stages", "data"),
+            "al_codes": ("plain", "released"),
             **self.choices(),
         }
         for name, allowed in choices.items():
@@ -213,6 +217,8 @@ class RunOptions:
             raise RunError(f"--micro-batches is for --method gpipe, got --method {self.method}")
         if self.remat and self.method not in END_TO_END:
             raise RunError("--remat is for --method bp and gpipe: with local losses a stage keeps no activations")
+        if self.al_codes != "plain" and self.method != "al":
+            raise RunError(f"--al-codes is for --method al, got --method {self.method}")
         integers(self.head_dims, "--head-dims")
         if min(integers(self.exit_hidden, "--exit-hidden") or (1,)) < 1:
             raise RunError(f"--exit-hidden must be sizes of at least 1, got {self.exit_hidden}")

@@ -24,7 +24,7 @@ class Task(Generic[AnyOptions]):
       prepare: (options, data set) to what is done with a batch on the device, in training and in evaluation; see
         :class:`scpl_jax.Pipeline`. None where it is for the network as it is.
       title: (options, data set) to the first line of a run.
-      associated: options of :class:`scpl_jax.Associated` for such features.
+      associated: options of :class:`scpl_jax.Associated` with which it is what its authors released for such data.
       measured: (data set, examples per second) to more numbers for the results.
     """
 

@@ -68,7 +68,7 @@ class AssociatedLoss(nnx.Module):
 class _Bridge(ProjectionHead):
     """A projection head with sigmoid or tanh between its layers."""
 
-    activation: str = "sigmoid"
+    activation: str = "tanh"
 
     def __call__(self, features: jax.Array) -> jax.Array:
         x = self.pooled(features)
@@ -99,15 +99,20 @@ class Associated(Objective):
     bridge b, and back through all h; the bridge of an earlier stage is an exit. The network's own classifier is not
     used.
 
+    The first autoencoder reads the label from h's output as logits, by cross-entropy instead of the squares above. The
+    released code for images has squares and a sigmoid behind everything; there the codes of all classes stay close
+    to each other for thousands of steps, so that is an option and not the default.
+
     Args:
       num_classes: number of classes, at least 1.
       code: size of the codes, at least 1.
       hidden: size of the bridges' hidden layer; 0 for none.
       pool: average a feature map down to this side before the bridge; 0 for none.
-      activation: behind b's layers, g and h: "sigmoid" or, as in the released code for text, "tanh".
-      bounded: whether h has one, too: "all" stages', "first" (only that of stage 0) or "none".
-      first_loss: of stage 0's autoencoder: "mse" or, as in the released code for text, "cross-entropy" of h's output as
-        logits.
+      activation: behind b's layers, g and h: "tanh" or, as in the released code for images, "sigmoid".
+      bounded: whether h has one, too: "none", "first" (only that of stage 0, as in the released code for text) or
+        "all" stages' (as in that for images).
+      first_loss: of stage 0's autoencoder: "cross-entropy" of h's output as logits or, as in the released code for
+        images, "mse".
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
       dtype: dtype of the computation; None for that of the features. The losses are at least float32.
 
@@ -127,9 +132,9 @@ class Associated(Objective):
     code: int = 128
     hidden: int = 640
     pool: int = 2
-    activation: str = "sigmoid"
-    bounded: str = "all"
-    first_loss: str = "mse"
+    activation: str = "tanh"
+    bounded: str = "none"
+    first_loss: str = "cross-entropy"
     init: str = "torch"
     dtype: Any = None
 

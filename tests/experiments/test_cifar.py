@@ -173,7 +173,7 @@ def test_signals_save_and_the_resumed_run_ends_as_an_undisturbed_one(tiny, tmp_p
 @pytest.mark.parametrize(
     "options",
     [
-        ["--method", "al", "--exit-threshold", "0.3"],
+        ["--method", "al", "--exit-threshold", "0.3", "--al-codes", "released"],
         ["--method", "dascpl", "--join-epochs", "1,2", "--exit-hidden", "8", "--classifier-gradient"],
         ["--method", "supcon+0.5*ce,inforeg", "--exit-patience", "1", "--optimizer", "lars", "--fuse"],
         ["--method", "early-exit", "--devices", "2", "--data-parallel", "2"],
@@ -227,6 +227,8 @@ BAD = {
     "similarity nan": (["--exit-similarity", "nan"], "--exit-similarity must be greater than 0"),
     "patience 0": (["--exit-patience", "0"], "--exit-patience must be at least 1"),
     "hidden size 0": (["--exit-hidden", "8,0"], "--exit-hidden must be sizes of at least 1"),
+    "codes without al": (["--al-codes", "released"], "--al-codes is for --method al, got --method scpl"),
+    "unknown codes": (["--method", "al", "--al-codes", "x"], "--al-codes x is unknown; choose plain or released"),
     "joining without dascpl": (["--join-epochs", "1,2"], "--join-epochs is for --method dascpl"),
     "joins descending": (["--method", "dascpl", "--join-epochs", "2,1"], "ascending epochs from 1"),
     "joins too late": (

@@ -58,7 +58,8 @@ def network(name, golden):
             stages.append([one])
             channels = width
         sizes = {"code": golden.meta["hidden"], "hidden": 5 * golden.meta["hidden"]}
-    return stages, Associated(classes, pool=0, bounded="none" if name == "al_step" else "all", **sizes)
+    bounded = "none" if name == "al_step" else "all"
+    return stages, Associated(classes, pool=0, activation="sigmoid", bounded=bounded, first_loss="mse", **sizes)
 
 
 def block_names(name, stage, position):
