@@ -17,10 +17,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from scpl_jax.experiments.methods import rule_of
-from scpl_jax.experiments.options import Options
-from scpl_jax.models import build_model
-from scpl_jax.objectives import CrossEntropy, Objective, SupCon
+from scpl_jax.experiments.workloads import Workload
+from scpl_jax.objectives import CrossEntropy, Objective
 from scpl_jax.pipeline import Pipeline, Span, Timeline, processes
 from scpl_jax.pipeline.placement import is_local
 from scpl_jax.stages import Stage, decouple
@@ -55,7 +53,7 @@ class Network:
       bare: the same stages with a local loss that costs nothing.
       end_to_end: the same stages without local losses.
       others: the same cut with other learning rules, by name.
-      images: a batch, float32.
+      inputs: a batch.
       labels: its labels, int32.
     """
 
@@ -63,44 +61,33 @@ class Network:
     bare: tuple[Stage, ...]
     end_to_end: tuple[Stage, ...]
     others: dict[str, tuple[Stage, ...]]
-    images: np.ndarray
+    inputs: np.ndarray
     labels: np.ndarray
 
 
-def network(
-    model: str,
-    width: float,
-    stages: int,
-    batch_size: int,
-    head_pool: int,
-    cut: str | Sequence[int],
-    image_size: int,
-    others: Sequence[str] = (),
-) -> Network:
-    """Build the network for images of noise; the cut is that of the stages with SCPL's local losses.
+def network(workload: Workload, stages: int, cut: str | Sequence[int], others: Sequence[str] = ()) -> Network:
+    """Cut the network; the cut is that of the stages with SCPL's local losses.
 
-    ``others`` are learning rules as of the cifar experiment's ``--method``.
+    ``others`` are learning rules as of the experiments' ``--method``.
     """
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(batch_size, image_size, image_size, 3)).astype(np.float32)
-    labels = rng.integers(0, 10, batch_size).astype(np.int32)
+    inputs, labels = workload.inputs, workload.labels
 
     def build(
         objective: Objective | Sequence[Objective], cut: str | Sequence[int], classifier: bool = True
     ) -> tuple[Stage, ...]:
-        blocks = build_model(model, 10, width=width, image_shape=images.shape[1:], rngs=nnx.Rngs(0))
+        blocks = workload.blocks(nnx.Rngs(0))
         used = blocks if classifier else blocks[:-1]
-        return decouple(used, stages, objective, images, nnx.Rngs(1), cut=cut, classifier=classifier)
+        return decouple(used, stages, objective, inputs, nnx.Rngs(1), cut=cut, classifier=classifier)
 
-    local = build(SupCon(head_pool=head_pool), cut)
+    local = build(workload.rule("scpl", stages).objectives, cut)
     positions = [stage.blocks[0] for stage in local[1:]]
-    rules = {name: rule_of(Options(method=name, stages=stages, head_pool=head_pool), 10, None, None) for name in others}
+    rules = {name: workload.rule(name, stages) for name in others}
     return Network(
         local,
         build(Squares(), positions),
         build(CrossEntropy(), positions),
         {name: build(rule.objectives, positions, rule.classifier) for name, rule in rules.items()},
-        images,
+        inputs,
         labels,
     )
 
@@ -144,16 +131,22 @@ def own_parts(pipeline: Pipeline, stages: Sequence[Stage]) -> list[tuple[Pipelin
     return parts
 
 
-def message_before(stages: Sequence[Stage], index: int, images: np.ndarray) -> Any:
-    """Noise of the shape that stage ``index`` is given."""
+def message_before(stages: Sequence[Stage], index: int, inputs: np.ndarray) -> Any:
+    """Noise of the shape that stage ``index`` is given, its masks True; for the first stage the batch itself."""
+    if index == 0:
+        return inputs
     rng = np.random.default_rng(index)
-    message = _messages(stages, images)[index]
-    return jax.tree.map(lambda x: np.maximum(rng.normal(size=x.shape), 0).astype(x.dtype), message)
+    message = _messages(stages, inputs)[index]
+
+    def noise(x: jax.ShapeDtypeStruct) -> np.ndarray:
+        return np.ones(x.shape, bool) if x.dtype == bool else np.maximum(rng.normal(size=x.shape), 0).astype(x.dtype)
+
+    return jax.tree.map(noise, message)
 
 
-def _messages(stages: Sequence[Stage], images: np.ndarray) -> list[Any]:
+def _messages(stages: Sequence[Stage], inputs: np.ndarray) -> list[Any]:
     """Shapes and dtypes of what each stage is given."""
-    messages: list[Any] = [jax.ShapeDtypeStruct(images.shape, images.dtype)]
+    messages: list[Any] = [jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)]
     for stage in stages[:-1]:
         messages.append(jax.eval_shape(_blocks_of(stage), stage.params, stage.rest, messages[-1]))
     return messages
@@ -168,7 +161,7 @@ def _blocks_of(stage: Stage) -> Callable[..., Any]:
     return run
 
 
-def seconds_a_step(pipeline: Pipeline, images: Any, labels: Any, steps: int, max_in_flight: int) -> float:
+def seconds_a_step(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_flight: int) -> float:
     """Seconds a step in the steady state, the same in every process.
 
     The difference of two runs that differ by ``steps`` steps: filling and draining the pipeline takes as long in both.
@@ -179,7 +172,7 @@ def seconds_a_step(pipeline: Pipeline, images: Any, labels: Any, steps: int, max
         processes.gather(None)  # all begin together
         began = time.perf_counter()
         for _ in range(count):
-            pipeline.train_step(images, labels)
+            pipeline.train_step(inputs, labels)
         pipeline.wait()
         seconds: float = max(processes.gather(time.perf_counter() - began))
         return seconds
@@ -209,14 +202,14 @@ def seconds_alone(pipelines: Sequence[Pipeline], message: Any, labels: Any, leas
     return [one / steps for one in seconds]
 
 
-def record(pipeline: Pipeline, images: Any, labels: Any, steps: int, max_in_flight: int) -> list[Span]:
+def record(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_flight: int) -> list[Span]:
     """The timeline of some steps, after the pipeline has filled; of all processes."""
     pipeline.max_in_flight = max_in_flight
     for _ in range(_FILL):
-        pipeline.train_step(images, labels)
+        pipeline.train_step(inputs, labels)
     timeline = Timeline(pipeline)
     for _ in range(steps):
-        pipeline.train_step(images, labels)
+        pipeline.train_step(inputs, labels)
     pipeline.wait()
     return timeline.stop_everywhere()
 
@@ -233,9 +226,9 @@ def task_seconds(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
     }
 
 
-def message_bytes(stages: Sequence[Stage], images: np.ndarray) -> list[int]:
+def message_bytes(stages: Sequence[Stage], inputs: np.ndarray) -> list[int]:
     """Bytes that each stage hands to the next one; 0 for the last."""
-    handed_on = _messages(stages, images)[1:]
+    handed_on = _messages(stages, inputs)[1:]
     return [*(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(message)) for message in handed_on), 0]
 
 
@@ -270,12 +263,12 @@ def resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def peak_bytes(pipeline: Pipeline, images: Any, labels: Any, steps: int, max_in_flight: int) -> int:
+def peak_bytes(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_flight: int) -> int:
     """Peak memory while training: of this process's fullest device where the backend tells, else resident memory."""
     pipeline.max_in_flight = max_in_flight
     with ResidentMemory() as memory:
         for _ in range(_FILL + steps):
-            pipeline.train_step(images, labels)
+            pipeline.train_step(inputs, labels)
         pipeline.wait()
     stats = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
     return max(stats) or memory.peak

@@ -16,13 +16,14 @@ from typing import Any
 
 import jax
 
-from scpl_jax.analysis.figures import new_figure, save_figure
-from scpl_jax.experiments import measure
+from scpl_jax.experiments import measure, speed_report
 from scpl_jax.experiments.building import devices_of
 from scpl_jax.experiments.command_line import join, parse_options, run
 from scpl_jax.experiments.machine import versions
 from scpl_jax.experiments.methods import END_TO_END, check_method
 from scpl_jax.experiments.run_options import integers
+from scpl_jax.experiments.text_options import TextOptions
+from scpl_jax.experiments.workloads import TEXT_MODELS, Workload, images, texts
 from scpl_jax.models import paper_cut
 from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
 from scpl_jax.training.errors import RunError
@@ -37,13 +38,23 @@ class Options:
     """Compare the speed of SCPL, backpropagation and GPipe on the same network, cut and devices."""
 
     model: str = "vgg8"
-    """Network, as of the cifar experiment."""
+    """Network, as of the cifar experiment, or lstm or transformer."""
     width: float = 0.25
-    """Multiplier of the numbers of channels."""
+    """Multiplier of the numbers of channels or hidden units."""
     image_size: int = 32
     """Side of the images, in pixels."""
+    length: int = 64
+    """Tokens of a text; for lstm and transformer, as the next four."""
+    layers: int = 4
+    """Blocks besides the classifier, the embedding included."""
+    vocabulary: int = 30000
+    """Number of token ids."""
+    embedding_size: int = 300
+    """Length of the word vectors."""
+    heads: int = 6
+    """Attention heads of the transformer."""
     batch_size: int = 64
-    """Images a batch."""
+    """Images or texts a batch."""
     stages: int = 2
     """Number of stages."""
     cut: str = "auto"
@@ -86,9 +97,13 @@ class Options:
         Raises:
           RunError: one sentence for the first bad option.
         """
-        for name in ("batch_size", "stages", "processes", "steps", "repeats", "max_in_flight", "data_parallel"):
-            if getattr(self, name) < 1:
-                raise RunError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        positive = ("batch_size", "stages", "processes", "steps", "repeats", "max_in_flight", "data_parallel")
+        least = dict.fromkeys((*positive, "image_size", "length", "embedding_size", "heads"), 1)
+        for name, low in {**least, "layers": 2, "vocabulary": 3}.items():
+            if getattr(self, name) < low:
+                raise RunError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        if self.model == "transformer" and self.embedding_size % self.heads:
+            raise RunError(f"--heads {self.heads} does not divide --embedding-size {self.embedding_size}")
         if self.precision not in ("float32", "tf32"):
             raise RunError(f"--precision must be float32 or tf32, got {self.precision}")
         for method in self.methods:
@@ -115,6 +130,13 @@ class Options:
         return list(dict.fromkeys(asked))
 
 
+def _workload(options: Options) -> Workload:
+    if options.model not in TEXT_MODELS:
+        return images(options.model, options.width, options.batch_size, options.image_size, options.head_pool)
+    others = {name: getattr(options, name) for name in ("layers", "vocabulary", "embedding_size", "heads")}
+    return texts(options.model, options.width, options.batch_size, TextOptions(**others), options.length)
+
+
 def _measure_all(options: Options) -> dict[str, Any]:
     """Everything that one set of processes measures."""
     jax.config.update(
@@ -122,32 +144,25 @@ def _measure_all(options: Options) -> dict[str, Any]:
     )
     cut: str | tuple[int, ...] = options.cut
     if options.cut == "paper":
-        cut = paper_cut(options.model)
+        cut = (1, 2, 3) if options.model in TEXT_MODELS else paper_cut(options.model)
     elif options.cut not in ("auto", "even"):
         cut = integers(options.cut, "--cut") or ()
-    network = measure.network(
-        options.model,
-        options.width,
-        options.stages,
-        options.batch_size,
-        options.head_pool,
-        cut,
-        options.image_size,
-        list(dict.fromkeys(name for method in options.methods if (name := method.split()[0]) not in KNOWN)),
-    )
+    workload = _workload(options)
+    others = list(dict.fromkeys(name for method in options.methods if (name := method.split()[0]) not in KNOWN))
+    network = measure.network(workload, options.stages, cut, others)
     placement = {"devices": devices_of(options.devices), "data_parallel": options.data_parallel}
-    images, labels = network.images, network.labels
+    inputs, labels = network.inputs, network.labels
     if options.only_memory_of is not None:
         name = options.only_memory_of.removesuffix(" synchronous")
         pipeline = measure.pipelines(network, [name], placement)[name]
         ahead = _ahead(options.only_memory_of, options)
-        peaks = processes.gather(measure.peak_bytes(pipeline, images, labels, options.steps, ahead))
+        peaks = processes.gather(measure.peak_bytes(pipeline, inputs, labels, options.steps, ahead))
         return {"peak_memory_bytes": peaks}
 
     made = measure.pipelines(network, list(dict.fromkeys(_program(m) for m in ["scpl", *options.methods])), placement)
     scpl = made["scpl"]
     parts = [
-        ([whole, bare], measure.message_before(network.local, first, images))
+        ([whole, bare], measure.message_before(network.local, first, inputs))
         for (whole, first), (bare, _) in zip(
             measure.own_parts(scpl, network.local), measure.own_parts(scpl, network.bare), strict=True
         )
@@ -155,7 +170,7 @@ def _measure_all(options: Options) -> dict[str, Any]:
     names = [*options.methods, "alone"]
     times: dict[str, list[Any]] = {name: [] for name in [*names, "alone without local losses"]}
     for pipeline in made.values():
-        measure.seconds_a_step(pipeline, images, labels, 1, options.max_in_flight)
+        measure.seconds_a_step(pipeline, inputs, labels, 1, options.max_in_flight)
     for repeat in range(options.repeats):
         # Every second round backwards, so that a machine that slows down favours nobody.
         for name in names if repeat % 2 == 0 else names[::-1]:
@@ -170,13 +185,13 @@ def _measure_all(options: Options) -> dict[str, Any]:
                     times[kind].append(seconds)
                 continue
             ahead = _ahead(name, options)
-            times[name].append(measure.seconds_a_step(made[_program(name)], images, labels, options.steps, ahead))
+            times[name].append(measure.seconds_a_step(made[_program(name)], inputs, labels, options.steps, ahead))
     spans = {
-        name: measure.record(made[_program(name)], images, labels, 12, _ahead(name, options))
+        name: measure.record(made[_program(name)], inputs, labels, 12, _ahead(name, options))
         for name in options.methods
     }
-    result = _result(options, scpl, times, spans)
-    return {**result, "message_bytes": measure.message_bytes(network.local, images)}
+    result = _result(options, workload, scpl, times, spans)
+    return {**result, "message_bytes": measure.message_bytes(network.local, inputs)}
 
 
 def _program(method: str) -> str:
@@ -188,13 +203,16 @@ def _ahead(method: str, options: Options) -> int:
 
 
 def _result(
-    options: Options, scpl: Pipeline, times: dict[str, list[Any]], spans: dict[str, list[Span]]
+    options: Options, workload: Workload, scpl: Pipeline, times: dict[str, list[Any]], spans: dict[str, list[Span]]
 ) -> dict[str, Any]:
     """The numbers, as they are printed and written."""
     table = {}
     for name in options.methods:
         row: dict[str, Any] = {"seconds_a_step": measure.summary(times[name])}
-        row["images_per_second"] = options.batch_size / row["seconds_a_step"]["median"]
+        rate = options.batch_size / row["seconds_a_step"]["median"]
+        row[f"{workload.unit}_per_second"] = rate
+        if workload.tokens is not None:
+            row["tokens_per_second"] = rate * workload.tokens
         row["idle_share"] = idle_shares(spans[name], skip=1)
         row["task_seconds"] = measure.task_seconds(spans[name])
         table[name] = row
@@ -259,44 +277,6 @@ def _in_processes(options: Options, arguments: Sequence[str], memory_of: str | N
         return found
 
 
-def _print(options: Options, result: dict[str, Any]) -> None:
-    print(f"{'':22}{'ms a step':>10}{'fastest':>10}{'slowest':>10}{'images/s':>10}{'idle':>7}{'peak MiB':>10}")
-    for name, row in result["methods"].items():
-        seconds = row["seconds_a_step"]
-        idle = sum(row["idle_share"].values()) / max(1, len(row["idle_share"]))
-        peaks = row.get("peak_memory_bytes")
-        memory = "" if peaks is None else "+".join(f"{peak / 2**20:.0f}" for peak in peaks)
-        print(
-            f"{name:22}{seconds['median'] * 1e3:>10.1f}{seconds['fastest'] * 1e3:>10.1f}"
-            f"{seconds['slowest'] * 1e3:>10.1f}{row['images_per_second']:>10.1f}{idle:>7.0%}{memory:>10}"
-        )
-    for key, text in (
-        ("speedup_over_bp", "scpl over bp"),
-        ("speedup_over_best_gpipe", f"scpl over the best GPipe ({result.get('best_gpipe')})"),
-    ):
-        if key in result:
-            print(f"{text}: {result[key]:.2f} times")
-    for key, text in (
-        ("pipeline_efficiency", "pipeline efficiency (slowest stage alone / scpl's step)"),
-        ("share_of_local_losses", "share of the local losses, optimizer included"),
-    ):
-        if key in result:
-            print(f"{text}: {result[key]['median']:.3f} ({result[key]['fastest']:.3f} to {result[key]['slowest']:.3f})")
-
-
-def _draw(result: dict[str, Any], path: Path) -> None:
-    names = list(result["methods"])
-    speeds = [result["methods"][name]["images_per_second"] for name in names]
-    figure, (axis,) = new_figure(figsize=(7, 0.4 * len(names) + 0.9))
-    colours = ["#4477aa" if name.startswith("scpl") else "#bbbbbb" for name in names]
-    bars = axis.barh(names, speeds, color=colours)
-    axis.bar_label(bars, [f" {speed:.0f}" for speed in speeds])
-    axis.invert_yaxis()
-    axis.set_xlabel("images/s")
-    axis.margins(x=0.1)
-    save_figure(figure, path)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run the measurement; returns the exit status."""
     answer = os.environ.get("SCPL_THROUGHPUT_ANSWER")
@@ -317,14 +297,15 @@ def main(arguments: Sequence[str]) -> int:
             alone = dataclasses.replace(options, repeats=1)
             row |= _in_processes(alone, arguments, name)
     found = result.pop("timelines").items()
+    unit = "tokens" if options.model in TEXT_MODELS else "images"
     spans: dict[str, Sequence[Span]] = {name: [Span(**span) for span in some] for name, some in found}
-    _print(options, result)
+    speed_report.show(result, unit)
     settings = {name: value for name, value in dataclasses.asdict(options).items() if not isinstance(value, Path)}
     devices = {"device_kind": jax.devices()[0].device_kind, "cores": os.cpu_count()}
     if options.output is not None:
         write_json(options.output, {"options": settings, **result, **devices, "versions": versions()})
     if options.figure is not None:
-        _draw(result, options.figure)
+        speed_report.draw(result, unit, options.figure)
     if options.timeline is not None:
         from scpl_jax.analysis.timeline import draw
 

@@ -37,6 +37,22 @@ def test_throughput_compares_methods_on_the_devices_there_are(tmp_path, capsys):
     assert "scpl over bp" in capsys.readouterr().out
 
 
+@pytest.mark.runs
+@pytest.mark.parametrize("model", ["lstm", "transformer"])
+def test_throughput_of_texts_counts_tokens(tmp_path, capsys, model):
+    options = ["--model", model, "--width", "0.03", "--embedding-size", "6", "--length", "10", "--vocabulary", "50"]
+    options += ["--layers", "3", "--batch-size", "4", "--steps", "1", "--repeats", "1", "--no-memory"]
+    out = tmp_path / "out.json"
+    assert run(throughput.main, [*options, "--method", "scpl,bp,early-exit", "--output", str(out)]) == 0
+    found = json.loads(out.read_text())
+    for row in found["methods"].values():
+        assert row["texts_per_second"] == pytest.approx(4 / row["seconds_a_step"]["median"])
+        assert row["tokens_per_second"] == pytest.approx(10 * row["texts_per_second"])
+    # The sequence, its mask and the summary, at least.
+    assert found["message_bytes"][0] >= 4 * 10 * (6 * 4 + 1)
+    assert "tokens/s" in capsys.readouterr().out
+
+
 @pytest.mark.processes
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores, one a process")
 def test_throughput_in_processes_measures_memory_too(tmp_path):
@@ -56,6 +72,8 @@ def test_throughput_in_processes_measures_memory_too(tmp_path):
         (["--method", "sgd"], "--method sgd is unknown"),
         (["--method", "gpipe"], "needs a number of micro-batches"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--model", "lstm", "--layers", "1"], "--layers must be at least 2, got 1"),
+        (["--model", "transformer", "--heads", "7"], "--heads 7 does not divide --embedding-size 300"),
         (["--pin"], "--pin needs --processes"),
         (["--precision", "float16"], "float32 or tf32"),
     ],

@@ -1,0 +1,90 @@
+"""What throughput is measured on: a network and a batch of noise for it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from scpl_jax.experiments.methods import Rule, rule_of
+from scpl_jax.experiments.options import Options
+from scpl_jax.experiments.text_options import TextOptions
+from scpl_jax.models import build_model, lstm, transformer
+
+TEXT_MODELS = ("lstm", "transformer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A network and a batch for it.
+
+    Attributes:
+      unit: what an example is, in the plural.
+      inputs: a batch, the examples along the first axis.
+      labels: its labels, int32.
+      blocks: makes the network.
+      rule: from the name of a learning rule, as of ``--method``, and the number of stages to its objectives.
+      tokens: of an example, where it is a text.
+    """
+
+    unit: str
+    inputs: np.ndarray
+    labels: np.ndarray
+    blocks: Callable[[nnx.Rngs], list[nnx.Module]]
+    rule: Callable[[str, int], Rule]
+    tokens: int | None = None
+
+
+def images(model: str, width: float, batch_size: int, image_size: int, head_pool: int) -> Workload:
+    """Images of noise, ten classes; the options are those of the cifar experiment.
+
+    Example:
+      >>> images("vgg8", 0.1, 4, 32, 2).inputs.shape
+      (4, 32, 32, 3)
+    """
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(batch_size, image_size, image_size, 3)).astype(np.float32)
+    labels = rng.integers(0, 10, batch_size).astype(np.int32)
+    return Workload(
+        "images",
+        inputs,
+        labels,
+        lambda rngs: build_model(model, 10, width=width, image_shape=inputs.shape[1:], rngs=rngs),
+        lambda name, stages: rule_of(Options(method=name, stages=stages, head_pool=head_pool), 10, None, None),
+    )
+
+
+def texts(model: str, width: float, batch_size: int, options: TextOptions, length: int) -> Workload:
+    """Texts of random words, all of the same length, two classes.
+
+    Args:
+      model: "lstm" or "transformer".
+      width: multiplier of the numbers of hidden units.
+      batch_size: texts.
+      options: the others of the text experiment that count: layers, vocabulary, embedding_size, heads.
+      length: tokens of each text.
+
+    Example:
+      >>> texts("lstm", 0.1, 4, TextOptions(vocabulary=50, embedding_size=6), 12).inputs.shape
+      (4, 12)
+    """
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(2, options.vocabulary, (batch_size, length)).astype(np.int32)
+    labels = rng.integers(0, 2, batch_size).astype(np.int32)
+    common: dict[str, Any] = {
+        "vocabulary": options.vocabulary,
+        "layers": options.layers,
+        "size": options.embedding_size,
+        "width": width,
+    }
+
+    def blocks(rngs: nnx.Rngs) -> list[nnx.Module]:
+        if model == "lstm":
+            return lstm(2, **common, rngs=rngs)
+        return transformer(2, heads=options.heads, **common, rngs=rngs)
+
+    def rule(name: str, stages: int) -> Rule:
+        return rule_of(dataclasses.replace(options, method=name, stages=stages), 2, None, None)
+
+    return Workload("texts", inputs, labels, blocks, rule, length)
