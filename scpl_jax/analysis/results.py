@@ -34,8 +34,8 @@ class Row:
       name: name of the row.
       accuracies: test accuracy of the last epoch of each seed that was run, fractions.
       curves: for each seed the (seconds of training, test accuracy) after each epoch.
-      images_per_second: speed, or None.
-      spread: slowest and fastest images/s, or None.
+      speed: examples a second, or None.
+      spread: slowest and fastest, or None.
       peak_memory_bytes: peak memory of each process, or None.
     """
 
@@ -43,7 +43,7 @@ class Row:
     name: str
     accuracies: tuple[float, ...]
     curves: tuple[tuple[tuple[float, float], ...], ...] = ()
-    images_per_second: float | None = None
+    speed: float | None = None
     spread: tuple[float, float] | None = None
     peak_memory_bytes: tuple[int, ...] | None = None
 
@@ -58,11 +58,12 @@ class Row:
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
-def markdown(rows: Sequence[Row], best: bool = True) -> str:
+def markdown(rows: Sequence[Row], unit: str = "images", best: bool = True) -> str:
     """The rows as Markdown, one table a part.
 
     Args:
       rows: in order.
+      unit: what an example is, in the plural.
       best: print the highest mean accuracy of each part in bold.
 
     Example:
@@ -78,11 +79,11 @@ def markdown(rows: Sequence[Row], best: bool = True) -> str:
     for part in dict.fromkeys(row.part for row in rows):
         group = [row for row in rows if row.part == part]
         highest = max(row.mean for row in group)
-        lines = [f"**{part}**", "", "| | test accuracy | seeds | images/s | peak MiB |", "|---|---|---|---|---|"]
+        lines = [f"**{part}**", "", f"| | test accuracy | seeds | {unit}/s | peak MiB |", "|---|---|---|---|---|"]
         for row in group:
             accuracy = f"{row.mean:.4f}" + (f" +- {row.deviation:.4f}" if row.deviation is not None else "")
             accuracy = f"**{accuracy}**" if best and row.mean == highest and len(group) > 1 else accuracy
-            speed = "" if row.images_per_second is None else f" {row.images_per_second:.0f}"
+            speed = "" if row.speed is None else f" {row.speed:.0f}"
             speed += "" if row.spread is None else f" ({row.spread[0]:.0f} to {row.spread[1]:.0f})"
             memory = " + ".join(f"{peak / 2**20:.0f}" for peak in row.peak_memory_bytes or ())
             lines.append(
@@ -92,15 +93,15 @@ def markdown(rows: Sequence[Row], best: bool = True) -> str:
     return "\n\n".join(text)
 
 
-def comma_separated(rows: Sequence[Row]) -> str:
-    """The rows as CSV, with a line of names."""
+def comma_separated(rows: Sequence[Row], unit: str = "images") -> str:
+    """The rows as CSV, with a line of names; ``unit`` is what an example is, in the plural."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    names = ("part", "row", "seeds", "test_accuracy", "test_accuracy_std", "images_per_second", "peak_memory_bytes")
+    names = ("part", "row", "seeds", "test_accuracy", "test_accuracy_std", f"{unit}_per_second", "peak_memory_bytes")
     writer.writerow(names)
     for row in rows:
         peak = "" if row.peak_memory_bytes is None else sum(row.peak_memory_bytes)
-        writer.writerow([row.part, row.name, len(row.accuracies), row.mean, row.deviation, row.images_per_second, peak])
+        writer.writerow([row.part, row.name, len(row.accuracies), row.mean, row.deviation, row.speed, peak])
     return file.getvalue()
 
 

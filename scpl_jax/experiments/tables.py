@@ -11,7 +11,9 @@ from typing import Any
 from scpl_jax.training.errors import RunError
 
 SCALES = ("small", "paper")
-_TOP = {"title", "seeds", "options", "speed", "rows", "parts", *SCALES}
+_TOP = {"title", "task", "seeds", "options", "speed", "rows", "parts", *SCALES}
+# What an example is in each experiment that a table may be of.
+_UNITS = {"cifar": "images", "text": "texts"}
 _PART = {"name", "options", "rows", "own"}
 
 
@@ -23,7 +25,7 @@ class Cell:
       part: name of the part of the table.
       row: name of the row.
       seed: its seed.
-      arguments: of ``python -m scpl_jax.experiments.cifar``, without the places of files.
+      arguments: of ``python -m scpl_jax.experiments.cifar`` or ``text``, without the places of files.
     """
 
     part: str
@@ -63,6 +65,7 @@ class Table:
 
     Attributes:
       title: what it shows.
+      task: the experiment that its runs are of, "cifar" or "text".
       parts: names of its parts, in order.
       rows: names of the rows of each part, in order.
       cells: all runs, in the order in which they are made: the first seed of everything first.
@@ -70,10 +73,16 @@ class Table:
     """
 
     title: str
+    task: str
     parts: tuple[str, ...]
     rows: Mapping[str, tuple[str, ...]]
     cells: tuple[Cell, ...]
     speeds: tuple[Speed, ...]
+
+    @property
+    def unit(self) -> str:
+        """What an example is, in the plural."""
+        return _UNITS[self.task]
 
 
 def slug(name: str) -> str:
@@ -107,10 +116,11 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
     """Read a table's configuration.
 
     Args:
-      path: a TOML file with ``title``, ``seeds``, ``rows`` (name -> options), ``parts`` (each with ``name``,
-        ``options``, optionally the names of its ``rows``, and of options of the scale that it does without,
-        ``own``), ``options`` of all runs, those of each scale, and ``speed``, the options of a measurement of speed. A
-        row's options come before a part's, these before the scale's, and these before those of all.
+      path: a TOML file with ``title``, ``task`` (cifar, unless it says text), ``seeds``, ``rows`` (name -> options),
+        ``parts`` (each with ``name``, ``options``, optionally the names of its ``rows``, and of options of the scale
+        that it does without, ``own``), ``options`` of all runs, those of each scale, and ``speed``, the options of a
+        measurement of speed. A row's options come before a part's, these before the scale's, and these before those of
+        all.
       scale: "small" or "paper".
       seeds: how many of the seeds to use; None for all.
       dataset: a data set in place of the scale's; parts with a data set of their own keep it.
@@ -125,10 +135,21 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
     parts, rows = found.get("parts", []), found.get("rows", {})
     unknown = [*(set(found) - _TOP), *(key for part in parts for key in set(part) - _PART)]
     missing = [row for part in parts for row in part.get("rows", []) if row not in rows]
-    if unknown or missing or not parts or not rows or not found.get("seeds") or scale not in found:
-        what = (
-            f"{sorted(unknown)[0]!r} is unknown" if unknown else f"row {missing[0]!r} is not there" if missing else ""
-        )
+    task = found.get("task", "cifar")
+    if (
+        unknown
+        or missing
+        or task not in _UNITS
+        or not parts
+        or not rows
+        or not found.get("seeds")
+        or scale not in found
+    ):
+        what = ""
+        if unknown or missing:
+            what = f"{sorted(unknown)[0]!r} is unknown" if unknown else f"row {missing[0]!r} is not there"
+        elif task not in _UNITS:
+            what = f"its task must be {' or '.join(_UNITS)}, got {task!r}"
         raise RunError(f"{path} is no table: {what or f'it needs seeds, rows, parts and [{scale}]'}")
 
     def options(part: dict[str, Any], row: str) -> dict[str, Any]:
@@ -148,14 +169,14 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
         by_row = {row: options(part, row) for row in rows_of[part["name"]]}
         if not any("label-noise" in one for one in by_row.values()) and "own" not in part:
             speeds += _speeds(part["name"], by_row, found["speed"])
-    return Table(found.get("title", path.parent.name), tuple(rows_of), rows_of, tuple(cells), tuple(speeds))
+    return Table(found.get("title", path.parent.name), task, tuple(rows_of), rows_of, tuple(cells), tuple(speeds))
 
 
 def _speeds(part: str, by_row: dict[str, dict[str, Any]], speed: dict[str, Any]) -> list[Speed]:
     """Measurements for the rows of a part: one for all rows with the same stages."""
 
     def network(row: str) -> dict[str, Any]:
-        names = ("model", "width", "batch-size", "stages", "cut", "head-pool")
+        names = ("model", "width", "batch-size", "stages", "cut", "head-pool", "layers", "embedding-size", "heads")
         return {name: by_row[row][name] for name in names if name in by_row[row]}
 
     found = []

@@ -29,7 +29,7 @@ from scpl_jax.models import lstm, transformer  # noqa: E402
 from scpl_jax.pipeline import processes  # noqa: E402
 from scpl_jax.training import RunError  # noqa: E402
 
-_GENERATED_DEFAULTS: dict[str, Any] = {"width": 0.1, "embedding_size": 30, "epochs": 4, "batch_size": 64}
+_GENERATED_DEFAULTS: dict[str, Any] = {"width": 0.1, "embedding_size": 30, "epochs": 20, "batch_size": 64}
 _DEFAULTS: dict[str, Any] = {"width": 1.0, "embedding_size": 300, "epochs": 50, "batch_size": 1024}
 
 
@@ -113,7 +113,7 @@ TASK = Task(
     paper_cut=lambda options: (1, 2, 3),
     prepare=lambda options, dataset: (None, None),
     title=_title,
-    # As in the released code for text: tanh, bridges of one layer, cross-entropy in the first autoencoder.
+    # Bridges of one layer.
     associated={"hidden": 0, "activation": "tanh", "bounded": "first", "first_loss": "cross-entropy"},
     measured=_measured,
 )

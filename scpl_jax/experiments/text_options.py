@@ -30,8 +30,9 @@ class TextOptions(RunOptions):
     """Tokens of a text that count. Default: sst2 15, generated and ag-news 60, imdb 350, dbpedia and files 400."""
     keep_stop_words: bool = False
     """Leave English stop words in the texts."""
-    buckets: int = 4
-    """Most lengths to which texts are padded; a batch has texts of one bucket. 1 pads all to the longest."""
+    buckets: int | None = None
+    """Most lengths to which texts are padded; a batch has texts of one bucket, and 1 pads all to the longest. Default:
+    4; for generated texts 1."""
     word_vectors: Path | None = None
     """File of word vectors in the text format of GloVe or fastText, with which the embedding begins."""
     model: str = "lstm"
@@ -53,7 +54,7 @@ class TextOptions(RunOptions):
     head: str = "identity"
     """Projection head: identity, linear, mlp, mlp-bn or simsiam."""
     epochs: int | None = None
-    """Number of epochs. Default: 50; for generated texts 4."""
+    """Number of epochs. Default: 50; for generated texts 20."""
     batch_size: int | None = None
     """Texts a batch. Default: 1024; for generated texts 64."""
     end_lr: float = 1e-3

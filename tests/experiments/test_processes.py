@@ -68,7 +68,8 @@ def outcome(out):
     import orbax.checkpoint as ocp
 
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    lines = [{k: v for k, v in line.items() if k not in ("train_seconds", "images_per_second")} for line in lines]
+    times = ("train_seconds", "images_per_second", "texts_per_second")
+    lines = [{k: v for k, v in line.items() if k not in times} for line in lines]
     folder = max((out / "checkpoints" / "seed-0").iterdir(), key=lambda path: int(path.name))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         arrays = [checkpointer.restore(path) for path in sorted(folder.glob("stage_*"))]
@@ -123,6 +124,25 @@ def test_other_rules_in_two_processes_equal_one_to_the_bit(tmp_path, environment
     assert [one["stage"] for one in results["exits"]] == [0, 1]
     assert [one["patience"] for one in results["early_stops"]].count(1) == 1
     assert (tmp_path / "two" / "plots" / "exits.svg").exists()
+
+
+@two_cores
+def test_texts_of_several_lengths_in_two_processes_equal_one_to_the_bit(tmp_path, environment):
+    file = tmp_path / "texts.csv"
+    rows = [f"{' '.join(['good', 'bad'][i % 2] + str(i % 5) for _ in range(1 + i % 20))},{i % 2}" for i in range(160)]
+    file.write_text("\n".join(["text,label", *rows]) + "\n")
+    small = ["--dataset", "file", "--data-file", str(file), "--stages", "2", "--layers", "2", "--buckets", "2"]
+    small += ["--width", "0.02", "--embedding-size", "6", "--batch-size", "16", "--epochs", "2", "--no-tensorboard"]
+
+    def train(out, processes):
+        places = ["--out-dir", str(out), "--cache-dir", str(tmp_path / "cache")]
+        run = [sys.executable, "-m", "scpl_jax.experiments.text", *small, *places]
+        before = [*LAUNCH, "--pin", "--"] if processes == 2 else [sys.executable, "-c", ONE_CORE]
+        done = finish([*before, *run], environment)
+        assert "padded to 8, 24" in done.stdout
+        return outcome(out)
+
+    assert_same(train(tmp_path / "one", 1), train(tmp_path / "two", 2))
 
 
 def kill_second(process):

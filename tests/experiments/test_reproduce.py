@@ -18,6 +18,7 @@ from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.options import Options
 from scpl_jax.experiments.reproduce import main
 from scpl_jax.experiments.tables import read_table
+from scpl_jax.experiments.text_options import TextOptions
 from scpl_jax.experiments.throughput import Options as ThroughputOptions
 
 EXPERIMENTS = Path(scpl_jax.__file__).parent.parent / "experiments"
@@ -83,8 +84,9 @@ def tiny(tmp_path):
 def test_every_cell_of_the_tables_is_a_command_that_parses(file, scale):
     table = read_table(file, scale)
     assert table.cells
+    kind = {"cifar": Options, "text": TextOptions}[table.task]
     for cell in table.cells:
-        parse_options(Options, cell.arguments, "cifar", Options()).check()
+        parse_options(kind, cell.arguments, table.task, kind()).check()
     for speed in table.speeds:
         parse_options(ThroughputOptions, speed.arguments, "throughput", ThroughputOptions()).check()
     assert len({cell.folder for cell in table.cells}) == len(table.cells)
@@ -208,7 +210,7 @@ def test_measured_speed_goes_into_table_and_figure(tiny, tmp_path):
     assert measured == ["speed-vgg8-scpl.json"]  # noise makes no difference to speed
     speed = json.loads((out / measured[0]).read_text())["methods"]["scpl"]["images_per_second"]
     row = json.loads((out / "table.json").read_text())["rows"][0]
-    assert row["images_per_second"] == speed
+    assert row["speed"] == speed
     assert row["spread"][0] <= speed <= row["spread"][1]
     before = (out / measured[0]).stat().st_mtime_ns
     assert tiny("--seeds", "1")[0] == 0  # nothing is measured twice
@@ -239,6 +241,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, options, message):
         (("title", "titel"), "'titel' is unknown"),
         (('rows = ["scpl"]', 'rows = ["scpl2"]'), "row 'scpl2' is not there"),
         (("seeds = [0, 1]", ""), "it needs seeds, rows, parts"),
+        (("seeds", 'task = "sound"\nseeds'), "its task must be cifar or text, got 'sound'"),
         (('"tiny"', '"tiny'), "can't be read as TOML"),
     ],
 )

@@ -139,6 +139,29 @@ def test_word_vectors_are_where_the_embedding_begins(experiment, tmp_path, capsy
     assert "has 2 values, expected 6" in capsys.readouterr().err
 
 
+@pytest.mark.runs
+@pytest.mark.parametrize("model", ["lstm", "transformer"])
+def test_a_finished_run_is_continued_with_its_own_options(experiment, reviews, tmp_path, capsys, model):
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("film 1 2 3 4 5 6\n")
+    test = tmp_path / "test.csv"
+    test.write_text("text,label\na warm film,1\nthe dull plot,0\n")
+    options = ["--model", model, "--word-vectors", str(vectors), "--test-file", str(test), "--positions", "none"]
+    options += ["--unmasked", "--dropout", "0.2", "--vocabulary", "9", "--max-length", "12", "--keep-stop-words"]
+    status, directory = experiment(*options)
+    assert status == 0
+    first = results_of(directory)
+    assert "2 test, 9 words, padded to 8, 12" in capsys.readouterr().out
+    lines = (directory / "metrics.jsonl").read_text()
+    # Without a word of its options, as a user would after a pause: nothing is left to do.
+    assert run(main, ["--out-dir", str(directory), "--resume"]) == 0
+    assert (directory / "metrics.jsonl").read_text() == lines
+    assert results_of(directory)["test_accuracy"] == first["test_accuracy"]
+    for changed, old in ((["--vocabulary", "8"], "9"), (["--unmasked", "--max-length", "5"], "12")):
+        assert run(main, ["--out-dir", str(directory), "--resume", *changed]) == 2
+        assert f"contradicts the run to be resumed, which has {old}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -148,6 +171,13 @@ def test_word_vectors_are_where_the_embedding_begins(experiment, tmp_path, capsy
         (["--stages", "4"], "--stages 4 is too many: lstm has 3 blocks"),
         (["--dropout", "1"], "dropout must be in [0, 1), got 1.0"),
         (["--batch-size", "81"], "--batch-size 81 is larger than the 80 training texts"),
+        (["--layers", "1"], "--layers must be at least 2, got 1"),
+        (["--vocabulary", "2"], "--vocabulary must be at least 3, got 2"),
+        (["--positions", "learned"], "--positions learned is unknown; choose sinusoidal or none"),
+        (["--max-length", "0"], "--max-length must be at least 1, got 0"),
+        (["--embedding-size", "0"], "--embedding-size must be at least 1, got 0"),
+        (["--heads", "0"], "--heads must be at least 1, got 0"),
+        (["--test-file", "nowhere.csv"], "--test-file nowhere.csv does not exist"),
         (["--buckets", "0"], "--buckets must be at least 1, got 0"),
         (["--data-file", "nowhere.csv"], "--data-file nowhere.csv does not exist"),
         (["--word-vectors", "nowhere.txt"], "--word-vectors nowhere.txt cannot be read"),

@@ -1,0 +1,199 @@
+"""The runs of a table: each in a process of its own, and what is kept of those that are finished."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scpl_jax.experiments.tables import Cell, Table
+from scpl_jax.training.errors import RunError
+from scpl_jax.training.interrupt import Interrupt
+from scpl_jax.training.run_dir import RunDirectory, read_json, write_json
+
+# They bring their own data.
+_WITHOUT_FILES = {"digits", "synthetic", "generated"}
+
+
+class Ledger:
+    """The numbers of finished cells: ``cells.jsonl``, a line each.
+
+    Args:
+      path: the file.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._lock = path, threading.Lock()
+        self._found: dict[tuple[str, ...], dict[str, Any]] = {}
+        for text in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError):  # a line that was being written when the machine stopped
+                line = json.loads(text)
+                self._found[self._key(line["part"], line["row"], line["arguments"])] = line
+
+    @staticmethod
+    def _key(part: str, row: str, arguments: Sequence[str]) -> tuple[str, ...]:
+        return (part, row, *arguments)
+
+    def get(self, cell: Cell) -> dict[str, Any] | None:
+        """The numbers of a cell, if it was run with the same options."""
+        return self._found.get(self._key(cell.part, cell.row, cell.arguments))
+
+    def add(self, cell: Cell, numbers: dict[str, Any]) -> None:
+        """Keep the numbers of a cell."""
+        line = {**dataclasses.asdict(cell), "arguments": list(cell.arguments), **numbers}
+        with self._lock:
+            self._found[self._key(cell.part, cell.row, cell.arguments)] = line
+            with self._path.open("a") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+# What a run does before it becomes the command: its own cores, before JAX counts them.
+_STUB = """
+import os, sys
+cores = [int(core) for core in sys.argv[1].split(",") if core]
+if cores:
+    os.sched_setaffinity(0, cores)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def cores_here() -> list[int]:
+    """The cores that this process may use; none where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+class Runner:
+    """Runs cells, each in a process with cores of its own.
+
+    Args:
+      table: what is run.
+      runs_dir: where the runs go.
+      ledger: the finished cells.
+      count: number of cells to run.
+      interrupt: tells when to stop.
+      jobs: runs at a time.
+      data_dir: where the data set's files lie; None for none.
+      cache_dir: where prepared data and compiled programs are kept; None for the default.
+
+    Attributes:
+      broken: cells whose run failed.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        runs_dir: Path,
+        ledger: Ledger,
+        count: int,
+        interrupt: Interrupt,
+        *,
+        jobs: int = 1,
+        data_dir: Path | None = None,
+        cache_dir: Path | None = None,
+    ):
+        self._table, self._runs, self._ledger = table, runs_dir, ledger
+        self._count, self._interrupt = count, interrupt
+        self._data_dir, self._cache_dir = data_dir, cache_dir
+        self._cores = [cores_here()[index::jobs] for index in range(jobs)]
+        self._lock = threading.Lock()
+        self._started = 0
+        self.broken: list[Cell] = []
+
+    def run(self, cell: Cell) -> None:
+        """Run or continue one cell and keep its numbers."""
+        if self._interrupt.received is not None:
+            return
+        name = f"{cell.part} | {cell.row} | seed {cell.seed}"
+        with self._lock:
+            self._started += 1
+            cores = self._cores.pop()
+            now = datetime.datetime.now().strftime("%H:%M:%S")
+            print(f"{now} [{self._started}/{self._count}] {name}", flush=True)
+        folder = self._runs / cell.folder
+        status = self._wait(cell, folder, cores)
+        with self._lock:
+            self._cores.append(cores)
+            if status == 0:
+                numbers = _numbers(folder, self._table.unit, len(cores))
+                self._ledger.add(cell, numbers)
+                print(f"  {name}: {numbers['test_accuracy']:.4f}", flush=True)
+            elif self._interrupt.received is None:
+                self.broken.append(cell)
+                last = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
+                print(f"  {name} failed with status {status}: {''.join(last)} ({folder}/log.txt)", flush=True)
+
+    def _wait(self, cell: Cell, folder: Path, cores: Sequence[int]) -> int:
+        """Run the cell to its end, or until it has saved after an interruption; its exit status."""
+        started = _prepare(folder, cell)
+        places = ["--out-dir", str(folder), "--no-tensorboard", "--keep", "1"]
+        if self._data_dir is not None and not _WITHOUT_FILES & set(cell.arguments):
+            places += ["--data-dir", str(self._data_dir)]
+        if self._cache_dir is not None:
+            places += ["--cache-dir", str(self._cache_dir)]
+        if started:
+            places.append("--resume")
+        command = [sys.executable, "-m", f"scpl_jax.experiments.{self._table.task}", *cell.arguments, *places]
+        with (folder / "log.txt").open("a") as log:
+            status = call(command, self._interrupt, log, cores)
+        if status > 0 and self._interrupt.received is None:
+            (folder / "cell.json").unlink()  # what is there can't be trusted
+        return status
+
+
+def _prepare(folder: Path, cell: Cell) -> bool:
+    """Whether the folder holds a run of this cell that can be continued; otherwise it is emptied."""
+    marker = folder / "cell.json"
+    with contextlib.suppress(RunError):
+        if marker.exists() and read_json(marker) == list(cell.arguments):
+            return RunDirectory.config_of(folder) is not None
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_json(marker, list(cell.arguments))
+    return False
+
+
+def call(command: Sequence[str], interrupt: Interrupt, output: Any, cores: Sequence[int] = ()) -> int:
+    """Run a command to its end and pass an interruption on; its exit status.
+
+    It has a process group of its own: Ctrl-C in a terminal reaches this process only, which tells the command once.
+    """
+    stub = [sys.executable, "-c", _STUB, ",".join(map(str, cores))]
+    process = subprocess.Popen([*stub, *command], stdout=output, stderr=subprocess.STDOUT, process_group=0)
+    told = False
+    while True:
+        try:
+            return process.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            if interrupt.received is not None and not told:
+                told = True
+                process.send_signal(signal.SIGTERM)
+
+
+def _numbers(folder: Path, unit: str, cores: int) -> dict[str, Any]:
+    """What is kept of a finished run."""
+    results = read_json(folder / "results.json")
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    seconds = 0.0
+    curve = []
+    for line in lines:
+        seconds += line["train_seconds"]
+        curve.append([round(seconds, 2), line["test_accuracy"]])
+    speeds = (f"{unit}_per_second", "tokens_per_second")
+    kept = ("test_accuracy", *speeds, "peak_memory_bytes", "exits", "early_stops", "probes", "device_kind")
+    return {
+        **{name: results[name] for name in kept if name in results},
+        "curve": curve,
+        f"{unit}_per_epoch": round(lines[0][f"{unit}_per_second"] * lines[0]["train_seconds"]),
+        "train_loss": lines[-1]["train_loss"],
+        "cores": cores,
+        "date": datetime.date.today().isoformat(),
+        "versions": results["versions"],
+    }
