@@ -148,6 +148,11 @@ class Associated(Objective):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
+    @property
+    def scores(self) -> bool:
+        """Whether the label is read as scores, trained by squares, and not as logits."""
+        return self.first_loss == "mse"
+
     def build(self, features: Any, *, rngs: nnx.Rngs, code: Any = None) -> AssociatedLoss:
         """Bridge, encoder, decoder for features of this shape; ``code``: of the stage before; None: the first."""
         size = self.num_classes if code is None else code.shape[-1]

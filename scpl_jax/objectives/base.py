@@ -34,6 +34,11 @@ class Objective(abc.ABC):
     #: Whether a code of the label accompanies the message from stage to stage, as in associated learning.
     coded: ClassVar[bool] = False
 
+    @property
+    def scores(self) -> bool:
+        """Whether its answers are no logits but scores from 0 to 1, which divided by their sum are probabilities."""
+        return False
+
     @abc.abstractmethod
     def build(self, features: Any, *, rngs: nnx.Rngs) -> nnx.Module | None:
         """The local loss of one stage.

@@ -66,11 +66,13 @@ class EvaluationPrograms:
             outputs = self._add_way_back(builder, states, found)
         self.mesh: Mesh = groups[0 if self._coded else -1].mesh
         self._count: Program | None = None
+        self._classes = 0
         if outputs:
             logits = abstract(outputs, batch_sharding(self.mesh))
             labels = jax.ShapeDtypeStruct(logits[0].shape[:1], jnp.int32, sharding=batch_sharding(self.mesh))
-            total = abstract(zero(len(self.exits), len(self._rules)), replicated(self.mesh))
-            function = functools.partial(_count, self._rules, self._coded)
+            self._classes = logits[0].shape[-1]
+            total = abstract(self._zero(), replicated(self.mesh))
+            function = functools.partial(_count, self._rules, groups[0].stages[0].scores)
             self._count, _ = builder.add(function, self.mesh, (total, logits, labels), (False,))
         builder.compile()
 
@@ -103,7 +105,10 @@ class EvaluationPrograms:
 
     def zero(self) -> Any:
         """The sums before the first batch, on their devices."""
-        return to_devices(zero(len(self.exits), len(self._rules)), replicated(self.mesh))
+        return to_devices(self._zero(), replicated(self.mesh))
+
+    def _zero(self) -> Any:
+        return zero(len(self.exits), len(self._rules), self._classes)
 
     def count(self, total: Any, exits: Sequence[jax.Array], labels: Any) -> Any:
         """Add a batch to :meth:`zero`; labels int32 on ``mesh``, -1 for an example to leave out."""

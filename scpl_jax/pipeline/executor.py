@@ -317,6 +317,7 @@ class Pipeline:
 
         Returns:
           ``accuracy``, a fraction, and ``loss``, mean cross-entropy, of the last stage; ``examples``, their number;
+          ``confusion``: how many examples of each class (row) got each answer (column) from the last stage;
           ``exits``: a dict of ``stage``, ``accuracy`` and ``share`` for each stage that can tell classes, where share
           is the part of the network's cost up to there, local losses left out; ``stops``: for each rule the
           ``accuracy``, and the mean ``share`` of the network that was needed. Every process gets them.

@@ -77,13 +77,14 @@ class StopRule:
 Totals = dict[str, Any]
 
 
-def zero(num_exits: int, num_rules: int) -> Totals:
+def zero(num_exits: int, num_rules: int, num_classes: int) -> Totals:
     """The sums of :func:`count` before the first batch."""
     return {
         "correct": jnp.zeros(num_exits, jnp.int32),
         "loss": jnp.zeros(num_exits, jnp.float32),
         "stopped_correct": jnp.zeros(num_rules, jnp.int32),
         "stopped_at": jnp.zeros((num_rules, num_exits), jnp.int32),
+        "confusion": jnp.zeros((num_classes, num_classes), jnp.int32),
         "examples": jnp.int32(0),
     }
 
@@ -99,17 +100,19 @@ def count(rules: Sequence[StopRule], totals: Totals, exits: Sequence[jax.Array],
 
     Returns:
       The new sums: ``correct`` and ``loss`` of every exit, ``stopped_correct`` of every rule, ``stopped_at`` of every
-      rule and exit, ``examples``.
+      rule and exit, ``confusion`` of the last exit (rows: the label, columns: the answer), ``examples``.
     """
     real = labels >= 0
     logits = jnp.stack([one.astype(jnp.float32) for one in exits])
-    right = (jnp.argmax(logits, axis=-1) == labels) & real
+    answers = jnp.argmax(logits, axis=-1)
+    right = (answers == labels) & real
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(
         logits, jnp.broadcast_to(jnp.maximum(labels, 0), logits.shape[:2])
     )
     new = {
         "correct": totals["correct"] + jnp.sum(right, axis=1, dtype=jnp.int32),
         "loss": totals["loss"] + jnp.sum(jnp.where(real, losses, 0), axis=1),
+        "confusion": totals["confusion"].at[jnp.maximum(labels, 0), answers[-1]].add(real.astype(jnp.int32)),
         "examples": totals["examples"] + jnp.sum(real, dtype=jnp.int32),
         "stopped_correct": totals["stopped_correct"],
         "stopped_at": totals["stopped_at"],
@@ -154,6 +157,7 @@ def summary(totals: Totals, exits: Sequence[int], costs: Sequence[float]) -> dic
         "accuracy": found[-1]["accuracy"],
         "loss": totals["loss"][-1] / examples,
         "examples": examples,
+        "confusion": totals["confusion"],
         "exits": found,
         "stops": stops,
     }

@@ -41,6 +41,7 @@ class Stage:
         message back from the next, instead of each by its own local loss.
       coded: whether its loss also takes a code of the label, which stages hand on beside their features: a message is
         then (features, code), but for the network's input.
+      scores: whether its answers are scores from 0 to 1 and not logits.
       takes_code: whether its own message has a code: not before the network's first stage.
       cost: cost of a training step, local loss and update included: floating-point operations by the compiler's
         estimate, or measured seconds.
@@ -56,6 +57,7 @@ class Stage:
     classifier_gradient: bool
     end_to_end: bool
     coded: bool
+    scores: bool
     takes_code: bool
     cost: float
     loss_cost: float
@@ -126,6 +128,7 @@ def _make_stage(
         classifier_gradient=objective.classifier_gradient,
         end_to_end=end_to_end,
         coded=objective.coded,
+        scores=objective.scores,
         takes_code=objective.coded and index > 0,
         cost=cost,
         loss_cost=loss_cost,

@@ -37,7 +37,7 @@ def test_patience_stops_where_exits_agreed_often_enough():
 def test_counts_every_example_once_and_leaves_out_those_without_a_label():
     rules = [StopRule(confidence=0.85)]
     labels = jnp.array([0, 0, 1, -1])
-    totals = count(rules, zero(3, 1), list(LOGITS), labels)
+    totals = count(rules, zero(3, 1, 2), list(LOGITS), labels)
     totals = count(rules, totals, list(LOGITS[:, ::-1]), labels[::-1])
     found = summary(jax.tree.map(lambda x: x.tolist(), totals), [0, 1, 3], [1.0, 1.0, 1.0, 1.0])
     assert found["examples"] == 6
@@ -47,6 +47,7 @@ def test_counts_every_example_once_and_leaves_out_those_without_a_label():
     assert found["accuracy"] == pytest.approx(1 / 3)
     assert found["stops"][0]["accuracy"] == 1.0
     assert found["stops"][0]["share"] == pytest.approx((0.25 + 0.5 + 1.0) / 3)
+    assert found["confusion"] == [[0, 4], [0, 2]]
     expected = -np.log([0.2, 0.1, 0.7]).mean()
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -68,12 +69,15 @@ def test_wrong_rules_are_refused(options, what):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("kind", ["classifiers", "associated"])
+@pytest.mark.parametrize("kind", ["classifiers", "associated", "associated by squares"])
 def test_the_pipeline_counts_what_its_exits_say(small_vgg, batch, kind, devices):
     """Against the logits of each exit; associated learning's answers come back through the stages."""
     images, labels = batch
-    if kind == "associated":
-        objective, blocks, classifier = scpl.Associated(4, code=6, hidden=8), small_vgg()[:-1], False
+    if kind.startswith("associated"):
+        sums = (
+            {"first_loss": "mse", "bounded": "all", "activation": "sigmoid"} if kind == "associated by squares" else {}
+        )
+        objective, blocks, classifier = scpl.Associated(4, code=6, hidden=8, **sums), small_vgg()[:-1], False
     else:
         objective, blocks, classifier = scpl.LocalClassifier(4), small_vgg(), True
     stages = scpl.decouple(blocks, 3, objective, images, nnx.Rngs(1), classifier=classifier)
@@ -89,8 +93,8 @@ def test_the_pipeline_counts_what_its_exits_say(small_vgg, batch, kind, devices)
         assert one["accuracy"] == pytest.approx(right.mean())
     assert found["exits"][-1] == {"stage": 2, "accuracy": found["accuracy"], "share": 1.0}
     stacked = jnp.stack([jnp.asarray(np.asarray(exits[k])) for k in range(3)])
-    if kind == "associated":  # scores, to be normalised
-        stacked = jnp.log(stacked)
+    if kind == "associated by squares":  # scores, to be normalised
+        stacked = jnp.log(jnp.maximum(stacked, 1e-6))
     shares = np.array([one["share"] for one in found["exits"]])
     assert (np.diff(shares) > 0).all()
     for rule, stop in zip(rules, found["stops"], strict=True):
