@@ -26,9 +26,9 @@ def draw_exits(exits: Sequence[dict[str, Any]], stops: Sequence[dict[str, Any]],
             f"{exit_['stage']}", (exit_["share"], exit_["accuracy"]), below, textcoords="offset points", ha="center"
         )
     axis.plot([s["share"] for s in curve], [s["accuracy"] for s in curve], "o-", color="#4477aa", label="by confidence")
-    for stop in {curve[0]["confidence"]: curve[0], curve[-1]["confidence"]: curve[-1]}.values() if curve else ():
+    for stop, text in _named_ends(curve):
         axis.annotate(
-            f"{stop['confidence']:g}",
+            text,
             (stop["share"], stop["accuracy"]),
             (0, 7),
             textcoords="offset points",
@@ -46,3 +46,13 @@ def draw_exits(exits: Sequence[dict[str, Any]], stops: Sequence[dict[str, Any]],
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, loc="lower right")
     save_figure(figure, path)
+
+
+def _named_ends(curve: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
+    """The first and the last point with their confidences; where they lie close together, one name for both."""
+    if not curve:
+        return []
+    first, last = curve[0], curve[-1]
+    if abs(first["share"] - last["share"]) > 0.1:
+        return [(first, f"{first['confidence']:g}"), (last, f"{last['confidence']:g}")]
+    return [(last, f"{first['confidence']:g} to {last['confidence']:g}")]

@@ -3,6 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+# Paul Tol's "muted", which colour-blind readers can tell apart too; with dashes there are twenty.
+COLOURS = (
+    "#332288",
+    "#88ccee",
+    "#44aa99",
+    "#117733",
+    "#999933",
+    "#ddcc77",
+    "#cc6677",
+    "#882255",
+    "#aa4499",
+    "#777777",
+)
+
 
 def new_figure(rows: int = 1, **options: Any) -> tuple[Any, Any]:
     """A figure and its axes, (rows,) of them, without frame at the top and at the right.

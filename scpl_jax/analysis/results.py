@@ -8,21 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scpl_jax.analysis.figures import new_figure, save_figure
-
-# Paul Tol's "muted", which colour-blind readers can tell apart too; with dashes there are twenty.
-_COLOURS = (
-    "#332288",
-    "#88ccee",
-    "#44aa99",
-    "#117733",
-    "#999933",
-    "#ddcc77",
-    "#cc6677",
-    "#882255",
-    "#aa4499",
-    "#777777",
-)
+from scpl_jax.analysis.figures import COLOURS, new_figure, save_figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +122,6 @@ def draw_accuracy(rows: Sequence[Row], path: Path) -> None:
 def _styles(names: Any) -> Mapping[str, dict[str, Any]]:
     """A colour for each name, the same in every part; dashed when the colours are used up."""
     return {
-        name: {"color": _COLOURS[index % len(_COLOURS)], "linestyle": "-" if index < len(_COLOURS) else "--"}
+        name: {"color": COLOURS[index % len(COLOURS)], "linestyle": "-" if index < len(COLOURS) else "--"}
         for index, name in enumerate(dict.fromkeys(names))
     }

@@ -42,6 +42,10 @@ class Examples(Protocol):
         """Class index of each test example, `(M,)` int32."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, in the order of the labels."""
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
 

@@ -40,7 +40,7 @@ def parse_options(kind: type[T], arguments: Sequence[str], experiment: str, defa
     Args:
       kind: the dataclass.
       arguments: without the program's name.
-      experiment: the program's name.
+      experiment: the program's name, in ``scpl_jax.experiments`` unless it has a dot.
       default: what holds where nothing is given.
 
     Raises:
@@ -49,7 +49,7 @@ def parse_options(kind: type[T], arguments: Sequence[str], experiment: str, defa
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            program = f"python -m scpl_jax.experiments.{experiment}"
+            program = f"python -m {experiment if '.' in experiment else f'scpl_jax.experiments.{experiment}'}"
             return tyro.cli(kind, args=list(arguments), prog=program, default=default)
     except SystemExit as stop:
         if stop.code in (0, None):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from scpl_jax.data import Examples, add_label_noise, limit
 from scpl_jax.experiments.building import build_pipeline, joins_of, plan_of, schedule_of, stop_rules
@@ -150,7 +151,7 @@ def _after_training(
 ) -> dict[str, Any]:
     """What is known of the single stages of a trained network: their exits, or probes of their features."""
     last = processes.from_first(directory.last_metrics(seed))
-    found = {name: last[name] for name in ("exits", "early_stops") if name in last}
+    found = {name: last[name] for name in ("exits", "early_stops", "confusion") if name in last}
     count = options.probe_examples
     if count is None:
         count = 0 if "exits" in found else 2000
@@ -213,6 +214,9 @@ def _summary(
     for name in ("exits", "early_stops", "probes"):
         if all(name in one for one in per_run):
             results[name] = _mean_over_runs([one[name] for one in per_run])
+    if all("confusion" in one for one in per_run):
+        results["class_names"] = list(dataset.class_names)
+        results["confusion"] = np.sum([one["confusion"] for one in per_run], axis=0).tolist()
     if options.runs > 1:
         results["test_accuracy_std"] = statistics.stdev(accuracies)
         results["per_run"] = per_run

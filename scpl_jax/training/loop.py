@@ -18,6 +18,9 @@ from scpl_jax.training.interrupt import Agreement, Interrupt
 from scpl_jax.training.reporting import Reporter
 from scpl_jax.training.run_dir import RunDirectory
 
+# With more classes than this a confusion matrix is too large to keep.
+_MOST_CLASSES = 200
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -214,6 +217,8 @@ def _line(
         "train_seconds": progress.epoch_seconds,
         f"{unit}_per_second": steps_per_epoch * plan.batch_size / progress.epoch_seconds,
     }
+    if progress.epoch == plan.epochs and len(evaluation["confusion"]) <= _MOST_CLASSES:
+        line["confusion"] = evaluation["confusion"]
     if plan.joins:
         line["joined_stages"] = pipeline.active
     if "classifier_loss" in last:

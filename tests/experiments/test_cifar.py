@@ -196,6 +196,8 @@ def test_other_rules_train_and_report_their_exits(tiny, options):
     results = read(path)[0]
     assert results["exits"] == lines[1]["exits"]
     assert results["early_stops"] == lines[1]["early_stops"]
+    assert np.sum(results["confusion"]) == 40
+    assert np.trace(results["confusion"]) == round(40 * results["test_accuracy"])
     assert "share of the network" in (path / "plots" / "exits.svg").read_text()
     assert "probes" not in results
 

@@ -1,0 +1,159 @@
+"""The figures of a report, as SVG to put into a page."""
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scpl_jax.analysis.figures import COLOURS, new_figure, save_figure
+from scpl_jax.analysis.runs import Run
+
+# More classes than this are drawn without numbers.
+_NUMBERED = 20
+
+
+def svg_of(draw: Callable[[Path], None]) -> str:
+    """What ``draw`` writes to a file, without the head that only a file of its own has."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "figure.svg")
+        draw(path)
+        return inline(path.read_text())
+
+
+def inline(text: str) -> str:
+    """An SVG file's element, as wide as its place in a page; nothing in it can run.
+
+    Example:
+      >>> inline('<?xml version="1.0"?><svg width="9pt" height="5pt" viewBox="0 0 9 5"><script>x()</script></svg>')
+      '<svg viewBox="0 0 9 5"></svg>'
+    """
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    head, rest = text.split(">", 1)
+    return re.sub(r'\s(width|height)="[^"]*"', "", head) + ">" + rest
+
+
+def accuracy_curves(runs: Sequence[Run]) -> str:
+    """Test accuracy of all runs against epochs, and against seconds of training."""
+
+    def draw(path: Path) -> None:
+        figure, axes = new_figure(2, figsize=(7, 6.4))
+        for index, run in enumerate(runs):
+            curve = run.curve()
+            style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "label": run.name}
+            style |= {"linestyle": "-" if index < len(COLOURS) else "--"}
+            for axis, column in zip(axes, (0, 1), strict=True):
+                axis.plot([point[column] for point in curve], [point[2] for point in curve], marker=".", **style)
+        axes[0].xaxis.get_major_locator().set_params(integer=True)
+        for axis, label in zip(axes, ("epoch", "seconds of training"), strict=True):
+            axis.set_xlabel(label)
+            axis.set_ylabel("test accuracy")
+            axis.set_xlim(left=0)
+            axis.grid(alpha=0.3)
+        if len(runs) > 1:
+            axes[0].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        save_figure(figure, path)
+
+    return svg_of(draw)
+
+
+def loss_curves(run: Run) -> str:
+    """Training loss of every stage against epochs, of the first seed."""
+
+    def draw(path: Path) -> None:
+        figure, (axis,) = new_figure(figsize=(6, 3.4))
+        lines = run.seeds()[0]
+        stages = max(len(line["train_loss"]) for line in lines)
+        for stage in range(stages):
+            points = [(line["epoch"], loss) for line in lines if (loss := _at(line["train_loss"], stage)) is not None]
+            label = f"stage {stage}" if stages > 1 else "network"
+            axis.plot(*zip(*points, strict=True), ".-", color=COLOURS[stage % len(COLOURS)], label=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("training loss")
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        save_figure(figure, path)
+
+    return svg_of(draw)
+
+
+def _at(values: Sequence[float | None], index: int) -> float | None:
+    return values[index] if index < len(values) else None
+
+
+def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """A confusion matrix: shares of each class's examples by the answer they got."""
+
+    def draw(path: Path) -> None:
+        counts = np.asarray(matrix, float)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        numbered = len(names) <= _NUMBERED
+        side = 2.2 + (0.42 * len(names) if numbered else 4)
+        figure, (axis,) = new_figure(figsize=(side + 0.6, side))
+        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        if numbered:
+            for row, column in np.ndindex(*shares.shape):
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                text = f"{shares[row, column]:.2f}".lstrip("0") if counts[row, column] else ""
+                axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+            axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
+            axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.spines[["top", "right", "bottom", "left"]].set_visible(False)
+        axis.set_xlabel("answer")
+        axis.set_ylabel("class")
+        figure.colorbar(image, ax=axis, label="share of the class", shrink=0.8)
+        save_figure(figure, path)
+
+    return svg_of(draw)
+
+
+def probes(run: Run) -> str:
+    """Accuracy by stage: of exits, or of probes of the stage's features."""
+    results = run.results or {}
+
+    def draw(path: Path) -> None:
+        figure, (axis,) = new_figure(figsize=(6, 3.2))
+        for index, (label, rows, key) in enumerate(
+            (
+                ("exit", results.get("exits", []), "accuracy"),
+                ("20 nearest neighbours", results.get("probes", []), "neighbours_accuracy"),
+                ("logistic regression", results.get("probes", []), "linear_accuracy"),
+            )
+        ):
+            if rows:
+                stages, values = [row["stage"] for row in rows], [row[key] for row in rows]
+                axis.plot(stages, values, "o-", color=COLOURS[index], label=label)
+                axis.set_xticks(stages)
+        axis.set_xlabel("stage")
+        axis.set_ylabel("test accuracy")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, frameon=False)
+        save_figure(figure, path)
+
+    return svg_of(draw)
+
+
+def memory(runs: Sequence[Run]) -> str:
+    """Peak memory of every run's processes."""
+
+    def draw(path: Path) -> None:
+        rows = [
+            (run.name if len(peaks) == 1 else f"{run.name}, process {index}", peak / 2**20)
+            for run in runs
+            for peaks in [(run.results or {}).get("peak_memory_bytes_per_process", [])]
+            for index, peak in enumerate(peaks)
+        ]
+        figure, (axis,) = new_figure(figsize=(7, 0.4 * len(rows) + 1))
+        bars = axis.barh([name for name, _ in rows], [peak for _, peak in rows], color=COLOURS[1])
+        axis.bar_label(bars, [f" {peak:.0f}" for _, peak in rows], fontsize=8)
+        axis.invert_yaxis()
+        axis.margins(x=0.12)
+        axis.set_xlabel("peak memory, MiB")
+        save_figure(figure, path)
+
+    return svg_of(draw)

@@ -1,0 +1,165 @@
+"""The page about runs: everything in it, nothing from outside, and one sentence for what is no run."""
+
+import html.parser
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from scpl_jax.analysis.report_figures import inline
+from scpl_jax.experiments.command_line import run
+from scpl_jax.report import main
+
+
+def write_run(path, method, *, complete=True, epochs=2, text=False, seeds=1):
+    unit = "texts" if text else "images"
+    path.mkdir(parents=True)
+    stage = {
+        "blocks": [0, 2],
+        "devices": ["cpu:0"],
+        "parameters": 1234,
+        "share_of_cost": 0.5,
+        "share_of_local_loss": 0.1,
+    }
+    options = {"method": method, "model": "<cnn>", "stages": 2, "epochs": 2, "width": None, "seed": 0}
+    (path / "config.json").write_text(
+        json.dumps({"options": options, "dataset": "digits", "stages": [stage, {**stage, "blocks": [2, 3]}]})
+    )
+    lines = [
+        {
+            "seed": seed,
+            "epoch": epoch,
+            "train_loss": [None if epoch == 1 else 0.5, 0.25],
+            "test_accuracy": 0.5 + 0.1 * epoch + 0.02 * seed,
+            "train_seconds": 2.0,
+            f"{unit}_per_second": 100.0,
+        }
+        for seed in range(seeds)
+        for epoch in range(1, epochs + 1)
+    ]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = {
+        "test_accuracy": 0.7,
+        "width": 0.5,
+        f"{unit}_per_second": 99.6,
+        "peak_memory_bytes_per_process": [3 * 2**20, 4 * 2**20],
+        "seconds": 4.0,
+        "devices": ["cpu:0"],
+        "device_kind": "cpu",
+        "versions": {"jax": "1.2.3"},
+        "class_names": ["cat & dog", "<bird>"],
+        "confusion": [[5, 1], [0, 0]],
+        "exits": [{"stage": 0, "accuracy": 0.5, "share": 0.5}, {"stage": 1, "accuracy": 0.7, "share": 1.0}],
+        "early_stops": [{"confidence": 0.9, "patience": None, "accuracy": 0.6, "share": 0.7}],
+    }
+    if complete:
+        (path / "results.json").write_text(json.dumps(results))
+    return path
+
+
+class Page(html.parser.HTMLParser):
+    """The text of a page, and what it would fetch."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.words, self.fetched, self.tags = "", [], []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.fetched += [
+            v for name, v in attrs if name in ("src", "href", "xlink:href") and not v.startswith(("#", "data:"))
+        ]
+
+    def handle_data(self, data):
+        self.words += data
+
+
+@pytest.fixture
+def report(tmp_path):
+    def call(*arguments):
+        out = tmp_path / "page.html"
+        return run(main, [*map(str, arguments), "--output", str(out)]), out
+
+    return call
+
+
+def test_a_page_compares_runs_and_needs_nothing_from_outside(report, tmp_path):
+    first = write_run(tmp_path / "a" / "run", "scpl", seeds=2)
+    second = write_run(tmp_path / "b" / "run", "early-exit", complete=False, epochs=1)
+    (first / "timeline.svg").write_text('<?xml version="1.0"?><svg width="5pt"><text>lanes of a run</text></svg>')
+    status, out = report(first, second, first)
+    assert status == 0
+    page = Page(out)
+    assert page.fetched == []
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert "@import" not in out.read_text()
+    assert not re.findall(r"url\((?!#)", out.read_text())
+    for text in (
+        "a/run",
+        "b/run (not complete)",
+        "1 of 2",
+        "0.7000",
+        "3 + 4",
+        "<cnn> x 0.5",
+        "lanes of a run",
+        "jax 1.2.3",
+    ):
+        assert text in page.words, text
+    # Two runs, of which only the methods differ.
+    differing, same = out.read_text().split("Options of all runs")
+    assert "--method" in differing
+    assert "--epochs" not in differing
+    assert "--epochs" in same
+    # Curves and memory of all; losses of both, exits twice, confusion and timeline of the complete one.
+    assert page.tags.count("figure") == 2 + 5 + 1
+    assert "--out-dir" not in page.words
+
+
+def test_one_run_of_texts_without_anything_special(report, tmp_path):
+    path = write_run(tmp_path / "run", "bp", text=True)
+    results = json.loads((path / "results.json").read_text())
+    for name in ("exits", "early_stops", "confusion", "class_names"):
+        del results[name]
+    results["probes"] = [{"stage": 0, "neighbours_accuracy": 0.5, "linear_accuracy": 0.6}]
+    (path / "results.json").write_text(json.dumps(results))
+    status, out = report(path, "--title", "<Mine>")
+    assert status == 0
+    page = Page(out)
+    assert "100 texts" in page.words
+    assert page.words.count("<Mine>") == 2
+    assert page.tags.count("figure") == 4
+
+
+def test_a_run_that_has_just_begun(report, tmp_path):
+    path = write_run(tmp_path / "run", "bp", complete=False, epochs=0)
+    assert report(path)[0] == 0
+    (path / "metrics.jsonl").write_text('{"seed": 0, "epo')  # being written
+    assert report(path)[0] == 0
+
+
+def test_what_could_run_in_a_page_is_left_out():
+    found = inline('<?xml version="1.0"?>\n<svg width="1" height="2" viewBox="0 0 1 2"><script>x()</script><g/></svg>')
+    assert found == '<svg viewBox="0 0 1 2"><g/></svg>'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no run directory is given"),
+        (["nowhere"], "nowhere holds no run: there is no config.json"),
+        (["run", "--output", "no/such/folder.html"], "--output no/such/folder.html can't be written"),
+        (["run", "--colour", "red"], "--help lists every option"),
+        (["broken"], "line 1 of .*metrics.jsonl is no JSON"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("run"), "scpl")
+    broken = write_run(Path("broken"), "scpl") / "metrics.jsonl"
+    broken.write_text("{\n" + broken.read_text())
+    assert run(main, arguments) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert len(said.strip().splitlines()) == 1
