@@ -168,4 +168,9 @@ def _is_user_error(error: ValueError) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("scpl_jax.")
+    if trace is None:
+        return False
+    # A module that is the command itself is called __main__; its specification knows its name.
+    names = trace.tb_frame.f_globals
+    name = getattr(names.get("__spec__"), "name", None) or names.get("__name__", "")
+    return str(name).startswith("scpl_jax.")

@@ -3,6 +3,8 @@
 import html.parser
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,14 @@ def test_a_run_that_has_just_begun(report, tmp_path):
 def test_what_could_run_in_a_page_is_left_out():
     found = inline('<?xml version="1.0"?>\n<svg width="1" height="2" viewBox="0 0 1 2"><script>x()</script><g/></svg>')
     assert found == '<svg viewBox="0 0 1 2"><g/></svg>'
+
+
+def test_a_mistake_that_the_command_itself_finds_is_one_sentence_too():
+    """By a command of its own, whose module is called __main__."""
+    done = subprocess.run([sys.executable, "-m", "scpl_jax.report"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no run directory is given")
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
