@@ -17,7 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "pipeline": {"stages"},
     "data": set(),
     "training": {"pipeline", "stages", "data"},
-    "analysis": {"pipeline", "stages", "training"},
+    "analysis": {"losses", "pipeline", "stages", "training"},
     "experiments": {"losses", "models", "objectives", "stages", "pipeline", "data", "training", "analysis"},
 }
 

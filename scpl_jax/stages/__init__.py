@@ -8,4 +8,6 @@ from scpl_jax.stages.step import StageState as StageState
 from scpl_jax.stages.step import evaluate as evaluate
 from scpl_jax.stages.step import gradients as gradients
 from scpl_jax.stages.step import initial_state as initial_state
+from scpl_jax.stages.step import layer_norms as layer_norms
+from scpl_jax.stages.step import stage_loss as stage_loss
 from scpl_jax.stages.step import train_step as train_step

@@ -65,8 +65,19 @@ def _forward(module: StageModule, message: Any) -> Any:
     return message
 
 
-def _loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.Array) -> tuple[jax.Array, Any]:
-    """What the stage minimises, and (what it hands on, changed variables, metrics)."""
+def stage_loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.Array) -> tuple[jax.Array, Any]:
+    """What the stage minimises, in training mode.
+
+    Args:
+      stage: the stage.
+      params: its parameters.
+      rest: its other variables.
+      message: what the stage before handed on.
+      labels: class indices, shape (N,), integer.
+
+    Returns:
+      (scalar; (message for the next stage, other variables after the step, metrics as of :func:`gradients`)).
+    """
     module: StageModule = nnx.merge(stage.train_graph, params, rest, copy=True)
     total = jnp.float32(0)
     metrics: dict[str, jax.Array] = {}
@@ -109,7 +120,9 @@ def gradients(
       are scalars: ``loss``, and with a classifier ``classifier_loss`` and ``correct`` (a count).
     """
     message = jax.lax.stop_gradient(message)
-    (_, outcome), gradient = jax.value_and_grad(_loss, argnums=1, has_aux=True)(stage, params, rest, message, labels)
+    (_, outcome), gradient = jax.value_and_grad(stage_loss, argnums=1, has_aux=True)(
+        stage, params, rest, message, labels
+    )
     return gradient, outcome
 
 
