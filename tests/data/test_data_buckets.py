@@ -81,6 +81,23 @@ def test_evaluation_counts_every_text_once(texts):
         np.testing.assert_array_equal(tokens[labels >= 0, 0], labels[labels >= 0] + 1)
 
 
+def test_evaluation_pads_a_batch_no_further_than_its_bucket(texts):
+    lengths = np.sort(texts.lengths)
+    expected = [padding(lengths[at : at + 8][-1:], (8, 24, 40)) for at in range(0, 100, 8)]
+    found = eval_text_batches(texts, labels_of(texts), 8, (8, 24, 40))
+    assert sorted(tokens.shape[1] for tokens, _ in found) == expected
+
+
+def test_long_and_short_batches_come_in_another_order_in_every_epoch(texts):
+    orders = {
+        tuple(tokens.shape[1] for tokens, _ in text_batches(texts, labels_of(texts), 4, (8, 40), seed=0, epoch=epoch))
+        for epoch in range(5)
+    }
+    assert len(orders) == 5
+    positions = {tuple(length == 8 for length in order[:6]) for order in orders}
+    assert len(positions) > 2
+
+
 def test_long_texts_are_cut_off():
     texts = Texts.of([[1, 2, 3, 4, 5], [6]])
     assert texts.padded([0, 1], 3).tolist() == [[1, 2, 3], [6, 0, 0]]

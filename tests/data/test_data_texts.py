@@ -63,6 +63,8 @@ def test_imdb_is_read_from_its_folders_classes_in_turn(imdb):
     assert words(dataset, "train", 1) == "good film number train x0"
     # Words of the test texts that training has not are unknown.
     assert words(dataset, "test", 0) == "bad film number ? x0"
+    (imdb / "imdb" / "train" / "pos" / "7_9.txt").write_text("Brilliant film.")
+    assert load_texts(TextRequest("imdb", imdb)).train_labels.tolist() == [0, 1] * 3 + [1]
     small = limit(dataset, 2, 4)
     assert (len(small.train_texts), len(small.test_texts)) == (2, 4)
     assert small.words == dataset.words
@@ -182,11 +184,11 @@ def test_own_files_of_every_kind_and_a_fifth_held_out(tmp_path):
 
 def test_bytes_that_are_no_utf8_are_replaced_and_counted(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_bytes(b"text,label\ncaf\xe9 fine,0\ndull \xff\xff,1\ngreat \xef\xbf\xbd,0\npoor,1\n")
+    path.write_bytes(b"text,label\ncaf\xe9 fine,0\ndull \xff\xff,1\ngreat \xef\xbf\xbd \xe9,0\npoor,1\n")
     test = table(tmp_path, "test.csv", ["fine,0", "poor,1"])
     dataset = load_texts(TextRequest("file", data_file=path, test_file=test))
     assert len(dataset.train_texts) == 4
-    assert "3 characters that are no UTF-8 were replaced" in dataset.note
+    assert "4 characters that are no UTF-8 were replaced" in dataset.note
 
 
 FAULTS = {

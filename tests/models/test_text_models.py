@@ -98,6 +98,22 @@ def test_positions_tell_the_order_of_words():
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_every_block_drops_values_of_its_own(name):
+    blocks = MODELS[name](3, dropout=0.5, **SIZES, rngs=nnx.Rngs(0))
+    for block in blocks[:-1]:
+        block.eval()
+    message = TOKENS
+    for block in blocks[:-1]:
+        plain = block(message)
+        block.train()
+        dropped = block(message)
+        block.eval()
+        assert np.abs(dropped.sequence - plain.sequence).max() > 0
+        np.testing.assert_array_equal(dropped.mask, plain.mask)
+        message = plain
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_dropout_is_of_training_only_and_bfloat16_stays(name):
     blocks = MODELS[name](3, dropout=0.5, dtype=jnp.bfloat16, **SIZES, rngs=nnx.Rngs(0))
     first, second = forward(blocks, TOKENS), forward(blocks, TOKENS)
