@@ -13,7 +13,7 @@ run: setup
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-# Whole training runs, for many a combination of options.
+# Whole training runs, for many a combination of options, and data sets prepared by TensorFlow Datasets.
 test-runs: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m runs tests
 

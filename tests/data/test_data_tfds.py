@@ -156,6 +156,7 @@ def readings(prepared, tmp_path_factory):
     return {situation: np.load(root / f"{situation}.npz") for situation in situations}
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("situation", ["data_dir", "environment"])
 def test_what_tfds_prepared_is_read_without_tensorflow(readings, official, situation):
     found = readings[situation]
@@ -167,12 +168,14 @@ def test_what_tfds_prepared_is_read_without_tensorflow(readings, official, situa
         np.testing.assert_array_equal(found[field], getattr(official, field))
 
 
+@pytest.mark.runs
 def test_damage_in_what_tfds_prepared_is_named(readings):
     told = str(readings["damaged"]["error"])
     assert "what TFDS prepared in" in told
     assert "damaged/cifar10/" in told
 
 
+@pytest.mark.runs
 def test_without_tensorflow_nothing_is_prepared(readings):
     assert 'run pip install "scpl-jax[tfds]" or give --data-dir' in str(readings["unprepared"]["error"])
 
@@ -292,6 +295,7 @@ def texts(tmp_path_factory):
     return root / "files", root / "prepared"
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", ["imdb", "sst2", "ag-news"])
 def test_texts_that_tfds_prepared_equal_the_official_files(texts, tmp_path, name):
     official, found = (
