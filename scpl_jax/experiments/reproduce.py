@@ -166,8 +166,9 @@ def main(arguments: Sequence[str]) -> int:
     wanted = [c for c in table.cells if options.only is None or options.only in c.part or options.only in c.row]
     if not wanted:
         raise RunError(f"--only {options.only} fits no cell of the table")
-    todo = [] if options.collect else [cell for cell in wanted if ledger.get(cell) is None]
-    print(f"{table.title}: {len(wanted) - len(todo)} runs are there, {len(todo)} to be made", flush=True)
+    missing = [cell for cell in wanted if ledger.get(cell) is None]
+    todo = [] if options.collect else missing
+    print(f"{table.title}: {len(wanted) - len(missing)} runs are there, {len(todo)} to be made", flush=True)
     status = 0
     with Interrupt() as interrupt:
         runner = Runner(

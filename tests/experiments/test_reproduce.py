@@ -217,6 +217,39 @@ def test_measured_speed_goes_into_table_and_figure(tiny, tmp_path):
     assert (out / measured[0]).stat().st_mtime_ns == before
 
 
+def cell_line(table, index, accuracy, unit="images", **extra):
+    """A line of ``cells.jsonl``, as a run of the cell would leave it."""
+    cell = table.cells[index]
+    numbers = {f"{unit}_per_second": 100.0 * (index + 1), f"{unit}_per_epoch": 64, "test_accuracy": accuracy, **extra}
+    found = {"part": cell.part, "row": cell.row, "seed": cell.seed, "arguments": list(cell.arguments)}
+    return json.dumps({**found, "curve": [[2.0, accuracy]], **numbers}) + "\n"
+
+
+@pytest.mark.parametrize("task", ["cifar", "text"])
+def test_what_is_there_is_collected_and_a_table_without_a_speed_of_its_own_shows_that_of_the_runs(
+    tmp_path, capsys, task
+):
+    unit = {"cifar": "images", "text": "texts"}[task]
+    file, out = tmp_path / "table.toml", tmp_path / "out"
+    file.write_text(f'task = "{task}"\n{TINY}')
+    table = read_table(file, "small")
+    out.mkdir()
+    # Cells 0 and 3 are the two seeds of the first row.
+    (out / "cells.jsonl").write_text(cell_line(table, 0, 0.5, unit) + cell_line(table, 3, 0.75, unit))
+    assert run(main, ["--table", str(file), "--out-dir", str(out), "--collect"]) == 0
+    said = capsys.readouterr().out
+    assert "2 runs are there, 0 to be made" in said
+    assert f"| test accuracy | seeds | {unit}/s |" in said
+    assert "| scpl | 0.6250 +- 0.1768 | 2 | 250 (100 to 400) |" in said
+    assert "4 of 6 runs are still missing" in (out / "table.md").read_text()
+    (row,) = csv.DictReader((out / "table.csv").open())
+    assert row[f"{unit}_per_second"] == "250.0"
+    # With a speed that is still to be measured, that of the runs, which shared the machine, is not shown.
+    file.write_text(f'task = "{task}"\n{TINY}\n[speed]\nrepeats = 1\n')
+    assert run(main, ["--table", str(file), "--out-dir", str(out), "--collect"]) == 0
+    assert "| scpl | 0.6250 +- 0.1768 | 2 | | |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
