@@ -33,8 +33,11 @@ class Ledger:
     def __init__(self, path: Path):
         self._path, self._lock = path, threading.Lock()
         self._found: dict[tuple[str, ...], dict[str, Any]] = {}
-        for text in path.read_text().splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):  # a line that was being written when the machine stopped
+        kept = path.read_text() if path.exists() else ""
+        # A line that was being written when the machine stopped is ended before the next one.
+        self._before_next = "" if kept.endswith("\n") or not kept else "\n"
+        for text in kept.splitlines():
+            with contextlib.suppress(ValueError):
                 line = json.loads(text)
                 self._found[self._key(line["part"], line["row"], line["arguments"])] = line
 
@@ -52,7 +55,8 @@ class Ledger:
         with self._lock:
             self._found[self._key(cell.part, cell.row, cell.arguments)] = line
             with self._path.open("a") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+                file.write(f"{self._before_next}{json.dumps(line, allow_nan=False)}\n")
+            self._before_next = ""
 
 
 # What a run does before it becomes the command: its own cores, before JAX counts them.

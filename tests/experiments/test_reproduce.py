@@ -13,6 +13,7 @@ import pytest
 
 import scpl_jax
 from scpl_jax.analysis.results import Row, draw_accuracy, markdown
+from scpl_jax.experiments.cells import Ledger
 from scpl_jax.experiments.cifar import main as train
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.options import Options
@@ -136,9 +137,9 @@ def test_a_table_is_made_kept_and_completed(tiny, capsys):
     (out / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"part": "VGG8", "row')
     status, _ = tiny("--only", "scpl")
     assert status == 0
-    after = [line for line in (out / "cells.jsonl").read_text().splitlines() if line.endswith("}")]
+    after = (out / "cells.jsonl").read_text().splitlines()
     assert len(text.splitlines()) == 3
-    assert len(after) == 5
+    assert len(after) == 3 + 1 + 2
     table = json.loads((out / "table.json").read_text())
     first = table["rows"][0]
     assert first["accuracies"][0] == 0.125
@@ -223,6 +224,18 @@ def cell_line(table, index, accuracy, unit="images", **extra):
     numbers = {f"{unit}_per_second": 100.0 * (index + 1), f"{unit}_per_epoch": 64, "test_accuracy": accuracy, **extra}
     found = {"part": cell.part, "row": cell.row, "seed": cell.seed, "arguments": list(cell.arguments)}
     return json.dumps({**found, "curve": [[2.0, accuracy]], **numbers}) + "\n"
+
+
+def test_a_line_that_was_half_written_costs_no_other(tmp_path):
+    file, kept = tmp_path / "table.toml", tmp_path / "cells.jsonl"
+    file.write_text(TINY)
+    table = read_table(file, "small")
+    kept.write_text(cell_line(table, 0, 0.5) + '{"part": "VGG8", "row')
+    Ledger(kept).add(table.cells[1], {"test_accuracy": 0.25})
+    Ledger(kept).add(table.cells[2], {"test_accuracy": 0.75})
+    again = Ledger(kept)
+    found = [again.get(cell) for cell in table.cells]
+    assert [one and one["test_accuracy"] for one in found] == [0.5, 0.25, 0.75, None, None, None]
 
 
 @pytest.mark.parametrize("task", ["cifar", "text"])
