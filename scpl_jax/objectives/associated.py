@@ -68,7 +68,9 @@ class AssociatedLoss(nnx.Module):
 class _Bridge(ProjectionHead):
     """A projection head with sigmoid or tanh between its layers."""
 
-    activation: str = "tanh"
+    def __init__(self, *arguments: Any, activation: str, **options: Any):
+        super().__init__(*arguments, **options)
+        self.activation = activation
 
     def __call__(self, features: jax.Array) -> jax.Array:
         x = self.pooled(features)
@@ -159,8 +161,7 @@ class Associated(Objective):
         common: dict[str, Any] = {"rngs": rngs, "init": self.init, "dtype": self.dtype}
         shape = one_array(features, "Associated").shape[1:]
         kind, dims = ("mlp", (self.hidden, self.code)) if self.hidden else ("linear", (self.code,))
-        bridge = _Bridge(shape, kind, dims, self.pool, **common)
-        bridge.activation = self.activation
+        bridge = _Bridge(shape, kind, dims, self.pool, activation=self.activation, **common)
         encoder, decoder = linear(size, self.code, **common), linear(self.code, size, **common)
         bounded = self.bounded == "all" or (self.bounded == "first" and code is None)
         loss = self.first_loss if code is None else "mse"
