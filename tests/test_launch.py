@@ -20,7 +20,8 @@ from scpl_jax.launch import main
 LAUNCHER = [sys.executable, "-P", str(Path(launch.__file__))]
 START = "import os, resource, signal, sys, time; from pathlib import Path; rank = int(os.environ['JAX_PROCESS_ID'])\n"
 # Say what the process id is, and go on for longer than any test waits.
-STAY = "sys.stdout.write(f'pid {os.getpid()}\\n'); time.sleep(15)\n"
+# In short sleeps: a signal that comes just before a sleep begins is looked at only when that sleep is over.
+STAY = "sys.stdout.write(f'pid {os.getpid()}\\n'); [time.sleep(0.05) for _ in range(300)]\n"
 # Let all processes begin what follows together.
 MEET = """
 Path(f"{folder}/{rank}").touch()
