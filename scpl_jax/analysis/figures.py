@@ -1,5 +1,6 @@
 """How every figure is made: without a display, and the same file for the same numbers."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def new_figure(rows: int = 1, **options: Any) -> tuple[Any, Any]:
     for axis in axes[:, 0]:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes[:, 0]
+
+
+def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A colour for each name, the same in every axis; dashed when the colours are used up."""
+    return {
+        name: {"color": COLOURS[index % len(COLOURS)], "linestyle": "-" if index < len(COLOURS) else "--"}
+        for index, name in enumerate(dict.fromkeys(names))
+    }
 
 
 def save_figure(figure: Any, path: Path) -> None:

@@ -4,11 +4,10 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from scpl_jax.analysis.figures import COLOURS, new_figure, save_figure
+from scpl_jax.analysis.figures import COLOURS, line_styles, new_figure, save_figure
 from scpl_jax.analysis.runs import Run
 
 # More classes than this are drawn without numbers.
@@ -41,10 +40,10 @@ def accuracy_curves(runs: Sequence[Run]) -> str:
 
     def draw(path: Path) -> None:
         figure, axes = new_figure(2, figsize=(7, 6.4))
-        for index, run in enumerate(runs):
+        styles = line_styles(run.name for run in runs)
+        for run in runs:
             curve = run.curve()
-            style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "label": run.name}
-            style |= {"linestyle": "-" if index < len(COLOURS) else "--"}
+            style = {"label": run.name, **styles[run.name]}
             for axis, column in zip(axes, (0, 1), strict=True):
                 axis.plot([point[column] for point in curve], [point[2] for point in curve], marker=".", **style)
         axes[0].xaxis.get_major_locator().set_params(integer=True)

@@ -4,11 +4,10 @@ import csv
 import dataclasses
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from scpl_jax.analysis.figures import COLOURS, new_figure, save_figure
+from scpl_jax.analysis.figures import line_styles, new_figure, save_figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +98,7 @@ def draw_accuracy(rows: Sequence[Row], path: Path) -> None:
       path: SVG or PNG.
     """
     parts = list(dict.fromkeys(row.part for row in rows if row.curves))
-    styles = _styles(row.name for row in rows)
+    styles = line_styles(row.name for row in rows)
     figure, axes = new_figure(max(1, len(parts)), figsize=(7, 3.2 * max(1, len(parts))))
     for part, axis in zip(parts, axes, strict=False):
         for row in rows:
@@ -117,11 +116,3 @@ def draw_accuracy(rows: Sequence[Row], path: Path) -> None:
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes[-1].set_xlabel("seconds of training")
     save_figure(figure, path)
-
-
-def _styles(names: Any) -> Mapping[str, dict[str, Any]]:
-    """A colour for each name, the same in every part; dashed when the colours are used up."""
-    return {
-        name: {"color": COLOURS[index % len(COLOURS)], "linestyle": "-" if index < len(COLOURS) else "--"}
-        for index, name in enumerate(dict.fromkeys(names))
-    }

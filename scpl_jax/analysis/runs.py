@@ -71,12 +71,13 @@ def read_run(path: Path, name: str | None = None) -> Run:
         raise RunError(f"{path} holds no run: there is no config.json; give a run directory")
     lines = []
     metrics = path / "metrics.jsonl"
-    for number, text in enumerate(metrics.read_text().splitlines() if metrics.exists() else [], start=1):
+    texts = metrics.read_text().splitlines() if metrics.exists() else []
+    for number, text in enumerate(texts, start=1):
         try:
             lines.append(json.loads(text))
         except ValueError:
             # The last line of a run that goes on may be half written.
-            if number < len(metrics.read_text().splitlines()):
+            if number < len(texts):
                 raise RunError(f"line {number} of {metrics} is no JSON; remove the line") from None
     results = path / "results.json"
     return Run(name or path.name, path, config, lines, read_json(results) if results.exists() else None)

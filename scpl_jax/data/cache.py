@@ -31,7 +31,7 @@ class Storable(Protocol):
 
     @classmethod
     def unpacked(cls, arrays: dict[str, np.ndarray], texts: dict[str, Any]) -> Any:
-        """The data set of what `packed` gave; missing parts end in a KeyError or TypeError."""
+        """The data set of what `packed` gave, lists as tuples; missing parts end in a KeyError or TypeError."""
         ...
 
 
@@ -88,6 +88,7 @@ def _read(kind: type[AnyDataset], path: Path) -> AnyDataset | None:
         with np.load(path, allow_pickle=False) as stored:
             texts = json.loads(stored["texts"].item())
             arrays = {name: stored[name] for name in stored.files if name != "texts"}
+        texts = {name: tuple(value) if isinstance(value, list) else value for name, value in dict(texts).items()}
         return kind.unpacked(arrays, texts)
     except FileNotFoundError:
         return None

@@ -136,8 +136,7 @@ class Dataset:
     @classmethod
     def unpacked(cls, arrays: dict[str, np.ndarray], texts: dict[str, Any]) -> "Dataset":
         """The data set of what `packed` gave."""
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in texts.items()}
-        return cls(**values | arrays)
+        return cls(**texts | arrays)
 
     def limited(self, limit_train: int | None, limit_test: int | None) -> "Dataset":
         """The first images of each split only; `mean` and `std` stay."""

@@ -104,13 +104,12 @@ class TextDataset:
     @classmethod
     def unpacked(cls, arrays: dict[str, np.ndarray], texts: dict[str, Any]) -> "TextDataset":
         """The data set of what `packed` gave."""
-        rest: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in texts.items()}
         return cls(
             train_texts=Texts(arrays["train_ids"], arrays["train_starts"]),
             train_labels=arrays["train_labels"],
             test_texts=Texts(arrays["test_ids"], arrays["test_starts"]),
             test_labels=arrays["test_labels"],
-            **rest,
+            **texts,
         )
 
     def limited(self, limit_train: int | None, limit_test: int | None) -> "TextDataset":

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scpl_jax.analysis.runs import read_run
 from scpl_jax.experiments.tables import Cell, Table
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.interrupt import Interrupt
@@ -183,18 +184,14 @@ def call(command: Sequence[str], interrupt: Interrupt, output: Any, cores: Seque
 
 def _numbers(folder: Path, unit: str, cores: int) -> dict[str, Any]:
     """What is kept of a finished run."""
-    results = read_json(folder / "results.json")
-    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    seconds = 0.0
-    curve = []
-    for line in lines:
-        seconds += line["train_seconds"]
-        curve.append([round(seconds, 2), line["test_accuracy"]])
+    run = read_run(folder)
+    results, lines = run.results, run.lines
+    assert results is not None
     speeds = (f"{unit}_per_second", "tokens_per_second")
     kept = ("test_accuracy", *speeds, "peak_memory_bytes", "exits", "early_stops", "probes", "device_kind")
     return {
         **{name: results[name] for name in kept if name in results},
-        "curve": curve,
+        "curve": [[round(seconds, 2), accuracy] for _, seconds, accuracy in run.curve()],
         f"{unit}_per_epoch": round(lines[0][f"{unit}_per_second"] * lines[0]["train_seconds"]),
         "train_loss": lines[-1]["train_loss"],
         "cores": cores,
