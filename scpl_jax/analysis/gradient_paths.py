@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 
 from scpl_jax.stages import Stage, stage_loss
+from scpl_jax.stages.cost import inner_programs
+from scpl_jax.stages.step import layer_name
 
 # They move values or change how they are stored; a gradient passes them unchanged.
 _MOVES = {
@@ -113,18 +115,10 @@ def _through(equation: Any, behind: list[float]) -> list[float]:
     if name == "cond":
         ways = [_before(branch.jaxpr, behind) for branch in equation.params["branches"]]
         return [_BLOCKED, *(max(way) for way in zip(*ways, strict=True))]
-    for inner in _programs(equation.params):
+    for inner in inner_programs(equation):
         if len(inner.invars) == len(equation.invars) and len(inner.outvars) == len(behind):
             return _before(inner, behind)
     return [max(behind) + (name not in _MOVES)] * len(equation.invars)
-
-
-def _programs(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    for value in params.values():
-        if isinstance(value, ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, Jaxpr):
-            yield value
 
 
 def _loop(params: dict[str, Any], behind: list[float]) -> list[float]:
@@ -180,7 +174,7 @@ def _by_layer(steps: Any) -> dict[str, int]:
     for path, leaf in nnx.to_flat_state(steps):
         value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
         if value is not None:
-            name = ".".join(map(str, path[:-1]))
+            name = layer_name(path)
             found[name] = max(found.get(name, 0), value)
     return found
 

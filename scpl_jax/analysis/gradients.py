@@ -10,6 +10,7 @@ from flax import nnx
 from scpl_jax.losses import cross_entropy
 from scpl_jax.stages import Stage, gradients, layer_norms
 from scpl_jax.stages.decouple import StageModule
+from scpl_jax.stages.step import layer_name
 
 
 def local_gradients(stages: Sequence[Stage], params: Sequence[Any], inputs: Any, labels: jax.Array) -> list[Any]:
@@ -82,7 +83,7 @@ def layer_cosines(first: Sequence[Any], second: Sequence[Any]) -> list[dict[str,
         products: dict[str, float] = {}
         for (path, a), (_, b) in zip(nnx.to_flat_state(one), nnx.to_flat_state(other), strict=True):
             if path[0] == "blocks":
-                name = ".".join(map(str, path[:-1]))
+                name = layer_name(path)
                 products[name] = products.get(name, 0.0) + float(jnp.vdot(a[...], b[...]))
         norms = [layer_norms(tree) for tree in (one, other)]
         found.append(

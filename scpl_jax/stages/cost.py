@@ -98,9 +98,15 @@ def _scans(jaxpr: Jaxpr) -> Iterator[tuple[ClosedJaxpr, int]]:
         if equation.primitive.name == "scan":
             yield equation.params["jaxpr"], equation.params["length"]
             continue
-        for value in equation.params.values():
-            if isinstance(value, ClosedJaxpr | Jaxpr):
-                yield from _scans(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+        for inner in inner_programs(equation):
+            yield from _scans(inner)
+
+
+def inner_programs(equation: Any) -> Iterator[Jaxpr]:
+    """The programs that an operation of a program is made of, such as those of a jitted function."""
+    for value in equation.params.values():
+        if isinstance(value, ClosedJaxpr | Jaxpr):
+            yield value.jaxpr if isinstance(value, ClosedJaxpr) else value
 
 
 @dataclasses.dataclass(frozen=True)

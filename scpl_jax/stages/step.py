@@ -1,6 +1,7 @@
 """One stage's step as pure functions: forward, local loss, gradient, update. Nothing here knows of devices."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -126,6 +127,11 @@ def gradients(
     return gradient, outcome
 
 
+def layer_name(path: Sequence[Any]) -> str:
+    """The name of the module that holds the parameter with this path."""
+    return ".".join(map(str, path[:-1]))
+
+
 def layer_norms(tree: Any) -> dict[str, jax.Array]:
     """Euclidean norm of each layer of a tree of parameters or gradients: name of the layer -> scalar, float32.
 
@@ -133,7 +139,7 @@ def layer_norms(tree: Any) -> dict[str, jax.Array]:
     """
     squares: dict[str, jax.Array] = {}
     for path, leaf in nnx.to_flat_state(tree):
-        name = ".".join(map(str, path[:-1]))
+        name = layer_name(path)
         value = jnp.sum(jnp.square(leaf[...].astype(jnp.float32)))
         squares[name] = squares.get(name, jnp.float32(0)) + value
     return {name: jnp.sqrt(value) for name, value in squares.items()}

@@ -11,6 +11,7 @@ from scpl_jax.analysis.features import effective_rank, principal_components, sep
 from scpl_jax.analysis.gradient_paths import gradient_paths, longest_path
 from scpl_jax.analysis.gradients import global_gradients, gradient_norms, layer_cosines, local_gradients
 from scpl_jax.losses import cross_entropy
+from scpl_jax.training import build_optimizer
 
 
 class Block(nnx.Module):
@@ -118,7 +119,7 @@ def test_local_gradients_are_those_that_a_step_follows_and_cosines_compare_them(
     params = [stage.params for stage in stages]
     local = local_gradients(stages, params, INPUTS, LABELS)
     norms = gradient_norms(local)
-    pipeline = scpl.Pipeline(stages, scpl.training.build_optimizer("sgd", 0.1))
+    pipeline = scpl.Pipeline(stages, build_optimizer("sgd", 0.1))
     metrics = pipeline.train_step(INPUTS, LABELS, with_norms=True)
     for mine, step in zip(norms, metrics, strict=True):
         assert set(mine) == {"blocks.0.linear", "blocks.1.linear"}
