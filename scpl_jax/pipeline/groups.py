@@ -65,13 +65,14 @@ def signature(tree: Any) -> Any:
 
 
 class Builder:
-    """Collects programs, then compiles those of this process at the same time.
+    """Collects programs, then compiles those of this process at the same time, equal ones only once.
 
     A program of another process is never compiled here: called, it returns arrays of the right shapes without values.
     """
 
     def __init__(self) -> None:
-        self._jobs: list[tuple[Program, Any]] = []
+        # What tells a program from others -> how to compile it, and where the result is needed.
+        self._jobs: dict[Any, tuple[Any, list[Program]]] = {}
 
     def add(
         self,
@@ -109,7 +110,9 @@ class Builder:
         if job is None:
             program.stand_in = elsewhere(placed)
         else:
-            self._jobs.append((program, job))
+            # Stages of equal blocks on one sub-mesh are the same program; deep networks have many.
+            key = (mesh, job.as_text(), job.in_tree, job.out_tree)
+            self._jobs.setdefault(key, (job, []))[1].append(program)
         return program, placed
 
     def compile(self) -> None:
@@ -117,11 +120,11 @@ class Builder:
         if not self._jobs:
             return
         with concurrent.futures.ThreadPoolExecutor(max_workers=len(self._jobs)) as pool:
-            for (program, _), compiled in zip(
-                self._jobs, pool.map(lambda entry: entry[1].compile(), self._jobs), strict=True
-            ):
-                program.set(compiled)
-        self._jobs = []
+            jobs = list(self._jobs.values())
+            for (_, programs), compiled in zip(jobs, pool.map(lambda entry: entry[0].compile(), jobs), strict=True):
+                for program in programs:
+                    program.set(compiled)
+        self._jobs = {}
 
 
 class Program:

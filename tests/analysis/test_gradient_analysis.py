@@ -140,6 +140,9 @@ def test_effective_rank_of_known_clouds():
     assert effective_rank(line) == pytest.approx(1, abs=1e-6)
     assert effective_rank(line + 1e6) == pytest.approx(1, abs=0.01)
     assert effective_rank(rng.normal(size=(5000, 8))) == pytest.approx(8, rel=0.01)
+    # Singular values 3 and 1: their shares are 3/4 and 1/4.
+    uneven = np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    assert effective_rank(uneven) == pytest.approx(4 / 3**0.75)
     assert effective_rank(np.ones((4, 3))) == 0
     with pytest.raises(ValueError, match="expected features"):
         effective_rank(np.ones(3))
@@ -166,5 +169,7 @@ def test_principal_components_keep_distances_and_their_sign():
     np.testing.assert_allclose(*distances, atol=1e-9)
     np.testing.assert_allclose(principal_components(flat[:, ::-1]), found, atol=1e-9)
     assert found.var(axis=0)[0] >= found.var(axis=0)[1]
+    for one in (found, principal_components(-flat)):
+        assert (one.max(axis=0) == np.abs(one).max(axis=0)).all()
     with pytest.raises(ValueError, match="expected 1 to 7 components, got 8"):
         principal_components(flat, 8)
