@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Tests at a time; most of them compile small programs on one core.
 WORKERS ?= 2
 
-.PHONY: run test test-runs test-processes setup lint types lock bench clean
+.PHONY: run test test-runs test-processes setup lint types notebooks docs lock bench clean
 
 run: setup
 	$(BIN)/python -m scpl_jax.experiments.cifar --stages 4
@@ -38,6 +38,14 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# Runs them from their scripts and stores them with outputs.
+notebooks: setup
+	$(BIN)/python notebooks/execute.py
+
+# Pages in docs/build/html, with the notebooks as they are stored; a warning is an error.
+docs: setup
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/build/html
+
 # Engine against a hand-written loop, augmentation, start-up: minutes, see README.
 bench: setup
 	$(BIN)/python -m scpl_jax.experiments.overhead --output experiments/overhead/results.json
@@ -48,4 +56,4 @@ lock:
 		--extra dev --extra tfds --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/build docs/notebooks .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,20 +22,19 @@ COLOURS = (
 def new_figure(rows: int = 1, **options: Any) -> tuple[Any, Any]:
     """A figure and its axes, (rows,) of them, without frame at the top and at the right.
 
+    It belongs to no window and no notebook: nothing has to be closed.
+
     Args:
       rows: axes, one below the other.
-      **options: as of ``matplotlib.pyplot.subplots``.
+      **options: ``figsize`` in inches; others as of ``matplotlib.figure.Figure.subplots``.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "scpl_jax"
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(rows, 1, squeeze=False, **options)
-    for axis in axes[:, 0]:
+    figure = Figure(figsize=options.pop("figsize", None))
+    axes = figure.subplots(rows, 1, squeeze=False, **options)[:, 0]
+    for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes[:, 0]
+    return figure, axes
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -47,9 +46,9 @@ def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as SVG or PNG, without a date, and close it."""
-    import matplotlib.pyplot as plt
+    """Write a figure as SVG or PNG, without a date."""
+    import matplotlib
 
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
+    with matplotlib.rc_context({"svg.hashsalt": "scpl_jax"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

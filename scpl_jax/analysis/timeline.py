@@ -48,12 +48,19 @@ def write_trace(spans: Sequence[Span], path: Path) -> None:
 
 
 def draw(charts: dict[str, Sequence[Span]], path: Path, milliseconds: float | None = None) -> None:
-    """Draw timelines one below the other with a common time axis.
+    """Draw timelines as :func:`chart` does and write them to an SVG or PNG file."""
+    save_figure(chart(charts, milliseconds), path)
+
+
+def chart(charts: dict[str, Sequence[Span]], milliseconds: float | None = None) -> Any:
+    """Timelines one below the other with a common time axis.
 
     Args:
       charts: title -> spans.
-      path: an SVG or PNG file.
       milliseconds: how much of each is shown; by default all.
+
+    Returns:
+      A matplotlib figure, which a notebook shows.
     """
     lanes = {title: sorted({span.device for span in spans}) for title, spans in charts.items()}
     heights = [len(devices) + 0.6 for devices in lanes.values()]
@@ -84,4 +91,4 @@ def draw(charts: dict[str, Sequence[Span]], path: Path, milliseconds: float | No
         axis.set_title(title, loc="left", fontsize=10)
     axes[-1].set_xlim(0, longest if milliseconds is None else min(longest, milliseconds))
     axes[-1].set_xlabel("milliseconds; one lane a device, one colour a batch, lighter: backward pass only")
-    save_figure(figure, path)
+    return figure
