@@ -31,6 +31,11 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
+# Notebooks and pages need packages that nothing else does.
+$(VENV)/.docs-ready: $(VENV)/.ready requirements-docs.lock
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements-docs.lock
+	touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,21 +44,22 @@ types: setup
 	$(BIN)/mypy
 
 # Runs them from their scripts and stores them with outputs.
-notebooks: setup
+notebooks: $(VENV)/.docs-ready
 	$(BIN)/python notebooks/execute.py
 
 # Pages in docs/build/html, with the notebooks as they are stored; a warning is an error.
-docs: setup
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/build/html
+docs: $(VENV)/.docs-ready
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . docs/build/html
 
 # Engine against a hand-written loop, augmentation, start-up: minutes, see README.
 bench: setup
 	$(BIN)/python -m scpl_jax.experiments.overhead --output experiments/overhead/results.json
 
 # Choose the newest versions again; needs uv.
+LOCK = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade --python-version 3.11
 lock:
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade --python-version 3.11 \
-		--extra dev --extra tfds --output-file requirements.lock pyproject.toml
+	$(LOCK) --extra dev --extra tfds --output-file requirements.lock pyproject.toml
+	$(LOCK) --extra docs --constraint requirements.lock --output-file requirements-docs.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) docs/build docs/notebooks .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -62,7 +62,7 @@ def longest_path(function: Callable[..., jax.Array], argument: Any, *others: Any
     loop counts as often as it runs.
 
     Args:
-      function: (argument, *others) to a scalar.
+      function: takes ``(argument, *others)`` and returns a scalar.
       argument: a pytree of floating arrays or ``jax.ShapeDtypeStruct``.
       *others: further arguments.
 
