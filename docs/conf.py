@@ -17,6 +17,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 
 html_theme = "furo"
 html_title = "scpl_jax"
+_narrow = {"code-font-size": "var(--font-size--small--3)"}  # a line of the notebooks fits
+html_theme_options = {"light_css_variables": _narrow, "dark_css_variables": _narrow}
 html_extra_path = ["redirect"]  # index.html, which leads to the root document
 
 nb_execution_mode = "off"  # they are stored with their outputs

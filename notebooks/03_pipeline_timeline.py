@@ -15,14 +15,18 @@
 # %% [markdown]
 # # Stages at work: timelines, bubbles, and machines that are not here
 #
-# A pipeline is as good as the share of time in which its devices compute. This notebook draws who works when: first
-# for ideal stages, then measured on four emulated devices, then for more devices than there are here.
+# A pipeline is as good as the share of time in which its devices compute. This notebook
+# draws who works when: first for ideal stages, then measured on four emulated devices,
+# then for more devices than there are here.
 
 # %%
+# %matplotlib inline
 # %config InlineBackend.figure_formats = ["svg"]
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"  # before JAX is imported
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=4"  # before JAX is imported
+)
 
 import dataclasses
 
@@ -30,66 +34,97 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from flax import nnx
-
 import scpl_jax as scpl
+from flax import nnx
 from scpl_jax.analysis import Link, StageTimes, simulate, speedup_table
 from scpl_jax.analysis.figures import COLOURS
 from scpl_jax.analysis.timeline import chart
 from scpl_jax.pipeline import Span, Timeline, idle_shares
 
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "scpl_jax"})
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("svg", hashsalt="scpl_jax")
 
 # %% [markdown]
 # ## Four equal stages
 #
-# A forward pass of 1 second and a backward pass of 2 for each stage, messages that take no time. One lane is a
-# device, one colour a batch; what is pale is a backward pass.
+# A forward pass of 1 second and a backward pass of 2 for each stage, messages that take
+# no time. One lane is a device, one colour a batch; what is pale is a backward pass.
 
 
 # %%
 def shown(spans):
     """A simulated step as the chart takes it."""
-    return [Span(s.kind, str(s.stage), f"device {s.device}", s.batch, s.micro_batch, s.start, s.end) for s in spans]
+    return [
+        Span(
+            s.kind,
+            str(s.stage),
+            f"device {s.device}",
+            s.batch,
+            s.micro_batch,
+            s.start,
+            s.end,
+        )
+        for s in spans
+    ]
 
 
-equal = [StageTimes(forward=1.0, backward=2.0, activation_bytes=8e6, message_bytes=1e6, state_bytes=4e6)] * 4
+equal = [
+    StageTimes(
+        forward=1.0,
+        backward=2.0,
+        activation_bytes=8e6,
+        message_bytes=1e6,
+        state_bytes=4e6,
+    )
+] * 4
 METHODS = {
     "SCPL": {"method": "scpl"},
     "backpropagation": {"method": "bp"},
     "GPipe, 4 micro-batches": {"method": "gpipe", "micro_batches": 4},
     "1F1B, 4 micro-batches": {"method": "1f1b", "micro_batches": 4},
 }
-found = {name: simulate(equal, devices=4, **options) for name, options in METHODS.items()}
+found = {
+    name: simulate(equal, devices=4, **options) for name, options in METHODS.items()
+}
 chart({name: shown(one.spans) for name, one in found.items()}, milliseconds=30_000)
 
 # %% [markdown]
-# SCPL's devices wait only while the first batches come in. Backpropagation keeps three of four devices waiting: that
-# is the *bubble*. Micro-batches make it smaller, $(K - 1) / (K + M - 1)$ of the time for $K$ stages and $M$
-# micro-batches, but never 0:
+# SCPL's devices wait only while the first batches come in. Backpropagation keeps three
+# of four devices waiting: that is the *bubble*. Micro-batches make it smaller, $(K - 1)
+# / (K + M - 1)$ of the time for $K$ stages and $M$ micro-batches, but never 0:
 
 # %%
 for micro_batches in (1, 2, 4, 8, 16, 32):
-    simulated = simulate(equal, "gpipe", devices=4, micro_batches=micro_batches).mean_idle_share
-    print(f"GPipe, {micro_batches:2} micro-batches: idle {simulated:.4f}, formula {3 / (3 + micro_batches):.4f}")
+    simulated = simulate(
+        equal, "gpipe", devices=4, micro_batches=micro_batches
+    ).mean_idle_share
+    formula = 3 / (3 + micro_batches)
+    print(
+        f"GPipe, {micro_batches:2} micro-batches: idle {simulated:.4f}, formula {formula:.4f}"
+    )
 print(f"SCPL: idle {found['SCPL'].mean_idle_share:.4f}")
 
 # %% [markdown]
-# With a device a stage all of them need about the same memory. On one device they do not: backpropagation keeps the
-# activations of all stages until the gradient comes back, SCPL needs those of one stage at a time. Bytes of
-# activations and state:
+# With a device a stage all of them need about the same memory. On one device they do
+# not: backpropagation keeps the activations of all stages until the gradient comes
+# back, SCPL needs those of one stage at a time. Bytes of activations and state:
 
 # %%
 for count in (4, 16, 64):
-    peaks = {name: simulate(equal[:1] * count, devices=1, method=name).peak_bytes[0] for name in ("scpl", "bp")}
+    peaks = {
+        name: simulate(equal[:1] * count, devices=1, method=name).peak_bytes[0]
+        for name in ("scpl", "bp")
+    }
     local, whole = peaks["scpl"] / 1e6, peaks["bp"] / 1e6
-    print(f"{count:2} stages on one device: SCPL {local:4.0f} MB, backpropagation {whole:4.0f} MB")
+    print(
+        f"{count:2} stages on one device: SCPL {local:4.0f} MB, backpropagation {whole:4.0f} MB"
+    )
 
 # %% [markdown]
 # ## The slowest stage sets the pace
 #
-# The pipeline can't be faster than its dearest stage, so the cut decides. One stage of four takes 1.0, 1.5 and 2
-# times as long:
+# The pipeline can't be faster than its dearest stage, so the cut decides. One stage of
+# four takes 1.0, 1.5 and 2 times as long:
 
 # %%
 for factor in (1.0, 1.5, 2.0):
@@ -97,24 +132,32 @@ for factor in (1.0, 1.5, 2.0):
     uneven[1] = dataclasses.replace(equal[1], forward=factor, backward=2 * factor)
     one = simulate(uneven, "scpl", devices=4)
     work = sum(stage.forward + stage.backward for stage in uneven)
-    print(f"{factor} times: a step {one.step_seconds:.1f} s, {work / one.step_seconds:.2f} times one device, ", end="")
-    print("idle", ", ".join(f"{share:.2f}" for share in one.idle_share))
+    seconds, idle = (
+        one.step_seconds,
+        ", ".join(f"{share:.2f}" for share in one.idle_share),
+    )
+    faster = work / seconds
+    print(
+        f"{factor} times: {seconds:.1f} s a step, {faster:.2f} times one device, idle {idle}"
+    )
 
 # %% [markdown]
-# And batches must be under way in all stages at once. `max_in_flight` bounds how many; below the number of devices it
-# costs speed:
+# And batches must be under way in all stages at once. `max_in_flight` bounds how many;
+# below the number of devices it costs speed:
 
 # %%
 for number in (1, 2, 3, 4, 8):
-    print(f"{number} in flight: {simulate(equal, 'scpl', devices=4, max_in_flight=number).step_seconds:5.2f} s a step")
+    seconds = simulate(equal, "scpl", devices=4, max_in_flight=number).step_seconds
+    print(f"{number} in flight: {seconds:5.2f} s a step")
 
 # %% [markdown]
 # ## Measured
 #
-# Now real programs: a small VGG in four stages on four devices. `Timeline` notes when each program began and ended
-# while the pipeline runs. These devices are emulated and share the cores of this machine, so look at the order of
-# things, not at the speed: where lanes overlap, programs slow each other down. On real devices each lane has a chip
-# of its own.
+# Now real programs: a small VGG in four stages on four devices. `Timeline` notes when
+# each program began and ended while the pipeline runs. These devices are emulated and
+# share the cores of this machine, so look at the order of things, not at the speed:
+# where lanes overlap, programs slow each other down. On real devices each lane has a
+# chip of its own.
 
 # %%
 rng = np.random.default_rng(0)
@@ -152,41 +195,77 @@ chart(runs)
 # %%
 for name, spans in runs.items():
     shares = idle_shares(spans, skip=1)
-    print(f"{name:28} idle: " + "  ".join(f"{device} {share:.2f}" for device, share in shares.items()))
+    print(
+        f"{name:28} idle: "
+        + "  ".join(f"{device} {share:.2f}" for device, share in shares.items())
+    )
 
 # %% [markdown]
-# `--timeline` of the experiments writes such a chart and a trace for Perfetto; to measure speed on a CPU give each
-# stage a process and a core of its own (`python -m scpl_jax.launch --processes 2 --pin -- ...`).
+# `--timeline` of the experiments writes such a chart and a trace for Perfetto; to
+# measure speed on a CPU give each stage a process and a core of its own (`python -m
+# scpl_jax.launch --processes 2 --pin -- ...`).
 #
 # ## More devices than there are here
 #
-# The same simulation with up to 64 devices. A network of fixed size is cut into as many stages as there are devices;
-# a message takes 1 % of the forward pass of the whole network, and every program 0.05 % to start.
+# The same simulation with up to 64 devices. A network of fixed size is cut into as many
+# stages as there are devices; a message takes 1 % of the forward pass of the whole
+# network, and every program 0.05 % to start.
 
 # %%
 WHOLE = StageTimes(forward=1.0, backward=2.0, message_bytes=1.0)
 
 
 def cut_into(count):
-    return [dataclasses.replace(WHOLE, forward=1 / count, backward=2 / count, local=0.02)] * count
+    return [
+        dataclasses.replace(WHOLE, forward=1 / count, backward=2 / count, local=0.02)
+    ] * count
 
 
 counts = [1, 2, 4, 8, 16, 32, 64]
-rows = speedup_table(cut_into, counts, [4, 16], link=Link(bandwidth=100.0), overhead=5e-4)
-styles = {"scpl": "-", "bp": "--", "gpipe 4": "-.", "gpipe 16": ":", "1f1b 16": (0, (5, 1, 1, 1, 1, 1))}
+rows = speedup_table(
+    cut_into, counts, [4, 16], link=Link(bandwidth=100.0), overhead=5e-4
+)
+styles = {
+    "scpl": "-",
+    "bp": "--",
+    "gpipe 4": "-.",
+    "gpipe 16": ":",
+    "1f1b 16": (0, (5, 1, 1, 1, 1, 1)),
+}
 figure, axis = plt.subplots(figsize=(6, 3.6))
 alone = rows[0]["bp"]
-for (name, dashes), colour in zip(styles.items(), COLOURS[::2] + COLOURS[1::2], strict=False):
-    axis.loglog(counts, [alone / row[name] for row in rows], label=name, color=colour, linestyle=dashes, base=2)
-axis.loglog(counts, counts, color="#bbbbbb", linewidth=0.8, base=2, label="as many times as devices")
-axis.set(xlabel="devices, as many stages", ylabel="times one device with bp", title="Simulated speed")
+for (name, dashes), colour in zip(
+    styles.items(), COLOURS[::2] + COLOURS[1::2], strict=False
+):
+    axis.loglog(
+        counts,
+        [alone / row[name] for row in rows],
+        label=name,
+        color=colour,
+        linestyle=dashes,
+        base=2,
+    )
+axis.loglog(
+    counts,
+    counts,
+    color="#bbbbbb",
+    linewidth=0.8,
+    base=2,
+    label="as many times as devices",
+)
+axis.set(
+    xlabel="devices, as many stages",
+    ylabel="times one device with bp",
+    title="Simulated speed",
+)
 axis.set_xticks(counts, [str(count) for count in counts])
 axis.set_yticks([0.5, 1, 2, 4, 8, 16, 32], ["0.5", "1", "2", "4", "8", "16", "32"])
 axis.legend(frameon=False, fontsize=8)
 figure.tight_layout()
 
 # %% [markdown]
-# SCPL starts a little below 1: its local losses are extra work (2 % of a forward pass a stage here). They stay while
-# the stages shrink, which is why its line bends too; GPipe bends earlier, by its bubble and by the many small
-# programs. How the loss of accuracy grows with the number of stages is the other half of the answer: see
+# SCPL starts a little below 1: its local losses are extra work (2 % of a forward pass a
+# stage here). They stay while the stages shrink, which is why its line bends too; GPipe
+# bends earlier, by its bubble and by the many small programs. How the loss of accuracy
+# grows with the number of stages is the other half of the answer: see
 # `04_choosing_cuts_and_heads`.

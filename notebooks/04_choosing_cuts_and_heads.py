@@ -15,12 +15,14 @@
 # %% [markdown]
 # # Where to cut, and what to put behind a stage
 #
-# Two choices decide what decoupled training costs and what it gives: the cut (how many stages, and where they begin)
-# and the head (what stands between a stage's features and its contrastive loss). This notebook looks at both on
-# scikit-learn's digits, scaled to 16 x 16 pixels, in a minute or two. The tables under `experiments/` ask the same of
+# Two choices decide what decoupled training costs and what it gives: the cut (how many
+# stages, and where they begin) and the head (what stands between a stage's features and
+# its contrastive loss). This notebook looks at both on scikit-learn's digits, scaled to
+# 16 x 16 pixels, in a minute or two. The tables under `experiments/` ask the same of
 # CIFAR-10.
 
 # %%
+# %matplotlib inline
 # %config InlineBackend.figure_formats = ["svg"]
 import functools
 import tempfile
@@ -29,14 +31,14 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from flax import nnx
-
 import scpl_jax as scpl
+from flax import nnx
 from scpl_jax.analysis.figures import COLOURS
 from scpl_jax.data import load, make_augment, normalise
 
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "scpl_jax"})
-# Each network below is trained from several seeds: its programs are compiled for the first one only.
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("svg", hashsalt="scpl_jax")
+# Each network is trained from several seeds; its programs are compiled for the first only.
 compiled = tempfile.TemporaryDirectory()
 jax.config.update("jax_compilation_cache_dir", compiled.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -46,19 +48,24 @@ example = jax.ShapeDtypeStruct((96, 16, 16, 3), "float32")
 
 
 def vgg(seed):
-    return scpl.models.vgg8(num_classes=10, width=0.125, image_shape=(16, 16, 3), rngs=nnx.Rngs(seed))
+    return scpl.models.vgg8(
+        num_classes=10, width=0.125, image_shape=(16, 16, 3), rngs=nnx.Rngs(seed)
+    )
 
 
 def staged(count, objective, seed=0, cut="auto"):
-    return scpl.decouple(vgg(seed), count, objective, example, nnx.Rngs(100 + seed), cut=cut)
+    return scpl.decouple(
+        vgg(seed), count, objective, example, nnx.Rngs(100 + seed), cut=cut
+    )
 
 
 # %% [markdown]
 # ## Where
 #
-# A pipeline is as fast as its dearest stage. `cut="auto"` makes that one as cheap as possible, by the compiler's
-# count of operations and memory traffic, projection heads included; `"even"` counts blocks. The bound on the speed is
-# what all stages cost together, divided by the dearest one: with four devices at best 4.
+# A pipeline is as fast as its dearest stage. `cut="auto"` makes that one as cheap as
+# possible, by the compiler's count of operations and memory traffic, projection heads
+# included; `"even"` counts blocks. The bound on the speed is what all stages cost
+# together, divided by the dearest one: with four devices at best 4.
 
 # %%
 HEAD = scpl.SupCon(head_pool=2)
@@ -66,19 +73,25 @@ print("stages  cut    blocks begin at      dearest stage   times one device, at 
 for count in range(1, 7):
     for cut in ("even", "auto"):
         stages = staged(count, HEAD, cut=cut)
-        dearest, total = max(stage.cost for stage in stages), sum(stage.cost for stage in stages)
+        dearest, total = (
+            max(stage.cost for stage in stages),
+            sum(stage.cost for stage in stages),
+        )
         begin = ", ".join(str(stage.blocks[0]) for stage in stages)
-        print(f"{count:6}  {cut:5}  {begin:20} {dearest / total:12.0%} {total / dearest:18.2f}")
+        print(
+            f"{count:6}  {cut:5}  {begin:20} {dearest / total:12.0%} {total / dearest:18.2f}"
+        )
 
 # %% [markdown]
-# Blocks can't be divided, so stages are never quite equal: six stages can be 3.8 times as fast as one device, not six
-# times.
+# Blocks can't be divided, so stages are never quite equal: six stages can be 3.8 times
+# as fast as one device, not six times.
 #
 # ## How many
 #
-# More stages mean shorter gradients and more devices, but also that each stage has less to say about what the stages
-# before it keep. One stage is supervised contrastive learning end to end: no cut at all, only another loss than
-# backpropagation has. Each point is trained twice, from other initial values and in another order.
+# More stages mean shorter gradients and more devices, but also that each stage has less
+# to say about what the stages before it keep. One stage is supervised contrastive
+# learning end to end: no cut at all, only another loss than backpropagation has. Each
+# point is trained twice, from other initial values and in another order.
 
 # %%
 EPOCHS, SEEDS = 3, (0, 1)
@@ -100,28 +113,49 @@ def accuracy(stages, seed):
 
 
 counts = range(1, 7)
-local = np.array([[accuracy(staged(count, HEAD, seed), seed) for seed in SEEDS] for count in counts])
-whole = np.array([accuracy(staged(1, scpl.CrossEntropy(), seed), seed) for seed in SEEDS])
+local = np.array(
+    [[accuracy(staged(count, HEAD, seed), seed) for seed in SEEDS] for count in counts]
+)
+whole = np.array(
+    [accuracy(staged(1, scpl.CrossEntropy(), seed), seed) for seed in SEEDS]
+)
 for count, values in zip(counts, local, strict=True):
-    print(f"{count} stages: {values.mean():.3f} ({', '.join(f'{value:.3f}' for value in values)})")
-print(f"backpropagation: {whole.mean():.3f} ({', '.join(f'{value:.3f}' for value in whole)})")
+    print(
+        f"{count} stages: {values.mean():.3f} ({', '.join(f'{value:.3f}' for value in values)})"
+    )
+print(
+    f"backpropagation: {whole.mean():.3f} ({', '.join(f'{value:.3f}' for value in whole)})"
+)
 
 # %%
 figure, axis = plt.subplots(figsize=(5.5, 3.2))
 axis.plot(counts, local.mean(axis=1), color=COLOURS[0], label="local losses, mean")
 for seed, marker in zip(SEEDS, "os", strict=True):
-    axis.plot(counts, local[:, seed], marker, color=COLOURS[1], markersize=5, label=f"seed {seed}")
-axis.axhline(whole.mean(), color=COLOURS[6], linestyle="--", label="backpropagation, mean")
-axis.set(xlabel="stages", ylabel=f"test accuracy after {EPOCHS} epochs", title="Accuracy by number of stages")
+    axis.plot(
+        counts,
+        local[:, seed],
+        marker,
+        color=COLOURS[1],
+        markersize=5,
+        label=f"seed {seed}",
+    )
+axis.axhline(
+    whole.mean(), color=COLOURS[6], linestyle="--", label="backpropagation, mean"
+)
+axis.set(
+    xlabel="stages",
+    ylabel=f"test accuracy after {EPOCHS} epochs",
+    title="Accuracy by number of stages",
+)
 axis.legend(frameon=False, fontsize=8)
 figure.tight_layout()
 
 # %% [markdown]
 # ## Which head
 #
-# The head is thrown away after training, but it is paid for in every step. `head_pool` averages the feature map
-# before the head; without it (`head_pool=0`, as in the paper) an early stage's head is by far the largest part of the
-# network.
+# The head is thrown away after training, but it is paid for in every step. `head_pool`
+# averages the feature map before the head; without it (`head_pool=0`, as in the paper)
+# an early stage's head is by far the largest part of the network.
 
 # %%
 CHOICES = {
@@ -137,23 +171,34 @@ CHOICES = {
 print(f"{'head':34}{'parameters':>12}{'share of work':>15}{'accuracy':>11}")
 for name, objective in CHOICES.items():
     stages = staged(4, objective, cut=(1, 2, 4))
-    network = sum(leaf.size for block in vgg(0) for leaf in jax.tree.leaves(nnx.state(block, nnx.Param)))
+    network = sum(
+        leaf.size
+        for block in vgg(0)
+        for leaf in jax.tree.leaves(nnx.state(block, nnx.Param))
+    )
     heads = sum(stage.num_parameters for stage in stages) - network
-    share = sum(stage.loss_cost for stage in stages) / sum(stage.cost for stage in stages)
-    found = np.mean([accuracy(staged(4, objective, seed, cut=(1, 2, 4)), seed) for seed in SEEDS])
+    share = sum(stage.loss_cost for stage in stages) / sum(
+        stage.cost for stage in stages
+    )
+    found = np.mean(
+        [accuracy(staged(4, objective, seed, cut=(1, 2, 4)), seed) for seed in SEEDS]
+    )
     print(f"{name:34}{heads:12,}{share:15.0%}{found:11.3f}")
 
 # %% [markdown]
-# Read such a table by differences that are larger than those between seeds: with 360 test images one image is 0.003,
-# and two seeds do not tell heads apart that lie within a hundredth. What it does tell is the price: pooling takes
-# most of the parameters away without a loss that could be seen here.
+# Read such a table by differences that are larger than those between seeds: with 360
+# test images one image is 0.003, and two seeds do not tell heads apart that lie within
+# a hundredth. What it does tell is the price: pooling takes most of the parameters away
+# without a loss that could be seen here.
 #
 # ## Temperature
 #
-# The contrastive loss divides similarities by a temperature: small ones look at the nearest examples only.
+# The contrastive loss divides similarities by a temperature: small ones look at the
+# nearest examples only.
 
 # %%
 for temperature in (0.02, 0.1, 1.0):
     head = scpl.SupCon(temperature=temperature, head_pool=2)
     found = [accuracy(staged(4, head, seed, cut=(1, 2, 4)), seed) for seed in SEEDS]
-    print(f"temperature {temperature:<4}: {np.mean(found):.3f} ({', '.join(f'{value:.3f}' for value in found)})")
+    each = ", ".join(f"{value:.3f}" for value in found)
+    print(f"temperature {temperature:<4}: {np.mean(found):.3f} ({each})")

@@ -15,11 +15,13 @@
 # %% [markdown]
 # # Your own model, data and objective
 #
-# Nothing in the library is about images of ten classes. What it needs is a list of Flax NNX modules, each called with
-# what the one before returned, and batches of (inputs, labels). This notebook brings a residual network for time
-# series, a learning rule of its own, a checkpoint, and the mistakes that are caught.
+# Nothing in the library is about images of ten classes. What it needs is a list of Flax
+# NNX modules, each called with what the one before returned, and batches of (inputs,
+# labels). This notebook brings a residual network for time series, a learning rule of
+# its own, a checkpoint, and the mistakes that are caught.
 
 # %%
+# %matplotlib inline
 # %config InlineBackend.figure_formats = ["svg"]
 import dataclasses
 import pathlib
@@ -30,18 +32,19 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from flax import nnx
-
 import scpl_jax as scpl
+from flax import nnx
 from scpl_jax.analysis.figures import COLOURS
 from scpl_jax.analysis.gradient_paths import gradient_paths
 
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "scpl_jax"})
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("svg", hashsalt="scpl_jax")
 
 # %% [markdown]
 # ## Data
 #
-# Three kinds of pulses, each at an unknown place and strength, in noise: (N, 64, 1) with labels 0 to 2.
+# Three kinds of pulses, each at an unknown place and strength, in noise: (N, 64, 1)
+# with labels 0 to 2.
 
 
 # %%
@@ -51,8 +54,12 @@ def pulses(count, seed):
     place, strength = rng.uniform(16, 48, (count, 1)), rng.uniform(0.8, 1.6, (count, 1))
     distance = (time - place) / 5
     bell = np.exp(-(distance**2))
-    shapes = np.stack([bell, np.where(abs(distance) < 1, 1.0, 0.0), 2 * distance * bell])
-    series = strength * shapes[labels, np.arange(count)] + rng.normal(0, 0.3, (count, 64))
+    shapes = np.stack(
+        [bell, np.where(abs(distance) < 1, 1.0, 0.0), 2 * distance * bell]
+    )
+    series = strength * shapes[labels, np.arange(count)] + rng.normal(
+        0, 0.3, (count, 64)
+    )
     return series[..., None].astype(np.float32), labels
 
 
@@ -60,7 +67,9 @@ train_x, train_y = pulses(2048, seed=0)
 test_x, test_y = pulses(512, seed=1)
 figure, axes = plt.subplots(1, 3, figsize=(9, 2), sharey=True)
 for kind, axis in enumerate(axes):
-    for index, colour in zip(np.flatnonzero(train_y == kind)[:2], COLOURS, strict=False):
+    for index, colour in zip(
+        np.flatnonzero(train_y == kind)[:2], COLOURS, strict=False
+    ):
         axis.plot(train_x[index, :, 0], color=colour, linewidth=1)
     axis.set(title=f"class {kind}", xlabel="time")
 figure.tight_layout()
@@ -68,8 +77,8 @@ figure.tight_layout()
 # %% [markdown]
 # ## Blocks
 #
-# Batch norm, layer norm, dropout: any `nnx.Variable` belongs to the stage that has the block, and random state is
-# drawn from the keys that the modules were built with.
+# Batch norm, layer norm, dropout: any `nnx.Variable` belongs to the stage that has the
+# block, and random state is drawn from the keys that the modules were built with.
 
 
 # %%
@@ -97,16 +106,24 @@ class MeanLinear(nnx.Module):
 
 
 def network(rngs):
-    sizes = [(1, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+    sizes = [
+        (1, 16, 1),
+        (16, 16, 1),
+        (16, 32, 2),
+        (32, 32, 1),
+        (32, 64, 2),
+        (64, 64, 1),
+    ]
     return [*(Residual(*size, rngs) for size in sizes), MeanLinear(64, 3, rngs)]
 
 
 # %% [markdown]
 # ## A learning rule of your own
 #
-# An objective is a frozen dataclass with one method, `build`: it is told the shape of what the stage hands on, and
-# returns a module from (features, labels) to a scalar. Below, features are drawn to a learned centre of their class.
-# With `logits`, each stage also has an exit: its accuracy is reported, and inference may stop there.
+# An objective is a frozen dataclass with one method, `build`: it is told the shape of
+# what the stage hands on, and returns a module from (features, labels) to a scalar.
+# Below, features are drawn to a learned centre of their class. With `logits`, each
+# stage also has an exit: its accuracy is reported, and inference may stop there.
 
 
 # %%
@@ -145,7 +162,12 @@ example = jax.ShapeDtypeStruct((BATCH, 64, 1), jnp.float32)
 RULES = {
     "contrastive": scpl.SupCon(head="mlp", head_dims=(64, 64), head_pool=4),
     "centres": Centres(3),
-    "both": scpl.Mixture(((1.0, scpl.SupCon(head="mlp", head_dims=(64, 64), head_pool=4)), (0.5, Centres(3)))),
+    "both": scpl.Mixture(
+        (
+            (1.0, scpl.SupCon(head="mlp", head_dims=(64, 64), head_pool=4)),
+            (0.5, Centres(3)),
+        )
+    ),
     "backpropagation": scpl.CrossEntropy(),
 }
 
@@ -158,11 +180,16 @@ def batches(epoch):
 
 
 def tests():
-    return ((test_x[start : start + BATCH], test_y[start : start + BATCH]) for start in range(0, len(test_x), BATCH))
+    return (
+        (test_x[start : start + BATCH], test_y[start : start + BATCH])
+        for start in range(0, len(test_x), BATCH)
+    )
 
 
 def build(objective):
-    stages = scpl.decouple(network(nnx.Rngs(0)), 3, objective, example, nnx.Rngs(1), cut=(2, 4))
+    stages = scpl.decouple(
+        network(nnx.Rngs(0)), 3, objective, example, nnx.Rngs(1), cut=(2, 4)
+    )
     return scpl.Pipeline(stages, optax.adam(2e-3))
 
 
@@ -175,8 +202,17 @@ for name, objective in RULES.items():
         curves[name].append(pipelines[name].evaluate(tests())["accuracy"])
 
 figure, axis = plt.subplots(figsize=(5.5, 3.2))
-for (name, values), colour, marker in zip(curves.items(), (0, 3, 4, 6), "os^D", strict=True):
-    axis.plot(range(1, EPOCHS + 1), values, color=COLOURS[colour], marker=marker, markersize=4, label=name)
+for (name, values), colour, marker in zip(
+    curves.items(), (0, 3, 4, 6), "os^D", strict=True
+):
+    axis.plot(
+        range(1, EPOCHS + 1),
+        values,
+        color=COLOURS[colour],
+        marker=marker,
+        markersize=4,
+        label=name,
+    )
 axis.set(xlabel="epoch", ylabel="test accuracy", title="Four rules on the same blocks")
 axis.legend(frameon=False, fontsize=8)
 figure.tight_layout()
@@ -187,17 +223,22 @@ figure.tight_layout()
 # %%
 for name in ("centres", "both"):
     exits = pipelines[name].evaluate(tests())["exits"]
-    print(f"{name:12}", "  ".join(f"exit {one['stage']}: {one['accuracy']:.3f}" for one in exits))
+    print(
+        f"{name:12}",
+        "  ".join(f"exit {one['stage']}: {one['accuracy']:.3f}" for one in exits),
+    )
 
 # %% [markdown]
 # ## Was the gradient really cut?
 #
-# `gradient_paths` counts how far each layer's gradient travels: with local losses never past the end of its own
-# stage.
+# `gradient_paths` counts how far each layer's gradient travels: with local losses never
+# past the end of its own stage.
 
 # %%
 for name in ("contrastive", "backpropagation"):
-    paths = gradient_paths(pipelines[name].stages, example, jax.ShapeDtypeStruct((BATCH,), jnp.int32))
+    paths = gradient_paths(
+        pipelines[name].stages, example, jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    )
     lengths = {}
     for path in paths:
         if path.layer.startswith("blocks"):
@@ -207,8 +248,9 @@ for name in ("contrastive", "backpropagation"):
 # %% [markdown]
 # ## Save and go on
 #
-# A pipeline's `states` are a pytree and its `step` a number, so any way to store arrays serves. `CheckpointStore` is
-# the one that the experiments use: written in the background, a folder a stage, complete or not there at all.
+# A pipeline's `states` are a pytree and its `step` a number, so any way to store arrays
+# serves. `CheckpointStore` is the one that the experiments use: written in the
+# background, a folder a stage, complete or not there at all.
 
 # %%
 from scpl_jax.training import CheckpointStore
@@ -222,7 +264,10 @@ with tempfile.TemporaryDirectory() as folder:
     progress = store.restore(again)
     store.close()
 batch = next(batches(EPOCHS))
-losses = [[float(stage["loss"]) for stage in one.train_step(*batch)] for one in (pipelines["both"], again)]
+losses = [
+    [float(stage["loss"]) for stage in one.train_step(*batch)]
+    for one in (pipelines["both"], again)
+]
 print(f"restored at epoch {progress.epoch}, step {again.step - 1}")
 print(f"the next step's losses are equal: {losses[0] == losses[1]}")
 
@@ -244,8 +289,20 @@ vectors, rngs = jax.ShapeDtypeStruct((BATCH, 8), jnp.float32), nnx.Rngs(0)
 layers = [nnx.Linear(8, 8, rngs=rngs) for _ in range(4)]
 contrastive = scpl.SupCon()
 twice = [layers[0], layers[1], layers[0], layers[3]]
-try_to("a block in two stages", lambda: scpl.decouple(twice, 2, contrastive, vectors, rngs, cut=[1]))
-try_to("more stages than blocks", lambda: scpl.decouple(layers, 6, contrastive, vectors, rngs))
-try_to("a cut out of order", lambda: scpl.decouple(layers, 3, contrastive, vectors, rngs, cut=[2, 1]))
-try_to("features of another kind", lambda: scpl.decouple(layers, 2, Centres(8), vectors, rngs))
+try_to(
+    "a block in two stages",
+    lambda: scpl.decouple(twice, 2, contrastive, vectors, rngs, cut=[1]),
+)
+try_to(
+    "more stages than blocks",
+    lambda: scpl.decouple(layers, 6, contrastive, vectors, rngs),
+)
+try_to(
+    "a cut out of order",
+    lambda: scpl.decouple(layers, 3, contrastive, vectors, rngs, cut=[2, 1]),
+)
+try_to(
+    "features of another kind",
+    lambda: scpl.decouple(layers, 2, Centres(8), vectors, rngs),
+)
 try_to("an unknown head", lambda: scpl.SupCon(head="deep"))
