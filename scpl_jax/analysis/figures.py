@@ -19,22 +19,23 @@ COLOURS = (
 )
 
 
-def new_figure(rows: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A figure and its axes, (rows,) of them, without frame at the top and at the right.
+def new_figure(rows: int = 1, columns: int | None = None, **options: Any) -> tuple[Any, Any]:
+    """A figure and its axes, without frame at the top and at the right.
 
     It belongs to no window and no notebook: nothing has to be closed.
 
     Args:
       rows: axes, one below the other.
+      columns: axes side by side, for axes (rows, columns); None for axes (rows,).
       **options: ``figsize`` in inches; others as of ``matplotlib.figure.Figure.subplots``.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=options.pop("figsize", None))
-    axes = figure.subplots(rows, 1, squeeze=False, **options)[:, 0]
-    for axis in axes:
+    axes = figure.subplots(rows, columns or 1, squeeze=False, **options)
+    for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return figure, axes[:, 0] if columns is None else axes
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

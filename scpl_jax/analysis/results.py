@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from scpl_jax.analysis.figures import line_styles, new_figure, save_figure
@@ -33,61 +33,155 @@ class Row:
     peak_memory_bytes: tuple[int, ...] | None = None
 
     @property
-    def mean(self) -> float:
-        """Mean accuracy."""
-        return statistics.fmean(self.accuracies)
+    def mean(self) -> float | None:
+        """Mean accuracy; None where none was measured."""
+        return statistics.fmean(self.accuracies) if self.accuracies else None
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of the accuracies, as of a sample; None with one seed."""
+        """Standard deviation of the accuracies, as of a sample; None with fewer than two seeds."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
+    def seconds_to(self, target: float) -> tuple[float | None, ...]:
+        """For each seed the seconds of training after which a test accuracy was first at least ``target``, or None.
 
-def markdown(rows: Sequence[Row], unit: str = "images", best: bool = True) -> str:
-    """The rows as Markdown, one table a part.
+        Accuracy is measured once an epoch, so this is the end of the epoch that reached it.
+
+        Example:
+          >>> Row("digits", "scpl", (0.9, 0.6), (((10.0, 0.5), (20.0, 0.9)), ((10.0, 0.6),))).seconds_to(0.8)
+          (20.0, None)
+        """
+        return tuple(next((s for s, accuracy in curve if accuracy >= target), None) for curve in self.curves)
+
+
+def markdown(rows: Sequence[Row], unit: str = "images", best: bool = True, target: float | None = None) -> str:
+    """The rows as Markdown, one table a part, with a column for everything that is known of a row of the part.
 
     Args:
       rows: in order.
       unit: what an example is, in the plural.
       best: print the highest mean accuracy of each part in bold.
+      target: a test accuracy: also tell how long it took to get there.
 
     Example:
-      >>> print(markdown([Row("digits", "scpl", (0.98, 0.99)), Row("digits", "bp", (0.97,))]))
+      >>> print(markdown([Row("digits", "scpl", (0.98, 0.99)), Row("digits", "bp", (0.97,), speed=400.0)]))
       **digits**
       <BLANKLINE>
-      | | test accuracy | seeds | images/s | peak MiB |
-      |---|---|---|---|---|
-      | scpl | **0.9850 +- 0.0071** | 2 | | |
-      | bp | 0.9700 | 1 | | |
+      | | test accuracy | seeds | images/s |
+      |---|---|---|---|
+      | scpl | **0.9850 +- 0.0071** | 2 | |
+      | bp | 0.9700 | 1 | 400 |
     """
     text = []
     for part in dict.fromkeys(row.part for row in rows):
         group = [row for row in rows if row.part == part]
-        highest = max(row.mean for row in group)
-        lines = [f"**{part}**", "", f"| | test accuracy | seeds | {unit}/s | peak MiB |", "|---|---|---|---|---|"]
-        for row in group:
-            accuracy = f"{row.mean:.4f}" + (f" +- {row.deviation:.4f}" if row.deviation is not None else "")
-            accuracy = f"**{accuracy}**" if best and row.mean == highest and len(group) > 1 else accuracy
-            speed = "" if row.speed is None else f" {row.speed:.0f}"
-            speed += "" if row.spread is None else f" ({row.spread[0]:.0f} to {row.spread[1]:.0f})"
-            memory = " + ".join(f"{peak / 2**20:.0f}" for peak in row.peak_memory_bytes or ())
-            lines.append(
-                f"| {row.name} | {accuracy} | {len(row.accuracies)} |{speed} |{' ' if memory else ''}{memory} |"
-            )
+        highest = max((row.mean for row in group if row.mean is not None), default=None)
+        columns: dict[str, list[str]] = {"": [row.name for row in group]}
+        columns["test accuracy"] = [
+            f"**{_accuracy(row)}**"
+            if best and row.mean == highest and len(group) > 1 and row.accuracies
+            else _accuracy(row)
+            for row in group
+        ]
+        columns["seeds"] = [str(len(row.accuracies) or "") for row in group]
+        if target is not None:
+            columns[f"seconds to {target:g}"] = [_seconds(row, target) for row in group]
+        columns[f"{unit}/s"] = [_speed(row) for row in group]
+        columns["peak MiB"] = [
+            " + ".join(f"{peak / 2**20:.0f}" for peak in row.peak_memory_bytes or ()) for row in group
+        ]
+        used = {name: cells for name, cells in columns.items() if any(cells)}
+        lines = [f"**{part}**", "", _line(used), "|" + "---|" * len(used)]
+        lines += [_line(cells) for cells in zip(*used.values(), strict=True)]
         text.append("\n".join(lines))
     return "\n\n".join(text)
 
 
-def comma_separated(rows: Sequence[Row], unit: str = "images") -> str:
-    """The rows as CSV, with a line of names; ``unit`` is what an example is, in the plural."""
+def _line(cells: Iterable[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+
+
+def _accuracy(row: Row) -> str:
+    if row.mean is None:
+        return ""
+    return f"{row.mean:.4f}" + (f" +- {row.deviation:.4f}" if row.deviation is not None else "")
+
+
+def _seconds(row: Row, target: float) -> str:
+    """Mean and range over the seeds that got there, and how many did where not all."""
+    found = row.seconds_to(target)
+    there = [seconds for seconds in found if seconds is not None]
+    if not there:
+        return "not reached" if found else ""
+    text = f"{statistics.fmean(there):.0f}"
+    text += f" ({min(there):.0f} to {max(there):.0f})" if len(there) > 1 else ""
+    return text if len(there) == len(found) else f"{text}, {len(there)} of {len(found)} seeds"
+
+
+def _speed(row: Row) -> str:
+    if row.speed is None:
+        return ""
+    return f"{row.speed:.0f}" + (f" ({row.spread[0]:.0f} to {row.spread[1]:.0f})" if row.spread is not None else "")
+
+
+def comma_separated(rows: Sequence[Row], unit: str = "images", target: float | None = None) -> str:
+    """The rows as CSV, with a line of names; otherwise as :func:`markdown`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     names = ("part", "row", "seeds", "test_accuracy", "test_accuracy_std", f"{unit}_per_second", "peak_memory_bytes")
-    writer.writerow(names)
+    writer.writerow(names if target is None else (*names, f"seconds_to_{target:g}"))
     for row in rows:
         peak = "" if row.peak_memory_bytes is None else sum(row.peak_memory_bytes)
-        writer.writerow([row.part, row.name, len(row.accuracies), row.mean, row.deviation, row.speed, peak])
+        line = [row.part, row.name, len(row.accuracies), row.mean, row.deviation, row.speed, peak]
+        if target is not None:
+            found = row.seconds_to(target)
+            there = [seconds for seconds in found if seconds is not None]
+            line.append(statistics.fmean(there) if there and len(there) == len(found) else None)
+        writer.writerow(line)
     return file.getvalue()
+
+
+def draw_rows(rows: Sequence[Row], path: Path, unit: str = "images") -> None:
+    """Accuracy and speed of every row, a part below the other: a dot a seed, a line at the mean, bars for speeds.
+
+    Args:
+      rows: in order.
+      path: SVG or PNG.
+      unit: what an example is, in the plural.
+    """
+    parts = list(dict.fromkeys(row.part for row in rows))
+    kinds = [
+        kind
+        for kind, there in (
+            ("accuracy", any(row.accuracies for row in rows)),
+            ("speed", any(row.speed for row in rows)),
+        )
+        if there
+    ]
+    groups = [[row for row in rows if row.part == part] for part in parts]
+    heights = [len(group) + 1.5 for group in groups]
+    size = (4 * len(kinds) + 1.5, 0.26 * sum(heights) + 0.6)
+    figure, axes = new_figure(len(parts), len(kinds), figsize=size, height_ratios=heights, sharex="col")
+    styles = line_styles(row.name for row in rows)
+    for part, group, line in zip(parts, groups, axes, strict=True):
+        for kind, axis in zip(kinds, line, strict=True):
+            for place, row in enumerate(group):
+                colour = styles[row.name]["color"]
+                if kind == "speed" and row.speed is not None:
+                    axis.barh(place, row.speed, height=0.6, color=colour)
+                    if row.spread is not None:
+                        axis.plot(row.spread, [place, place], color="black", linewidth=1)
+                if kind == "accuracy" and row.mean is not None:
+                    axis.plot(row.accuracies, [place] * len(row.accuracies), "o", color=colour, markersize=4, alpha=0.7)
+                    axis.plot([row.mean, row.mean], [place - 0.35, place + 0.35], color=colour, linewidth=2)
+            axis.set_yticks(range(len(group)), [row.name for row in group] if axis is line[0] else [])
+            axis.set_ylim(len(group) - 0.4, -0.6)
+            axis.grid(axis="x", alpha=0.3)
+        line[0].set_title(part, loc="left", fontsize=10)
+    labels = {"accuracy": "test accuracy: seeds and mean", "speed": f"{unit}/s, line: slowest to fastest"}
+    for kind, axis in zip(kinds, axes[-1], strict=True):
+        axis.set_xlabel(labels[kind])
+    save_figure(figure, path)
 
 
 def draw_accuracy(rows: Sequence[Row], path: Path) -> None:

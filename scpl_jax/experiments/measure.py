@@ -165,6 +165,8 @@ def seconds_a_step(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max
     """Seconds a step in the steady state, the same in every process.
 
     The difference of two runs that differ by ``steps`` steps: filling and draining the pipeline takes as long in both.
+    Where the longer run was not the slower one, so few steps are less than what else goes on in the machine, and twice
+    as many are tried.
     """
     pipeline.max_in_flight = max_in_flight
 
@@ -177,8 +179,10 @@ def seconds_a_step(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max
         seconds: float = max(processes.gather(time.perf_counter() - began))
         return seconds
 
-    short = whole(_FILL)
-    return (whole(_FILL + steps) - short) / steps
+    # Every process has the same times, so all of them go on or stop together.
+    while (difference := -whole(_FILL) + whole(_FILL + steps)) <= 0:
+        steps *= 2
+    return difference / steps
 
 
 def seconds_alone(pipelines: Sequence[Pipeline], message: Any, labels: Any, least: float) -> list[float]:

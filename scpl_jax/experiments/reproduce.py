@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import scpl_jax
-from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, markdown
+from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_rows, markdown
 from scpl_jax.experiments.cells import Ledger, Runner, call, cores_here
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import versions
@@ -39,7 +39,7 @@ class Options:
     seeds: int | None = None
     """How many of the table's seeds to run. Default: all."""
     only: str | None = None
-    """Run only cells whose part or row contains this text."""
+    """Run only cells whose part or row contains this text; of a table without runs, measure only such parts."""
     jobs: int = 1
     """Runs at a time, each with cores of its own."""
     speed: bool = True
@@ -109,7 +109,7 @@ def _curve(cell: dict[str, Any], unit: str, speed: float | None) -> tuple[tuple[
 
 
 def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[str]) -> list[Row]:
-    """Write ``table.md``, ``table.csv``, ``table.json`` and ``accuracy.svg`` of what is there; its rows.
+    """Write ``table.md``, ``table.csv``, ``table.json``, ``rows.svg`` and ``accuracy.svg`` of what is there; its rows.
 
     Where speed was measured the figure's times are at that speed, so that a run that shared the machine with something
     else counts the same as the others. A table that measures none shows the median speed of the runs.
@@ -121,8 +121,6 @@ def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[s
         for name in table.rows[part]:
             done = [ledger.get(cell) for cell in table.cells if (cell.part, cell.row) == (part, name)]
             cells = [one for one in done if one is not None]
-            if not cells:
-                continue
             found: dict[str, Any] = {}
             if (speed := speeds.get((part, name))) is not None:
                 seconds = speed["seconds_a_step"]
@@ -130,6 +128,8 @@ def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[s
                 found["spread"] = (speed["batch"] / seconds["slowest"], speed["batch"] / seconds["fastest"])
                 if "peak_memory_bytes" in speed:
                     found["peak_memory_bytes"] = tuple(speed["peak_memory_bytes"])
+            elif not cells:
+                continue
             elif not table.speeds:
                 rates = [cell[rate] for cell in cells]
                 found |= {"speed": statistics.median(rates), "spread": (min(rates), max(rates))}
@@ -141,14 +141,16 @@ def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[s
         return rows
     missing = sum(ledger.get(cell) is None for cell in table.cells)
     note = f"\n\n{missing} of {len(table.cells)} runs are still missing." if missing else ""
-    (out_dir / "table.md").write_text(f"{markdown(rows, table.unit)}{note}\n")
-    (out_dir / "table.csv").write_text(comma_separated(rows, table.unit))
+    (out_dir / "table.md").write_text(f"{markdown(rows, table.unit, target=table.target)}{note}\n")
+    (out_dir / "table.csv").write_text(comma_separated(rows, table.unit, table.target))
     summary = [
         {**{k: v for k, v in dataclasses.asdict(row).items() if k != "curves"}, "mean": row.mean, "std": row.deviation}
         for row in rows
     ]
     write_json(out_dir / "table.json", {"command": list(command), "rows": summary, "versions": versions()})
-    draw_accuracy(rows, out_dir / "accuracy.svg")
+    draw_rows(rows, out_dir / "rows.svg", table.unit)
+    if any(row.curves for row in rows):
+        draw_accuracy(rows, out_dir / "accuracy.svg")
     return rows
 
 
@@ -163,8 +165,11 @@ def main(arguments: Sequence[str]) -> int:
     out_dir = options.out_dir or Path("runs") / "reproduce" / f"{name}-{options.scale}"
     RunDirectory(out_dir)  # refuses one that can't be written
     ledger = Ledger(out_dir / "cells.jsonl")
-    wanted = [c for c in table.cells if options.only is None or options.only in c.part or options.only in c.row]
-    if not wanted:
+    only = options.only or ""
+    wanted = [cell for cell in table.cells if only in cell.part or only in cell.row]
+    # Speed belongs to whole parts: a table of runs gets it when they are done, one of speeds alone part by part.
+    speeds = [speed for speed in table.speeds if only in speed.part and not (only and table.cells)]
+    if not wanted and not speeds:
         raise RunError(f"--only {options.only} fits no cell of the table")
     missing = [cell for cell in wanted if ledger.get(cell) is None]
     todo = [] if options.collect else missing
@@ -183,14 +188,14 @@ def main(arguments: Sequence[str]) -> int:
         )
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(runner.run, todo))
-        unmeasured = [speed for speed in table.speeds if not _speed_of(speed, out_dir)]
-        if options.speed and not options.collect and not runner.broken and options.only is None:
+        unmeasured = [speed for speed in speeds if not _speed_of(speed, out_dir)]
+        if options.speed and not options.collect and not runner.broken:
             measured = [_measure(speed, out_dir, interrupt) for speed in unmeasured]
             status = 0 if all(measured) else 1
         command = ["python", "-m", "scpl_jax.experiments.reproduce", *arguments]
         rows = write_table(table, ledger, out_dir, command)
         if rows:
-            print(f"\n{markdown(rows, table.unit)}\n\n{out_dir}/table.md", flush=True)
+            print(f"\n{markdown(rows, table.unit, target=table.target)}\n\n{out_dir}/table.md", flush=True)
         if interrupt.received is not None:
             print("stopped; the same command continues", flush=True)
             return interrupt.exit_status

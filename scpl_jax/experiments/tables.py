@@ -11,7 +11,7 @@ from typing import Any
 from scpl_jax.training.errors import RunError
 
 SCALES = ("small", "paper")
-_TOP = {"title", "task", "seeds", "options", "speed", "rows", "parts", *SCALES}
+_TOP = {"title", "task", "seeds", "target", "options", "speed", "rows", "parts", *SCALES}
 # What an example is in each experiment that a table may be of.
 _UNITS = {"cifar": "images", "text": "texts"}
 _PART = {"name", "options", "rows", "own"}
@@ -70,6 +70,7 @@ class Table:
       rows: names of the rows of each part, in order.
       cells: all runs, in the order in which they are made: the first seed of everything first.
       speeds: what is measured besides.
+      target: the test accuracy up to which the seconds of training are told, or None.
     """
 
     title: str
@@ -78,6 +79,7 @@ class Table:
     rows: Mapping[str, tuple[str, ...]]
     cells: tuple[Cell, ...]
     speeds: tuple[Speed, ...]
+    target: float | None = None
 
     @property
     def unit(self) -> str:
@@ -116,11 +118,11 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
     """Read a table's configuration.
 
     Args:
-      path: a TOML file with ``title``, ``task`` (cifar, unless it says text), ``seeds``, ``rows`` (name -> options),
-        ``parts`` (each with ``name``, ``options``, optionally the names of its ``rows``, and of options of the scale
-        that it does without, ``own``), ``options`` of all runs, those of each scale, and ``speed``, the options of a
-        measurement of speed. A row's options come before a part's, these before the scale's, and these before those of
-        all.
+      path: a TOML file with ``title``, ``task`` (cifar, unless it says text), ``seeds`` (none: only speed is
+        measured), ``rows`` (name -> options), ``parts`` (each with ``name``, ``options``, optionally the names of its
+        ``rows``, and of options of the scale that it does without, ``own``), ``options`` of all runs, those of each
+        scale, ``speed``, the options of a measurement of speed, and ``target``, an accuracy. A row's options come
+        before a part's, these before the scale's, and these before those of all.
       scale: "small" or "paper".
       seeds: how many of the seeds to use; None for all.
       dataset: a data set in place of the scale's; parts with a data set of their own keep it.
@@ -142,7 +144,7 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
         or task not in _UNITS
         or not parts
         or not rows
-        or not found.get("seeds")
+        or not (found.get("seeds") or "speed" in found)
         or scale not in found
     ):
         what = ""
@@ -150,7 +152,7 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
             what = f"{sorted(unknown)[0]!r} is unknown" if unknown else f"row {missing[0]!r} is not there"
         elif task not in _UNITS:
             what = f"its task must be {' or '.join(_UNITS)}, got {task!r}"
-        raise RunError(f"{path} is no table: {what or f'it needs seeds, rows, parts and [{scale}]'}")
+        raise RunError(f"{path} is no table: {what or f'it needs seeds or [speed], rows, parts and [{scale}]'}")
 
     def options(part: dict[str, Any], row: str) -> dict[str, Any]:
         at_scale = {name: value for name, value in found[scale].items() if name not in part.get("own", [])}
@@ -160,7 +162,7 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
     rows_of = {part["name"]: tuple(part.get("rows", rows)) for part in parts}
     cells = [
         Cell(part["name"], row, seed, _arguments({**options(part, row), "seed": seed}))
-        for seed in found["seeds"][:seeds]
+        for seed in found.get("seeds", [])[:seeds]
         for part in parts
         for row in rows_of[part["name"]]
     ]
@@ -169,7 +171,8 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
         by_row = {row: options(part, row) for row in rows_of[part["name"]]}
         if not any("label-noise" in one for one in by_row.values()) and "own" not in part:
             speeds += _speeds(part["name"], by_row, found["speed"])
-    return Table(found.get("title", path.parent.name), task, tuple(rows_of), rows_of, tuple(cells), tuple(speeds))
+    title, target = found.get("title", path.parent.name), found.get("target")
+    return Table(title, task, tuple(rows_of), rows_of, tuple(cells), tuple(speeds), target)
 
 
 def _speeds(part: str, by_row: dict[str, dict[str, Any]], speed: dict[str, Any]) -> list[Speed]:

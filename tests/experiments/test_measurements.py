@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scpl_jax.experiments import memory, throughput
+from scpl_jax.experiments import measure, memory, throughput
 from scpl_jax.experiments.command_line import run
 
 TINY = ["--width", "0.03", "--batch-size", "8", "--image-size", "16", "--steps", "1", "--repeats", "1"]
@@ -23,6 +23,7 @@ def test_throughput_compares_methods_on_the_devices_there_are(tmp_path, capsys):
     assert list(found["methods"]) == ["scpl", "bp", "gpipe 2"]
     for row in found["methods"].values():
         assert row["images_per_second"] == pytest.approx(8 / row["seconds_a_step"]["median"])
+        assert row["seconds_a_step"]["fastest"] > 0
         assert all(0 <= share < 1 for share in row["idle_share"].values())
     seconds = {name: row["seconds_a_step"]["median"] for name, row in found["methods"].items()}
     assert found["speedup_over_bp"] == pytest.approx(seconds["bp"] / seconds["scpl"])
@@ -100,3 +101,23 @@ def test_memory_of_backpropagation_grows_with_depth_and_that_of_local_losses_doe
 def test_wrong_options_of_memory(capsys):
     assert run(memory.main, ["--depths", "0,4"]) == 2
     assert "must be at least 1" in capsys.readouterr().err
+
+
+def test_steps_too_short_to_be_measured_are_repeated_more_often(monkeypatch):
+    """A clock by which some seconds go to something else in the first short run."""
+    clock = iter([0.0, 9.0, 0.0, 5.0, 0.0, 4.0, 0.0, 10.0])  # start and end of runs of 4, 6, 4, 8 steps
+
+    class Machine:
+        counted = 0
+        max_in_flight = 8
+
+        def train_step(self, inputs, labels):
+            self.counted += 1
+
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    machine = Machine()
+    assert measure.seconds_a_step(machine, None, None, 2, 3) == 6 / 4
+    assert (machine.counted, machine.max_in_flight) == (4 + 6 + 4 + 8, 3)

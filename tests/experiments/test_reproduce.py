@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import scpl_jax
-from scpl_jax.analysis.results import Row, draw_accuracy, markdown
+from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_rows, markdown
 from scpl_jax.experiments.cells import Ledger
 from scpl_jax.experiments.cifar import main as train
 from scpl_jax.experiments.command_line import parse_options, run
@@ -84,7 +84,7 @@ def tiny(tmp_path):
 @pytest.mark.parametrize("scale", ["small", "paper"])
 def test_every_cell_of_the_tables_is_a_command_that_parses(file, scale):
     table = read_table(file, scale)
-    assert table.cells
+    assert table.cells or table.speeds
     kind = {"cifar": Options, "text": TextOptions}[table.task]
     for cell in table.cells:
         parse_options(kind, cell.arguments, table.task, kind()).check()
@@ -286,7 +286,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, options, message):
     [
         (("title", "titel"), "'titel' is unknown"),
         (('rows = ["scpl"]', 'rows = ["scpl2"]'), "row 'scpl2' is not there"),
-        (("seeds = [0, 1]", ""), "it needs seeds, rows, parts"),
+        (("seeds = [0, 1]", ""), "it needs seeds or [speed], rows, parts"),
         (("seeds", 'task = "sound"\nseeds'), "its task must be cifar or text, got 'sound'"),
         (('"tiny"', '"tiny'), "can't be read as TOML"),
     ],
@@ -303,15 +303,87 @@ def test_the_best_row_of_each_part_is_bold_and_speed_comes_with_its_spread():
         Row("a", "x", (0.5,), (), 100.0, (90.0, 120.0), (2**20, 2**21)),
         Row("a", "y", (0.6, 0.8)),
         Row("b", "x", (0.1,)),
+        Row("c", "x", (), (), 50.0),
     ]
     text = markdown(rows)
     assert "| x | 0.5000 | 1 | 100 (90 to 120) | 1 + 2 |" in text
     assert "| y | **0.7000 +- 0.1414** | 2 | | |" in text
-    assert "| x | 0.1000 | 1 | | |" in text
+    # Columns that would be empty in a part are left out.
+    assert "| | test accuracy | seeds |\n|---|---|---|\n| x | 0.1000 | 1 |" in text
+    assert "| | images/s |\n|---|---|\n| x | 50 |" in text
+    assert list(csv.reader(comma_separated(rows).splitlines()))[-1] == ["c", "x", "0", "", "", "50.0", ""]
 
 
-def test_the_figure_names_parts_and_rows(tmp_path):
+def test_a_target_tells_when_each_seed_got_there():
+    curves = (((5.0, 0.4), (9.0, 0.6)), ((7.0, 0.5), (11.0, 0.4)))
+    rows = [Row("a", "both", (0.6, 0.4), curves), Row("a", "late", (0.4, 0.3), (curves[0][:1], curves[1][1:]))]
+    rows += [Row("a", "one", (0.6, 0.4), (curves[0], curves[1][1:]))]
+    text = markdown(rows, target=0.5)
+    assert "| | test accuracy | seeds | seconds to 0.5 |" in text
+    assert "| both | **0.5000 +- 0.1414** | 2 | 8 (7 to 9) |" in text
+    assert "| 2 | not reached |" in text
+    assert "| 2 | 9, 1 of 2 seeds |" in text
+    lines = list(csv.DictReader(comma_separated(rows, target=0.5).splitlines()))
+    assert [line["seconds_to_0.5"] for line in lines] == ["8.0", "", ""]
+
+
+@pytest.mark.parametrize("draw", [draw_accuracy, draw_rows])
+def test_the_figures_name_parts_and_rows(tmp_path, draw):
+    matplotlib = pytest.importorskip("matplotlib")
     curve = ((1.0, 0.1), (2.0, 0.3))
-    draw_accuracy([Row("part one", "row one", (0.3,), (curve,))], tmp_path / "a.svg")
-    assert (tmp_path / "a.svg").stat().st_size > 2000
-    assert os.listdir(tmp_path) == ["a.svg"]
+    rows = [
+        Row("part one", "row one", (0.3,), (curve,), 20.0, (10.0, 30.0)),
+        Row("part two", "row two", (0.2,), (curve,)),
+    ]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw(rows, tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert all(name in text for name in ("part one", "row one", "part two", "row two"))
+    assert ("images/s" in text) == (draw is draw_rows)
+    # The same file for the same numbers.
+    draw(rows, tmp_path / "b.svg")
+    draw(rows, tmp_path / "c.svg")
+    assert (tmp_path / "b.svg").read_text() == (tmp_path / "c.svg").read_text()
+
+
+SPEEDS = """
+[small]
+width = 0.1
+
+[speed]
+processes = 1
+steps = 2
+repeats = 1
+memory = false
+
+[rows]
+scpl = { method = "scpl" }
+gpipe = { method = "gpipe", micro-batches = 2 }
+
+[[parts]]
+name = "one"
+options = { stages = 1, batch-size = 32, model = "cnn" }
+
+[[parts]]
+name = "two"
+options = { stages = 2, batch-size = 32, model = "cnn" }
+"""
+
+
+@pytest.mark.processes
+def test_a_table_of_speeds_alone_trains_nothing(tmp_path, capsys):
+    (tmp_path / "table.toml").write_text(SPEEDS)
+    arguments = ["--table", str(tmp_path / "table.toml"), "--out-dir", str(tmp_path / "out")]
+    assert run(main, [*arguments, "--only", "two"]) == 0
+    assert "scpl" in (tmp_path / "out" / "table.md").read_text()
+    first = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
+    assert [(line["part"], line["row"]) for line in first] == [("two", "scpl"), ("two", "gpipe")]
+    assert run(main, arguments) == 0
+    after = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
+    assert [line["part"] for line in after] == ["one", "one", "two", "two"]
+    assert after[2:] == first
+    assert all(float(line["images_per_second"]) > 0 and not line["test_accuracy"] for line in after)
+    assert not (tmp_path / "out" / "accuracy.svg").exists()
+    assert (tmp_path / "out" / "rows.svg").exists()
+    assert run(main, [*arguments, "--only", "three"]) == 2
+    assert "--only three fits no cell" in capsys.readouterr().err
