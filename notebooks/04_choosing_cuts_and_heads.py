@@ -191,14 +191,5 @@ for name, objective in CHOICES.items():
 # a hundredth. What it does tell is the price: pooling takes most of the parameters away
 # without a loss that could be seen here.
 #
-# ## Temperature
-#
-# The contrastive loss divides similarities by a temperature: small ones look at the
-# nearest examples only.
-
-# %%
-for temperature in (0.02, 0.1, 1.0):
-    head = scpl.SupCon(temperature=temperature, head_pool=2)
-    found = [accuracy(staged(4, head, seed, cut=(1, 2, 4)), seed) for seed in SEEDS]
-    each = ", ".join(f"{value:.3f}" for value in found)
-    print(f"temperature {temperature:<4}: {np.mean(found):.3f} ({each})")
+# The temperature of the loss, the batch size and label noise are asked of CIFAR-10 by the
+# tables under `experiments/`.

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
@@ -45,27 +46,37 @@ def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
     return found
 
 
+def timed(script: Path) -> bool:
+    """Run one script and say how long it took; whether it ran to its end."""
+    began = time.perf_counter()
+    try:
+        execute(script)
+    except CellExecutionError as error:
+        print(f"{script.stem} failed:\n{error}", file=sys.stderr, flush=True)
+        return False
+    print(f"{script.stem}: {time.perf_counter() - began:.0f} s", flush=True)
+    return True
+
+
 def main() -> int:
     """Run those asked for, or all of them; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="such as 01_first_steps; default: all")
-    names = parser.parse_args().names
-    scripts = sorted(HERE.glob("[0-9]*.py"))
-    unknown = set(names) - {script.stem for script in scripts}
-    if unknown:
-        there = ", ".join(script.stem for script in scripts)
-        parser.error(f"no notebook {', '.join(sorted(unknown))}; there are {there}")
-    for script in scripts:
-        if names and script.stem not in names:
-            continue
-        began = time.perf_counter()
-        try:
-            execute(script)
-        except CellExecutionError as error:
-            print(f"{script.stem} failed:\n{error}", file=sys.stderr)
-            return 1
-        print(f"{script.stem}: {time.perf_counter() - began:.0f} s", flush=True)
-    return 0
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="notebooks at a time; default: 2"
+    )
+    options = parser.parse_args()
+    scripts = {script.stem: script for script in sorted(HERE.glob("[0-9]*.py"))}
+    if unknown := set(options.names) - set(scripts):
+        parser.error(
+            f"no notebook {', '.join(sorted(unknown))}; there are {', '.join(scripts)}"
+        )
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
+    chosen = [scripts[name] for name in options.names or scripts]
+    # Each runs in a process of its own; the threads only wait for them.
+    with ThreadPoolExecutor(options.jobs) as pool:
+        return 0 if all(list(pool.map(timed, chosen))) else 1
 
 
 if __name__ == "__main__":
