@@ -22,7 +22,7 @@
 
 # %%
 # %matplotlib inline
-# %config InlineBackend.figure_formats = ["svg"]
+# %config InlineBackend.figure_formats = ["png"]
 import functools
 
 import jax
@@ -48,7 +48,7 @@ from scpl_jax.analysis.gradients import (
 from scpl_jax.data import batches, epoch_order, load
 
 plt.rc("axes.spines", top=False, right=False)
-plt.rc("svg", hashsalt="scpl_jax")
+plt.rc("figure", dpi=110)
 LOCAL, BACKPROP = {"color": COLOURS[0]}, {"color": COLOURS[6], "linestyle": "--"}
 
 # %% [markdown]
@@ -326,19 +326,20 @@ bar = figure.colorbar(grid, ax=axes, shrink=0.8, pad=0.01)
 bar.set_label("gradient norm, power of ten")
 
 # %% [markdown]
-# Local losses helped in one of these four networks, which is the honest summary:
+# Local losses helped in one of these four networks:
 #
-# * **They help where the forward pass keeps the images apart and the gradient explodes on
-#   its way back** (tanh): at 16 and 64 layers they are ahead, because the way of each gradient
-#   is four layers at any depth. They do not make a bad start good: with 4 layers the same
-#   network is far better, by either method.
-# * **They do not help where the forward pass itself loses the images** (sigmoid): the first
-#   stage gets a gradient, but the stages behind it are given features that no longer differ.
-#   No local loss brings back what has been lost before it.
-# * **They are not needed where the gradient is only large** (ReLU): Adam and the classifier's
-#   norm take the scale out, and backpropagation is as good or better.
-# * **They cost where nothing was wrong** (shortcuts): each stage does what its own loss asks
-#   for and no more, and the deeper the network, the more such steps follow one another.
+# * **They help where the forward pass keeps the images apart and the gradient explodes
+#   on its way back** (tanh): at 16 and 64 layers they are ahead, because the way of
+#   each gradient is four layers at any depth. They do not make a bad start good: with 4
+#   layers the same network is far better, by either method.
+# * **They do not help where the forward pass itself loses the images** (sigmoid): the
+#   first stage gets a gradient, but the stages behind it are given features that no
+#   longer differ. No local loss brings back what has been lost before it.
+# * **They are not needed where the gradient is only large** (ReLU): Adam and the
+#   classifier's norm take the scale out, and backpropagation is as good or better.
+# * **They cost where nothing was wrong** (shortcuts): each stage does what its own loss
+#   asks for and no more, and the deeper the network, the more such steps follow one
+#   another.
 #
 # ## Do local gradients point the way of the global one?
 #

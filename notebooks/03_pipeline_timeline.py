@@ -11,7 +11,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # Stages at work: timelines, bubbles, and machines that are not here
 #
@@ -21,7 +20,7 @@
 
 # %%
 # %matplotlib inline
-# %config InlineBackend.figure_formats = ["svg"]
+# %config InlineBackend.figure_formats = ["png"]
 import os
 
 os.environ["XLA_FLAGS"] = (
@@ -42,13 +41,13 @@ from scpl_jax.analysis.timeline import chart
 from scpl_jax.pipeline import Span, Timeline, idle_shares
 
 plt.rc("axes.spines", top=False, right=False)
-plt.rc("svg", hashsalt="scpl_jax")
+plt.rc("figure", dpi=110)
 
 # %% [markdown]
 # ## Four equal stages
 #
-# A forward pass of 1 second and a backward pass of 2 for each stage, messages that take
-# no time. One lane is a device, one colour a batch; what is pale is a backward pass.
+# A forward pass of 1 ms and a backward pass of 2 for each stage, messages that take no
+# time. One lane is a device, one colour a batch; what is pale is a backward pass.
 
 
 # %%
@@ -70,8 +69,8 @@ def shown(spans):
 
 equal = [
     StageTimes(
-        forward=1.0,
-        backward=2.0,
+        forward=1e-3,
+        backward=2e-3,
         activation_bytes=8e6,
         message_bytes=1e6,
         state_bytes=4e6,
@@ -86,12 +85,12 @@ METHODS = {
 found = {
     name: simulate(equal, devices=4, **options) for name, options in METHODS.items()
 }
-chart({name: shown(one.spans) for name, one in found.items()}, milliseconds=30_000)
+chart({name: shown(one.spans) for name, one in found.items()}, milliseconds=30)
 
 # %% [markdown]
 # SCPL's devices wait only while the first batches come in. Backpropagation keeps three
-# of four devices waiting: that is the *bubble*. Micro-batches make it smaller, $(K - 1)
-# / (K + M - 1)$ of the time for $K$ stages and $M$ micro-batches, but never 0:
+# of four devices waiting: that is the *bubble*. Micro-batches make it smaller,
+# `(K - 1) / (K + M - 1)` of the time for K stages and M micro-batches, but never 0:
 
 # %%
 for micro_batches in (1, 2, 4, 8, 16, 32):
@@ -129,7 +128,9 @@ for count in (4, 16, 64):
 # %%
 for factor in (1.0, 1.5, 2.0):
     uneven = [dataclasses.replace(stage) for stage in equal]
-    uneven[1] = dataclasses.replace(equal[1], forward=factor, backward=2 * factor)
+    uneven[1] = dataclasses.replace(
+        equal[1], forward=factor * 1e-3, backward=factor * 2e-3
+    )
     one = simulate(uneven, "scpl", devices=4)
     work = sum(stage.forward + stage.backward for stage in uneven)
     seconds, idle = (
@@ -138,7 +139,7 @@ for factor in (1.0, 1.5, 2.0):
     )
     faster = work / seconds
     print(
-        f"{factor} times: {seconds:.1f} s a step, {faster:.2f} times one device, idle {idle}"
+        f"{factor} times: {seconds * 1e3:.1f} ms a step, {faster:.2f} times one device, idle {idle}"
     )
 
 # %% [markdown]
@@ -148,7 +149,7 @@ for factor in (1.0, 1.5, 2.0):
 # %%
 for number in (1, 2, 3, 4, 8):
     seconds = simulate(equal, "scpl", devices=4, max_in_flight=number).step_seconds
-    print(f"{number} in flight: {seconds:5.2f} s a step")
+    print(f"{number} in flight: {seconds * 1e3:5.2f} ms a step")
 
 # %% [markdown]
 # ## Measured

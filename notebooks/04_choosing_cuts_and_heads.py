@@ -11,7 +11,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # Where to cut, and what to put behind a stage
 #
@@ -191,5 +190,5 @@ for name, objective in CHOICES.items():
 # a hundredth. What it does tell is the price: pooling takes most of the parameters away
 # without a loss that could be seen here.
 #
-# The temperature of the loss, the batch size and label noise are asked of CIFAR-10 by the
-# tables under `experiments/`.
+# The temperature of the loss, the batch size and label noise are asked of CIFAR-10 by
+# the tables under `experiments/`.
