@@ -159,9 +159,9 @@ def draw_rows(rows: Sequence[Row], path: Path, unit: str = "images") -> None:
         if there
     ]
     groups = [[row for row in rows if row.part == part] for part in parts]
-    heights = [len(group) + 1.5 for group in groups]
+    heights = [len(group) + 2.0 for group in groups]
     size = (4 * len(kinds) + 1.5, 0.26 * sum(heights) + 0.6)
-    figure, axes = new_figure(len(parts), len(kinds), figsize=size, height_ratios=heights, sharex="col")
+    figure, axes = new_figure(len(parts), len(kinds), figsize=size, height_ratios=heights)
     styles = line_styles(row.name for row in rows)
     for part, group, line in zip(parts, groups, axes, strict=True):
         for kind, axis in zip(kinds, line, strict=True):
