@@ -213,6 +213,7 @@ for (name, values), colour, marker in zip(
         label=name,
     )
 axis.set(xlabel="epoch", ylabel="test accuracy", title="Four rules on the same blocks")
+axis.set_xticks(range(1, EPOCHS + 1))
 axis.legend(frameon=False, fontsize=8)
 figure.tight_layout()
 
