@@ -260,7 +260,7 @@ def test_what_is_there_is_collected_and_a_table_without_a_speed_of_its_own_shows
     # With a speed that is still to be measured, that of the runs, which shared the machine, is not shown.
     file.write_text(f'task = "{task}"\n{TINY}\n[speed]\nrepeats = 1\n')
     assert run(main, ["--table", str(file), "--out-dir", str(out), "--collect"]) == 0
-    assert "| scpl | 0.6250 +- 0.1768 | 2 | | |" in capsys.readouterr().out
+    assert "| scpl | 0.6250 +- 0.1768 | 2 |\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
