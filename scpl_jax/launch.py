@@ -39,6 +39,7 @@ if sys.platform == "linux":
 if cores:
     os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and the command would inherit that
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in what a shell starts in the background, but we pass it on
 try:
     os.execvp(command[0], command)
 except OSError as error:

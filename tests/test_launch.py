@@ -335,6 +335,21 @@ def test_a_process_that_does_not_handle_the_signal_yet_is_no_failure(start, numb
     assert "error:" not in error
 
 
+def test_processes_hear_an_interrupt_that_the_launcher_was_started_to_ignore(start):
+    """A shell starts what runs in the background like that."""
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start(STAY)
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    numbers = pids(lines(process, 2))
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "error:" not in error
+    assert all_gone(numbers)
+
+
 def test_a_second_signal_ends_all_at_once(start):
     program = "signal.signal(signal.SIGTERM, lambda *_: print('not now', flush=True))\nfor _ in range(9):\n    "
     process = start(program + STAY)
