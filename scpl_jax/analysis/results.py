@@ -73,8 +73,7 @@ def markdown(rows: Sequence[Row], unit: str = "images", best: bool = True, targe
       | bp | 0.9700 | 1 | 400 |
     """
     text = []
-    for part in dict.fromkeys(row.part for row in rows):
-        group = [row for row in rows if row.part == part]
+    for part, group in _by_part(rows).items():
         highest = max((row.mean for row in group if row.mean is not None), default=None)
         columns: dict[str, list[str]] = {"": [row.name for row in group]}
         columns["test accuracy"] = [
@@ -97,6 +96,11 @@ def markdown(rows: Sequence[Row], unit: str = "images", best: bool = True, targe
     return "\n\n".join(text)
 
 
+def _by_part(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Parts and their rows, both in order."""
+    return {part: [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
+
+
 def _line(cells: Iterable[str]) -> str:
     return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
@@ -109,13 +113,17 @@ def _accuracy(row: Row) -> str:
 
 def _seconds(row: Row, target: float) -> str:
     """Mean and range over the seeds that got there, and how many did where not all."""
-    found = row.seconds_to(target)
-    there = [seconds for seconds in found if seconds is not None]
+    there = _reached(row, target)
     if not there:
-        return "not reached" if found else ""
+        return "not reached" if row.curves else ""
     text = f"{statistics.fmean(there):.0f}"
     text += f" ({min(there):.0f} to {max(there):.0f})" if len(there) > 1 else ""
-    return text if len(there) == len(found) else f"{text}, {len(there)} of {len(found)} seeds"
+    return text if len(there) == len(row.curves) else f"{text}, {len(there)} of {len(row.curves)} seeds"
+
+
+def _reached(row: Row, target: float) -> list[float]:
+    """Seconds of the seeds that got there."""
+    return [seconds for seconds in row.seconds_to(target) if seconds is not None]
 
 
 def _speed(row: Row) -> str:
@@ -134,9 +142,8 @@ def comma_separated(rows: Sequence[Row], unit: str = "images", target: float | N
         peak = "" if row.peak_memory_bytes is None else sum(row.peak_memory_bytes)
         line = [row.part, row.name, len(row.accuracies), row.mean, row.deviation, row.speed, peak]
         if target is not None:
-            found = row.seconds_to(target)
-            there = [seconds for seconds in found if seconds is not None]
-            line.append(statistics.fmean(there) if there and len(there) == len(found) else None)
+            there = _reached(row, target)
+            line.append(statistics.fmean(there) if there and len(there) == len(row.curves) else None)
         writer.writerow(line)
     return file.getvalue()
 
@@ -149,21 +156,13 @@ def draw_rows(rows: Sequence[Row], path: Path, unit: str = "images") -> None:
       path: SVG or PNG.
       unit: what an example is, in the plural.
     """
-    parts = list(dict.fromkeys(row.part for row in rows))
-    kinds = [
-        kind
-        for kind, there in (
-            ("accuracy", any(row.accuracies for row in rows)),
-            ("speed", any(row.speed for row in rows)),
-        )
-        if there
-    ]
-    groups = [[row for row in rows if row.part == part] for part in parts]
-    heights = [len(group) + 2.0 for group in groups]
+    groups = _by_part(rows)
+    kinds = ["accuracy"] * any(row.accuracies for row in rows) + ["speed"] * any(row.speed for row in rows)
+    heights = [len(group) + 2.0 for group in groups.values()]
     size = (4 * len(kinds) + 1.5, 0.26 * sum(heights) + 0.6)
-    figure, axes = new_figure(len(parts), len(kinds), figsize=size, height_ratios=heights)
+    figure, axes = new_figure(len(groups), len(kinds), figsize=size, height_ratios=heights)
     styles = line_styles(row.name for row in rows)
-    for part, group, line in zip(parts, groups, axes, strict=True):
+    for (part, group), line in zip(groups.items(), axes, strict=True):
         for kind, axis in zip(kinds, line, strict=True):
             for place, row in enumerate(group):
                 colour = styles[row.name]["color"]
@@ -191,13 +190,11 @@ def draw_accuracy(rows: Sequence[Row], path: Path) -> None:
       rows: with curves.
       path: SVG or PNG.
     """
-    parts = list(dict.fromkeys(row.part for row in rows if row.curves))
+    groups = _by_part([row for row in rows if row.curves])
     styles = line_styles(row.name for row in rows)
-    figure, axes = new_figure(max(1, len(parts)), figsize=(7, 3.2 * max(1, len(parts))))
-    for part, axis in zip(parts, axes, strict=False):
-        for row in rows:
-            if row.part != part or not row.curves:
-                continue
+    figure, axes = new_figure(max(1, len(groups)), figsize=(7, 3.2 * max(1, len(groups))))
+    for (part, group), axis in zip(groups.items(), axes, strict=False):
+        for row in group:
             epochs = min(len(curve) for curve in row.curves)
             seconds = [statistics.fmean(curve[i][0] for curve in row.curves) for i in range(epochs)]
             means = [statistics.fmean(curve[i][1] for curve in row.curves) for i in range(epochs)]
