@@ -172,6 +172,8 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
         if not any("label-noise" in one for one in by_row.values()) and "own" not in part:
             speeds += _speeds(part["name"], by_row, found["speed"])
     title, target = found.get("title", path.parent.name), found.get("target")
+    if target is not None and not (type(target) in (int, float) and 0 < target <= 1):
+        raise RunError(f"{path} is no table: target must be an accuracy above 0 and at most 1, got {target!r}")
     return Table(title, task, tuple(rows_of), rows_of, tuple(cells), tuple(speeds), target)
 
 

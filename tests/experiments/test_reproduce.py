@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 import scpl_jax
@@ -289,6 +290,8 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, options, message):
         (("seeds = [0, 1]", ""), "it needs seeds or [speed], rows, parts"),
         (("seeds", 'task = "sound"\nseeds'), "its task must be cifar or text, got 'sound'"),
         (('"tiny"', '"tiny'), "can't be read as TOML"),
+        (("seeds", "target = 40\nseeds"), "target must be an accuracy above 0 and at most 1, got 40"),
+        (("seeds", 'target = "high"\nseeds'), "target must be an accuracy above 0 and at most 1, got 'high'"),
     ],
 )
 def test_a_table_that_is_none_is_one_sentence(tmp_path, capsys, change, message):
@@ -329,7 +332,6 @@ def test_a_target_tells_when_each_seed_got_there():
 
 @pytest.mark.parametrize("draw", [draw_accuracy, draw_rows])
 def test_the_figures_name_parts_and_rows(tmp_path, draw):
-    matplotlib = pytest.importorskip("matplotlib")
     curve = ((1.0, 0.1), (2.0, 0.3))
     rows = [
         Row("part one", "row one", (0.3,), (curve,), 20.0, (10.0, 30.0)),
