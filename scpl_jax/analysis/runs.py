@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from scpl_jax.training.errors import RunError
-from scpl_jax.training.run_dir import RunDirectory, read_json
+from scpl_jax.training.files import read_json
+from scpl_jax.training.run_dir import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,6 +110,7 @@ def build_pipeline(
         prepare=prepare,
         prepare_eval=prepare_eval,
         key=jax.random.fold_in(jax.random.key(seed), 2),
+        skip_non_finite=options.skip_non_finite,
         max_in_flight=options.max_in_flight,
     )
 

@@ -35,6 +35,7 @@ FREE_ON_RESUME = frozenset(
         "profile",
         "tensorboard",
         "norms_every",
+        "max_skipped",
     }
 )
 
@@ -147,6 +148,10 @@ class RunOptions:
     """How many of the newest checkpoints are kept; the best one is kept besides."""
     cache_dir: Path | None = None
     """Where prepared data and compiled programs are kept. Default: ~/.cache/scpl_jax."""
+    skip_non_finite: bool = True
+    """Leave out a stage's update where its loss or gradient is NaN or infinite; the other stages are not affected."""
+    max_skipped: int = 10
+    """End the run, saved, when a stage has left out so many updates in a row; 0: never."""
     tensorboard: bool = True
     """Write TensorBoard files."""
     norms_every: int = 100
@@ -200,6 +205,7 @@ class RunOptions:
             "norms_every": 1,
             "seed": 0,
             "probe_examples": 0,
+            "max_skipped": 0,
         }
         for name, low in least.items():
             value = getattr(self, name)

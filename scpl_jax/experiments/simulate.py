@@ -24,7 +24,7 @@ from scpl_jax.models.vgg import VGGBlock
 from scpl_jax.objectives import SupCon
 from scpl_jax.stages.cost import module_cost
 from scpl_jax.training.errors import RunError
-from scpl_jax.training.run_dir import read_json, write_json
+from scpl_jax.training.files import read_json, write_json
 
 _BLOCKS = 64
 

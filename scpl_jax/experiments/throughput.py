@@ -27,7 +27,7 @@ from scpl_jax.experiments.workloads import TEXT_MODELS, Workload, images, texts
 from scpl_jax.models import paper_cut
 from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
 from scpl_jax.training.errors import RunError
-from scpl_jax.training.run_dir import read_json, write_json
+from scpl_jax.training.files import read_json, write_json
 
 KNOWN = ("scpl", *END_TO_END)
 METHODS = "scpl,scpl synchronous,bp,gpipe 2,gpipe 4,gpipe 8,gpipe 4 remat"

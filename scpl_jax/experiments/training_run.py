@@ -1,5 +1,6 @@
 """A training run from its command line to its results, whatever is trained on."""
 
+import contextlib
 import dataclasses
 import statistics
 import sys
@@ -29,6 +30,7 @@ from scpl_jax.training import (
     probe_stages,
     train,
 )
+from scpl_jax.training.files import reason_of
 
 
 def _configure_jax(options: RunOptions) -> None:
@@ -113,6 +115,7 @@ def _train_seed(
         profile=directory.path / "profile" / str(jax.process_index()) if options.profile else None,
         rules=tuple(stop_rules(options)),
         joins=joins_of(options),
+        max_skipped=options.max_skipped or None,
     )
     store = CheckpointStore(directory.checkpoints / f"seed-{seed}", options.keep)
     reporter = Reporter(
@@ -236,6 +239,8 @@ def train_task(task: Task[AnyOptions], arguments: Sequence[str], started: float)
     """
     asked, config = parse(task.options, arguments, task.name)
     assert asked.out_dir is not None
+    out_dir = asked.out_dir
+    processes.decided_by_first(lambda: RunDirectory.check_free(out_dir))
     _configure_jax(asked)
     dataset = _load(task, asked)
     options = task.resolve(asked, dataset)
@@ -255,15 +260,35 @@ def train_task(task: Task[AnyOptions], arguments: Sequence[str], started: float)
     total_steps = options.epochs * steps_per_epoch
     plan = None if config is None else config.get("plan")
     pipeline = build_pipeline(task, options, dataset, options.seed, total_steps, steps_per_epoch, plan)
-    plan = plan_of(pipeline.stages)
-    directory = RunDirectory(asked.out_dir, writes=processes.is_first())
-    if directory.complete:
-        say(f"the run in {asked.out_dir} is complete, there is nothing left to do")
-        return 0
-    if config is None:
-        directory.write_config(_config(task.name, options, asked, dataset, pipeline))
-    _describe(task.title(options, dataset), dataset, pipeline)
+    directory = RunDirectory(out_dir, writes=processes.is_first())
+    with processes.entered_by_first(directory.lock):
+        # Only now is it sure that nobody else has started a run here since the command line was read.
+        there = processes.decided_by_first(lambda: RunDirectory.config_of(out_dir))
+        if there != config:
+            raise RunError(f"--out-dir {out_dir} holds another run by now; choose another directory")
+        if directory.complete:
+            say(f"the run in {out_dir} is complete, there is nothing left to do")
+            return 0
+        if config is None:
+            directory.write_config(_config(task.name, options, asked, dataset, pipeline))
+        _describe(task.title(options, dataset), dataset, pipeline)
+        return _train_all(task, options, dataset, pipeline, directory, started)
 
+
+def _train_all(
+    task: Task[AnyOptions],
+    options: AnyOptions,
+    dataset: Any,
+    pipeline: Pipeline,
+    directory: RunDirectory,
+    started: float,
+) -> int:
+    """Train every seed and write the results; the exit status."""
+    assert options.batch_size is not None
+    assert options.epochs is not None
+    steps_per_epoch = len(dataset.train_labels) // options.batch_size
+    total_steps = options.epochs * steps_per_epoch
+    plan = plan_of(pipeline.stages)
     per_run: list[dict[str, Any]] = []
     failed: str | None = None
     with Interrupt() as interrupt:
@@ -279,25 +304,48 @@ def train_task(task: Task[AnyOptions], arguments: Sequence[str], started: float)
             if result is None:
                 say(
                     f"\nstopped and saved; continue with: python -m scpl_jax.experiments.{task.name} "
-                    f"--out-dir {asked.out_dir} --resume"
+                    f"--out-dir {directory.path} --resume"
                 )
                 return interrupt.exit_status
             more = _after_training(options, dataset, pipeline, seed, directory)
             numbers = dataclasses.asdict(result)
             numbers[f"{dataset.unit}_per_second"] = numbers.pop("examples_per_second")
             per_run.append({"seed": seed, **numbers, **more})
-            directory.finish_run(seed, per_run[-1])
+            with contextlib.suppress(
+                OSError
+            ):  # with a full disk the other seeds go on; results.json is tried at the end
+                directory.finish_run(seed, per_run[-1])
     results = _summary(task, options, dataset, pipeline, per_run)
-    if "exits" in results and processes.is_first():
-        from scpl_jax.analysis.exits import draw_exits
-
-        plots = asked.out_dir / "plots"
-        plots.mkdir(exist_ok=True)
-        draw_exits(results["exits"], results["early_stops"], plots / "exits.svg")
-    directory.write_results(results)
     spread = f" +- {results['test_accuracy_std']:.4f} over {options.runs} runs" if options.runs > 1 else ""
-    say(f"test accuracy {results['test_accuracy']:.4f}{spread}; {asked.out_dir}/results.json")
+    accuracy = f"test accuracy {results['test_accuracy']:.4f}{spread}"
+    try:
+        _write_results(results, directory)
+    except OSError as error:
+        say(accuracy)
+        print(
+            f"error: the results could not be written to {directory.path} ({reason_of(error)}); with --resume they are "
+            "written from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
+    say(f"{accuracy}; {directory.path}/results.json")
     if failed is not None:
         print(f"error: a checkpoint could not be saved ({failed}); the results are whole", file=sys.stderr)
         return 1
     return 0
+
+
+def _write_results(results: dict[str, Any], directory: RunDirectory) -> None:
+    """Write what a run leaves at its end; ``results.json`` last, as it marks the run as complete."""
+    if not processes.is_first():
+        return
+    directory.flush_metrics()
+    if directory.failed is not None:
+        raise OSError(directory.failed)
+    if "exits" in results:
+        from scpl_jax.analysis.exits import draw_exits
+
+        plots = directory.path / "plots"
+        plots.mkdir(exist_ok=True)
+        draw_exits(results["exits"], results["early_stops"], plots / "exits.svg")
+    directory.write_results(results)

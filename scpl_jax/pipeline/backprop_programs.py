@@ -53,6 +53,7 @@ def _update(
     group: Sequence[Stage],
     optimizer: optax.GradientTransformation,
     examples: int,
+    skip_non_finite: bool,
     parts: Parts,
     carry: backprop.Carry,
     gradient: Any,
@@ -60,7 +61,7 @@ def _update(
     flag: jax.Array,
 ) -> tuple[States, Metrics]:
     states = [StageState(*values) for values in zip(*parts, strict=True)]
-    return backprop.update(group, optimizer, states, carry, gradient, metrics, examples, flag)
+    return backprop.update(group, optimizer, states, carry, gradient, metrics, examples, flag, skip_non_finite)
 
 
 class BackpropPrograms:
@@ -73,6 +74,7 @@ class BackpropPrograms:
       states: state of each stage.
       message: input of the first stage, shapes and dtypes.
       labels: likewise.
+      skip_non_finite: leave out updates by bad numbers.
       micro_batches: number of parts of a batch; it and the sub-meshes must divide the batch.
       remat: compute activations again in the backward pass instead of keeping them.
     """
@@ -85,12 +87,13 @@ class BackpropPrograms:
         states: States,
         message: Any,
         labels: Any,
+        skip_non_finite: bool,
         micro_batches: int,
         remat: bool,
     ):
         self._groups, self._micro_batches, self._pacer = groups, micro_batches, Pacer(groups)
         self._schedule = gpipe(len(groups), micro_batches)
-        self._examples, self._optimizer, self._remat = labels.shape[0], optimizer, remat
+        self._remat, self._settings = remat, (optimizer, labels.shape[0], skip_non_finite)
         self._carries = [_first_carry(group) for group in groups]
         parts_of = [abstract(_parts(states[group.members]), replicated(group.mesh)) for group in groups]
         carry_of = [abstract(self._carry(i, states), replicated(group.mesh)) for i, group in enumerate(groups)]
@@ -174,7 +177,7 @@ class BackpropPrograms:
         if not ends:
             return cotangent, sums, carry
         parts = (params, rest, opt_state, totals)
-        return cotangent, *_update(stages, self._optimizer, self._examples, parts, carry, gradient, metrics, flag)
+        return cotangent, *_update(stages, *self._settings, parts, carry, gradient, metrics, flag)
 
     @property
     def temporary_bytes(self) -> list[int]:

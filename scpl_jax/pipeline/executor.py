@@ -25,6 +25,7 @@ from scpl_jax.pipeline.groups import Builder, Program, abstract, group_stages, s
 from scpl_jax.pipeline.local_programs import LocalPrograms, Record
 from scpl_jax.pipeline.placement import batch_sharding, is_local, place, replicated, sub_meshes
 from scpl_jax.pipeline.placement import processes as processes_of
+from scpl_jax.pipeline.skips import Skip, StepSigns
 from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages.decouple import Stage
 from scpl_jax.stages.step import StageState, initial_state, zero_totals
@@ -52,6 +53,8 @@ class Pipeline:
         on the first stage's devices before the first stage. Without it the first stage gets the images as they are.
       prepare_eval: the same for evaluation: images -> message.
       key: ``jax.random.key`` that ``prepare`` gets, folded with the number of the step.
+      skip_non_finite: a stage whose loss or gradient in a step is NaN or infinite keeps its state in that step; the
+        others are not affected. See :func:`scpl_jax.stages.step.apply_gradient`.
       max_in_flight: batches that may be under way before :meth:`train_step` waits for the oldest, at least 1. 1 is
         synchronous. The results do not depend on it.
 
@@ -64,6 +67,8 @@ class Pipeline:
         they join. A group of fused stages joins with its first one.
       meshes: the sub-mesh of each stage.
       groups: the stages that one program runs.
+      skipped: updates that stages of this process left out, oldest first, until :meth:`take_skipped`. A step's are
+        known when the host has waited for it: at most ``max_in_flight`` steps later, or after :meth:`wait`.
       compile_seconds: time spent on compilation so far, in seconds.
       record: called with (task, group, what it took, what it gave) for everything that is dispatched in a training
         step, if set; see :class:`scpl_jax.pipeline.Timeline`.
@@ -82,7 +87,7 @@ class Pipeline:
       >>> pipeline = Pipeline(stages, optax.adam(1e-3))
       >>> metrics = pipeline.train_step(x, y)  # returns at once
       >>> sorted(metrics[0]), pipeline.step
-      (['gradient_norms', 'loss'], 1)
+      (['gradient_norms', 'loss', 'skipped'], 1)
       >>> pipeline.predict(x).shape
       (4, 3)
     """
@@ -101,6 +106,7 @@ class Pipeline:
         prepare: Prepare | None = None,
         prepare_eval: Callable[[Any], Any] | None = None,
         key: jax.Array | None = None,
+        skip_non_finite: bool = True,
         max_in_flight: int = 8,
     ):
         if not stages:
@@ -117,7 +123,7 @@ class Pipeline:
         available = sub_meshes(processes.devices() if devices is None else devices, data_parallel, across_hosts)
         self.meshes = place([s.cost for s in stages], available)
         self.groups = group_stages(self.stages, self.meshes, fuse or self.end_to_end)
-        self.micro_batches, self.remat = micro_batches, remat
+        self.micro_batches, self.remat, self.skip_non_finite = micro_batches, remat, skip_non_finite
         # Collectives of the CPU backend block threads that programs of another step need to get on with.
         blocking = jax.process_count() > 1 and data_parallel > 1 and micro_batches > 1
         self.max_in_flight = 1 if blocking and self.meshes[0].devices.flat[0].platform == "cpu" else max_in_flight
@@ -125,11 +131,12 @@ class Pipeline:
         self.active: int | None = None
         self.compile_seconds = 0.0
         self.record: Record | None = None
+        self.skipped: list[Skip] = []
         self.states: tuple[StageState, ...] = tuple(
             to_devices(initial_state(stage, optimizer), replicated(mesh))
             for stage, mesh in zip(self.stages, self.meshes, strict=True)
         )
-        self._in_flight: collections.deque[Any] = collections.deque()
+        self._in_flight: collections.deque[StepSigns] = collections.deque()
         self._first = batch_sharding(self.meshes[0])
         # The process of the first stage learns only from the last one how far the others are.
         self._needs_token = processes_of(self.meshes[0]) != processes_of(self.meshes[-1])
@@ -155,7 +162,8 @@ class Pipeline:
         Returns:
           One dict a stage of scalars that are still being computed: ``loss`` (with backpropagation only the last
           stage's), with a classifier ``classifier_loss`` and ``correct``; ``gradient_norms``, a dict by layer, 0 unless
-          asked for. Reading a value waits for it; only a process that has the stage can read it.
+          asked for; ``skipped``, whether the update was left out (only with ``skip_non_finite``). Reading a value waits
+          for it; only a process that has the stage can read it.
         """
         self._bound(self.max_in_flight - 1)
         images, labels = jax.tree.map(_as_array, (images, labels))
@@ -169,7 +177,7 @@ class Pipeline:
         # With backpropagation an update ends long after the loss is known.
         ends = metrics if self.end_to_end else []
         updates = [value for one in ends for value in jax.tree.leaves(one["gradient_norms"])[:1]]
-        self._in_flight.append(self._signs(*losses[:-1], *updates, losses[-1]))
+        self._in_flight.append(StepSigns(self.step, self._signs(*losses[:-1], *updates, losses[-1]), metrics))
         self.step += 1
         return metrics
 
@@ -183,7 +191,12 @@ class Pipeline:
 
     def _bound(self, limit: int) -> None:
         while len(self._in_flight) > limit:
-            jax.block_until_ready(self._in_flight.popleft())
+            self.skipped += self._in_flight.popleft().wait()
+
+    def take_skipped(self) -> list[Skip]:
+        """The updates left out that have become known since the last call."""
+        skipped, self.skipped = self.skipped, []
+        return skipped
 
     def wait(self) -> None:
         """Wait until every step that was dispatched is done."""
@@ -233,7 +246,7 @@ class Pipeline:
             function = functools.partial(_prepare_step, self._prepare)
             prepare, (message, targets) = builder.add(function, self.meshes[0], arguments, (True, True))
         self._check_batch(targets.shape[0], self.micro_batches)
-        common = (builder, self.groups, self.optimizer, self.states, message, targets)
+        common = (builder, self.groups, self.optimizer, self.states, message, targets, self.skip_non_finite)
         step = BackpropPrograms(*common, self.micro_batches, self.remat) if self.end_to_end else LocalPrograms(*common)
         builder.compile()
         self.compile_seconds += time.perf_counter() - began

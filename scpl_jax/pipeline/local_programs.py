@@ -27,6 +27,7 @@ def flag_of(group: Group) -> Any:
 def _local_step(
     stages: Sequence[Stage],
     optimizer: optax.GradientTransformation,
+    skip_non_finite: bool,
     states: States,
     message: Any,
     labels: jax.Array,
@@ -35,7 +36,7 @@ def _local_step(
     """One step of neighbouring stages, one behind the other; their updates do not depend on one another."""
     new, metrics = [], []
     for stage, state in zip(stages, states, strict=True):
-        state, message, values = train_step(stage, optimizer, state, message, labels, with_norms)
+        state, message, values = train_step(stage, optimizer, state, message, labels, with_norms, skip_non_finite)
         new.append(state)
         metrics.append(values)
     return tuple(new), message, metrics
@@ -52,13 +53,14 @@ class LocalPrograms:
         states: States,
         message: Any,
         labels: Any,
+        skip_non_finite: bool,
     ):
         self._groups, self._pacer = groups, Pacer(groups)
         self._steps: list[Program] = []
         for group in groups:
             message, labels = abstract((message, labels), batch_sharding(group.mesh))
             program, (_, message, _) = builder.add(
-                functools.partial(_local_step, group.stages, optimizer),
+                functools.partial(_local_step, group.stages, optimizer, skip_non_finite),
                 group.mesh,
                 (abstract(states[group.members], replicated(group.mesh)), message, labels, flag_of(group)),
                 (False, True, False),

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -230,6 +230,22 @@ def decided_by_first(decide: Callable[[], Any]) -> Any:
     if "error" in answer:
         raise ValueError(answer["error"])
     return answer["value"]
+
+
+@contextlib.contextmanager
+def entered_by_first(enter: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
+    """What process 0 enters, for the time of the block; every process must come here.
+
+    Raises:
+      ValueError: process 0 could not enter; then it is raised in every process.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def decide() -> None:
+            stack.enter_context(enter())
+
+        decided_by_first(decide)
+        yield
 
 
 def publish(key: str, value: Any) -> None:

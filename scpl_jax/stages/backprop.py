@@ -233,6 +233,7 @@ def update(
     metrics: dict[str, jax.Array],
     examples: int,
     with_norms: jax.Array | bool,
+    skip_non_finite: bool = True,
 ) -> tuple[tuple[StageState, ...], list[dict[str, Any]]]:
     """The step's one update of a group.
 
@@ -245,6 +246,7 @@ def update(
       metrics: of the last group: loss and so on; else empty.
       examples: examples of the whole batch (static).
       with_norms: compute the gradient norm of every layer, else they are 0.
+      skip_non_finite: as of :func:`scpl_jax.stages.step.apply_gradient`, for each stage by itself (static).
 
     Returns:
       (the new states, metrics of each stage as of :func:`scpl_jax.stages.train_step`).
@@ -260,7 +262,9 @@ def update(
             norm.var[...] = keep * old[path].var[...] + (1 - keep) * (squares / carry.count)
         rest = split(module)[2]
         own = metrics if index == len(group) - 1 else {}
-        one, values = apply_gradient(optimizer, state, gradient[index], rest, own, examples, with_norms)
+        one, values = apply_gradient(
+            optimizer, state, gradient[index], rest, own, examples, with_norms, skip_non_finite=skip_non_finite
+        )
         new.append(one)
         reported.append(values)
     return tuple(new), reported

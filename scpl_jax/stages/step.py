@@ -1,6 +1,7 @@
 """One stage's step as pure functions: forward, local loss, gradient, update. Nothing here knows of devices."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,8 @@ class StageState:
       rest: batch statistics, random state and all other variables.
       opt_state: state of the stage's Optax optimizer.
       totals: sums since :func:`zero_totals`, scalars: ``loss`` (where the stage has one) and, in the last stage,
-        ``classifier_loss`` (sums of batch means), ``correct`` and ``examples`` (counts), and ``batches``.
+        ``classifier_loss`` (sums of batch means), ``correct`` and ``examples`` (counts), ``batches``, and ``skipped``,
+        the updates left out by :func:`apply_gradient`, whose batches are in none of the others.
     """
 
     params: Any
@@ -37,7 +39,7 @@ class StageState:
 
 def zero_totals(stage: Stage) -> dict[str, jax.Array]:
     """The running sums at the start of an epoch."""
-    totals = {"batches": jnp.int32(0)}
+    totals = {"batches": jnp.int32(0), "skipped": jnp.int32(0)}
     if not stage.end_to_end or has_classifier(stage):
         totals["loss"] = jnp.float32(0)
     if has_classifier(stage):
@@ -152,6 +154,7 @@ def train_step(
     message: Any,
     labels: jax.Array,
     with_norms: jax.Array | bool = False,
+    skip_non_finite: bool = True,
 ) -> tuple[StageState, Any, dict[str, Any]]:
     """One step of one stage: forward, local loss, gradient, update.
 
@@ -163,13 +166,17 @@ def train_step(
       labels: class indices, shape (N,), integer.
       with_norms: compute the gradient norm of every layer; may be traced, so that a program that is asked for them now
         and then is compiled only once. Otherwise they are 0.
+      skip_non_finite: as of :func:`apply_gradient` (static).
 
     Returns:
-      (new state, message for the next stage as computed before the update, metrics as of :func:`gradients`, with
-      ``gradient_norms`` of :func:`layer_norms` added).
+      (new state, message for the next stage as computed before the update, metrics as of :func:`gradients`, with those
+      of :func:`apply_gradient` added).
     """
     gradient, (features, rest, metrics) = gradients(stage, state.params, state.rest, message, labels)
-    state, metrics = apply_gradient(optimizer, state, gradient, rest, metrics, labels.shape[0], with_norms)
+    examples = labels.shape[0]
+    state, metrics = apply_gradient(
+        optimizer, state, gradient, rest, metrics, examples, with_norms, skip_non_finite=skip_non_finite
+    )
     return state, features, metrics
 
 
@@ -181,8 +188,15 @@ def apply_gradient(
     metrics: dict[str, jax.Array],
     examples: int,
     with_norms: jax.Array | bool,
+    *,
+    skip_non_finite: bool = True,
 ) -> tuple[StageState, dict[str, Any]]:
     """Update a stage by its gradient and add the metrics to the running sums.
+
+    Bad numbers: where the loss or the Euclidean norm of the whole gradient is NaN or infinite, the stage stays as it
+    was before the step, batch statistics, random state and optimizer included, and the update is counted as skipped.
+    The norm is also infinite where only squares overflow (entries of about 1e19 in float32), which would leave Adam's
+    second moment infinite for ever.
 
     Args:
       optimizer: the stage's Optax optimizer (static).
@@ -192,9 +206,11 @@ def apply_gradient(
       metrics: scalars of the step.
       examples: size of the batch (static).
       with_norms: as of :func:`train_step`.
+      skip_non_finite: leave out updates by bad numbers (static). Unlike ``optax.apply_if_finite`` this keeps batch
+        statistics clean too, looks at the loss, and never gives up.
 
     Returns:
-      (new state, metrics with ``gradient_norms`` added).
+      (new state, metrics with ``gradient_norms`` added, and, where bad numbers are looked for, ``skipped``: bool).
     """
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -204,7 +220,15 @@ def apply_gradient(
         totals["examples"] = state.totals["examples"] + examples
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(layer_norms, gradient))
     norms = jax.lax.cond(with_norms, layer_norms, lambda _: zeros, gradient)
-    return StageState(params, rest, opt_state, totals), {**metrics, "gradient_norms": norms}
+    new = StageState(params, rest, opt_state, {"skipped": state.totals["skipped"], **totals})
+    metrics = {**metrics, "gradient_norms": norms}
+    if skip_non_finite:
+        losses = [value for name, value in metrics.items() if name in ("loss", "classifier_loss")]
+        finite = jnp.isfinite(sum(losses, optax.tree.norm(gradient, squared=True)))
+        new = jax.tree.map(functools.partial(jnp.where, finite), new, state)
+        new.totals["skipped"] += jnp.int32(~finite)
+        metrics["skipped"] = ~finite
+    return new, metrics
 
 
 def evaluate(stage: Stage, params: Any, rest: Any, message: Any) -> tuple[Any, jax.Array | None]:

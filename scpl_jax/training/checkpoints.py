@@ -20,8 +20,9 @@ from scpl_jax.pipeline.placement import is_local, replicated
 from scpl_jax.pipeline.placement import processes as processes_of
 from scpl_jax.pipeline.transfer import elsewhere, to_devices
 from scpl_jax.stages import StageState
+from scpl_jax.training.checksums import damage, sums_of, write_sums
 from scpl_jax.training.errors import RunError
-from scpl_jax.training.run_dir import read_json, write_json
+from scpl_jax.training.files import read_json, reason_of, sync_folder, write_json
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,15 +99,21 @@ class Progress:
 
 
 class CheckpointStore:
-    """The checkpoints of one training run: a folder a step, in it a folder a stage and ``progress.json``.
+    """The checkpoints of one training run: a folder a step, in it a folder a stage, ``progress.json``, ``SHA256SUMS``.
 
     Every process writes the stages it has; a stage that lies on several processes is written by the first of them. A
     step's folder gets its name only when all of it is written, so a reader never finds a part. Several processes need a
-    directory that all of them see.
+    directory that all of them see. A folder whose files are not as they were written is never restored.
 
     Args:
       directory: where they lie; created if need be.
       keep: how many of the newest are kept; the one with the best test accuracy is kept besides.
+
+    Attributes:
+      failed: why the last save that failed did, or None.
+
+    Raises:
+      RunError: the directory can't be made or tidied.
     """
 
     def __init__(self, directory: Path, keep: int = 2):
@@ -118,10 +125,17 @@ class CheckpointStore:
         self._saves = 0
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._job: concurrent.futures.Future[None] | None = None
-        if processes.is_first():
+        processes.decided_by_first(self._prepare)  # nobody looks before it is tidy
+
+    def _prepare(self) -> None:
+        try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._tidy()
-        processes.gather(None)  # nobody looks before it is tidy
+        except OSError as error:
+            raise RunError(
+                f"{self._root} can't be prepared for checkpoints ({reason_of(error)}); give an --out-dir that can be "
+                "written"
+            ) from error
 
     def _tidy(self) -> None:
         """Finish or undo what a killed run left half done."""
@@ -136,8 +150,15 @@ class CheckpointStore:
     def _steps(self) -> list[int]:
         return sorted(int(folder.name) for folder in self._root.iterdir() if folder.name.isdigit())
 
-    def save(self, pipeline: Pipeline, progress: Progress) -> None:
-        """Save in the background. A failure is logged and kept in ``failed``; what was saved before stays whole."""
+    def save(self, pipeline: Pipeline, progress: Progress, problem: str | None = None) -> None:
+        """Save in the background. A failure is logged and kept in ``failed``; what was saved before stays whole.
+
+        Args:
+          pipeline: the stages with their states.
+          progress: where the run stands.
+          problem: why this process must not save now, if so: a checkpoint vouches for the metrics up to its step, so it
+            must not be there without them.
+        """
         self.wait()
         own = {
             index: to_arrays(state)
@@ -150,34 +171,55 @@ class CheckpointStore:
             "stages": [describe(state) for state in pipeline.states],
         }
         self._saves += 1
-        self._job = self._pool.submit(self._write, pipeline.step, own, record, f"save-{self._root.name}-{self._saves}")
+        name = f"save-{self._root.name}-{self._saves}"
+        self._job = self._pool.submit(self._write, pipeline.step, own, record, name, problem)
 
-    def _write(self, step: int, own: dict[int, dict[str, jax.Array]], record: dict[str, Any], name: str) -> None:
+    def _write(
+        self,
+        step: int,
+        own: dict[int, dict[str, jax.Array]],
+        record: dict[str, Any],
+        name: str,
+        problem: str | None,
+    ) -> None:
         partial, final, old = (self._root / f"{step}{suffix}" for suffix in (".partial", "", ".old"))
-        problem: str | None = None
+        sums: dict[str, str] = {}
         try:
-            partial.mkdir(exist_ok=True)
-            for index, arrays in own.items():
-                values = {key: np.asarray(array) for key, array in arrays.items()}
-                with self._checkpointer() as checkpointer:
-                    checkpointer.save(partial / f"stage_{index:03d}", args=self._ocp.args.PyTreeSave(values))
+            if problem is None:
+                partial.mkdir(exist_ok=True)
+                sums = self._write_stages(partial, own)
         except (OSError, ValueError, RuntimeError) as error:
-            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        problem = next((p for p in processes.gather(problem, name) if p is not None), None)
+            problem = reason_of(error)
+        answers = processes.gather([problem, sums], name)
+        problem = next((told for told, _ in answers if told is not None), None)
         if processes.is_first() and problem is None:
             try:
                 write_json(partial / "progress.json", record)
+                sums = {path: digest for _, some in answers for path, digest in some.items()}
+                write_sums(partial, sums | sums_of(partial, partial / "progress.json"))
                 if final.exists():  # the step was saved already, perhaps without its evaluation
                     final.rename(old)
                 partial.rename(final)
+                sync_folder(self._root)
                 shutil.rmtree(old, ignore_errors=True)
                 self._prune()
             except OSError as error:
-                problem = error.strerror or str(error)
+                problem = reason_of(error)
         if problem is not None:
             self._report(problem)
             if processes.is_first():
                 shutil.rmtree(partial, ignore_errors=True)
+
+    def _write_stages(self, partial: Path, own: dict[int, dict[str, jax.Array]]) -> dict[str, str]:
+        """Write the stages of this process; the checksums of their files."""
+        sums: dict[str, str] = {}
+        for index, arrays in own.items():
+            values = {key: np.asarray(array) for key, array in arrays.items()}
+            folder = partial / f"stage_{index:03d}"
+            with self._checkpointer() as checkpointer:
+                checkpointer.save(folder, args=self._ocp.args.PyTreeSave(values))
+            sums |= sums_of(partial, folder)
+        return sums
 
     @contextlib.contextmanager
     def _checkpointer(self) -> Iterator[Any]:
@@ -202,7 +244,10 @@ class CheckpointStore:
         steps = self._steps()
         rated = []
         for step in steps:
-            progress = Progress(**read_json(self._root / str(step) / "progress.json")["progress"])
+            try:
+                progress = Progress(**read_json(self._root / str(step) / "progress.json")["progress"])
+            except (RunError, KeyError, TypeError):
+                continue  # damaged meanwhile; the newest ones are looked at when they are restored
             if progress.batch == 0 and progress.epoch > 1:  # without a finished epoch there is no accuracy
                 rated.append((-progress.last_accuracy, step))
         best = {min(rated)[1]} if rated else set()
@@ -224,21 +269,56 @@ class CheckpointStore:
         self.wait()
         self._pool.shutdown()
 
-    @property
-    def latest(self) -> int | None:
-        """Step of the newest checkpoint, or None."""
-        self.wait()
-        return max(self._steps(), default=None)
+    def _newest_whole(self) -> int | None:
+        """Step of the newest checkpoint whose files are as they were written, or None without any checkpoint.
 
-    def restore(self, pipeline: Pipeline) -> Progress:
-        """Put the newest checkpoint into the pipeline, on the pipeline's own devices.
+        Newer ones get another name, so that they are neither counted nor pruned as checkpoints.
 
         Raises:
-          RunError: there is none, or it belongs to another network.
+          RunError: there are checkpoints, but none is whole.
         """
-        step = processes.from_first(self.latest)
+        self.wait()
+        damaged: list[tuple[int, str]] = []
+        for step in reversed(self._steps()):
+            problem = damage(self._root / str(step))
+            if problem is not None:
+                damaged.append((step, problem))
+                continue
+            for bad, what in damaged:
+                aside = self._set_aside(bad)
+                where = f" (it is kept as {aside})" if aside else ""
+                _LOG.warning(
+                    "the checkpoint of step %d is damaged: %s; going on from that of step %d%s", bad, what, step, where
+                )
+            return step
+        if damaged:
+            found = "; ".join(f"step {step}: {problem}" for step, problem in damaged)
+            raise RunError(
+                f"no checkpoint in {self._root} is whole ({found}); put a whole one back, or start in a new --out-dir"
+            )
+        return None
+
+    def _set_aside(self, step: int) -> Path | None:
+        aside = self._root / f"{step}.damaged"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._root / str(step)).rename(aside)
+        except OSError:
+            return None
+        return aside
+
+    def restore(self, pipeline: Pipeline) -> Progress | None:
+        """Put the newest whole checkpoint into the pipeline, on the pipeline's own devices.
+
+        Returns:
+          Where the run stood; None if there is no checkpoint.
+
+        Raises:
+          RunError: none is whole, or the newest whole one belongs to another network.
+        """
+        step = processes.decided_by_first(self._newest_whole)
         if step is None:
-            raise RunError("there is no checkpoint to restore")
+            return None
         folder = self._root / str(step)
         try:
             saved = read_json(folder / "progress.json")
@@ -252,8 +332,9 @@ class CheckpointStore:
                 with self._checkpointer() as checkpointer:
                     loaded = checkpointer.restore(folder / f"stage_{index:03d}", args=self._ocp.args.PyTreeRestore())
                 states.append(to_devices(from_arrays(loaded, state), place))
+            progress = Progress(**saved["progress"])
         except (OSError, KeyError, TypeError) as error:
-            raise RunError(f"the checkpoint of step {step} can't be read ({str(error).splitlines()[0]})") from error
+            raise RunError(f"the checkpoint of step {step} can't be read ({reason_of(error)})") from error
         pipeline.states = tuple(states)
         pipeline.step = saved["step"]
-        return Progress(**saved["progress"])
+        return progress

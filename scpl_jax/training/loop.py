@@ -13,6 +13,8 @@ import optax
 from scpl_jax.data import Examples
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.pipeline.exits import StopRule
+from scpl_jax.pipeline.skips import Skip
+from scpl_jax.training.bad_numbers import SkipWatch, stop_run
 from scpl_jax.training.checkpoints import CheckpointStore, Progress
 from scpl_jax.training.interrupt import Agreement, Interrupt
 from scpl_jax.training.reporting import Reporter
@@ -35,6 +37,7 @@ class Plan:
       norms_every: steps between gradient norms in TensorBoard; None for never.
       profile: directory for a trace of ten steps by the JAX profiler, or None.
       rules: when an example may stop at an early exit, for the evaluation.
+      max_skipped: so many updates in a row that a stage left out for bad numbers end the run; None for no limit.
       joins: the epoch from which each stage takes part in training, ascending from 1; none: all do from the start.
     """
 
@@ -47,6 +50,7 @@ class Plan:
     profile: Path | None = None
     rules: tuple[StopRule, ...] = ()
     joins: tuple[int, ...] = ()
+    max_skipped: int | None = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,18 +99,21 @@ def train(
 
     Returns:
       The result; None if ``interrupt`` stopped the run, which is then saved.
+
+    Raises:
+      BadNumbersError: a stage left out too many updates in a row; the run is saved too, and the batch written aside.
     """
-    progress = store.restore(pipeline) if store.latest is not None else Progress()
+    progress = store.restore(pipeline) or Progress()
     restored_step = pipeline.step
-    directory.keep_metrics(
-        lambda line: line["seed"] != plan.seed or line["step"] <= _lines_until(progress, restored_step)
-    )
+    until = _lines_until(progress, restored_step)
+    directory.keep_metrics(lambda line: line.get("seed") != plan.seed or line.get("step", until) <= until)
     steps_per_epoch = len(dataset.train_labels) // plan.batch_size
     # Compiled now, so that the first epoch's speed is that of training.
     for shapes in dataset.shapes(plan.batch_size):
         pipeline.compile(*shapes)
     first_step_done = False
     stop = Agreement(interrupt, pipeline.max_in_flight)
+    watch = SkipWatch(plan.max_skipped, steps_per_epoch)
 
     while progress.epoch <= plan.epochs:
         if plan.joins:
@@ -125,24 +132,26 @@ def train(
                 on_first_step()
             reporter.after_step(pipeline.step, metrics, with_norms)
             after_step(pipeline.step - restored_step)
+            _ask_to_stop(stop, watch.look(pipeline.take_skipped()))
             progress.batch += 1
             due = plan.save_every is not None and pipeline.step % plan.save_every == 0
             stopping = stop.reached(pipeline.step)
             if stopping or (due and progress.batch < steps_per_epoch):
                 pipeline.wait()
                 progress.epoch_seconds = time.perf_counter() - began
-                store.save(pipeline, progress)
+                _save(store, pipeline, progress, directory)
             if stopping:
-                _stopped(reporter, store)
+                _stopped(reporter, store, stop, dataset, plan, directory)
                 return None
         pipeline.wait()
+        _ask_to_stop(stop, watch.look(pipeline.take_skipped()))
         progress.epoch_seconds = time.perf_counter() - began
         reporter.end_epoch()
 
         evaluation = _evaluate(pipeline, dataset, plan, interrupt)
         if evaluation is None:
-            store.save(pipeline, progress)
-            _stopped(reporter, store)
+            _save(store, pipeline, progress, directory)
+            _stopped(reporter, store, stop, dataset, plan, directory)
             return None
         line = _line(pipeline, plan, progress, evaluation, steps_per_epoch, dataset.unit)
         directory.append_metrics(line)
@@ -152,9 +161,9 @@ def train(
         ends = progress.epoch > plan.epochs
         stopping = stop.reached(pipeline.step)
         if plan.save_every is None or ends or pipeline.step % plan.save_every == 0 or stopping:
-            store.save(pipeline, progress)
+            _save(store, pipeline, progress, directory)
         if stopping and not ends:
-            _stopped(reporter, store)
+            _stopped(reporter, store, stop, dataset, plan, directory)
             return None
 
     store.wait()
@@ -168,9 +177,30 @@ def _lines_until(progress: Progress, step: int) -> int:
     return step if progress.batch == 0 else step - 1
 
 
-def _stopped(reporter: Reporter, store: CheckpointStore) -> None:
+def _save(store: CheckpointStore, pipeline: Pipeline, progress: Progress, directory: RunDirectory) -> None:
+    directory.flush_metrics()
+    store.save(pipeline, progress, directory.failed)
+
+
+def _ask_to_stop(stop: Agreement, skip: Skip | None) -> None:
+    if skip is not None and stop.cause is None:
+        stop.ask([skip.step, skip.stage])
+
+
+def _stopped(
+    reporter: Reporter,
+    store: CheckpointStore,
+    stop: Agreement,
+    dataset: Examples,
+    plan: Plan,
+    directory: RunDirectory,
+) -> None:
+    """End a run that was asked to stop and is being saved."""
     reporter.end_epoch()
     store.wait()
+    if stop.cause is not None:
+        step, stage = stop.cause
+        stop_run(step, stage, dataset, plan.seed, plan.batch_size, directory)
 
 
 def _profile(plan: Plan, pipeline: Pipeline, done: int) -> None:
@@ -212,6 +242,7 @@ def _line(
         "step": pipeline.step,
         "learning_rate": float(np.asarray(plan.schedule(pipeline.step - 1))),
         "train_loss": [_mean(total, "loss") for total in totals if "loss" in total],
+        "skipped_updates": [total["skipped"] for total in totals],
         "test_accuracy": evaluation["accuracy"],
         "test_loss": _finite(evaluation["loss"]),
         "train_seconds": progress.epoch_seconds,

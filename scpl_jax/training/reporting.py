@@ -7,7 +7,7 @@ import collections
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import tqdm
@@ -16,16 +16,6 @@ from scpl_jax.pipeline import processes
 
 # How often losses are looked at, in seconds.
 _INTERVAL = 0.5
-
-
-class Writer(Protocol):
-    """What of TensorBoard's writer is used."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Add one point."""
-
-    def close(self) -> None:
-        """Write out and close."""
 
 
 def _here(leaf: jax.Array) -> bool:
@@ -63,11 +53,11 @@ class Reporter:
     def __init__(self, tensorboard: Path | None = None, *, progress: bool | None = None, unit: str = "images"):
         self._unit = unit
         self._progress = processes.is_first() and (sys.stderr.isatty() if progress is None else progress)
-        self._writer: Writer | None = None
+        self._curves: Any = None
         if tensorboard is not None and processes.is_first():
-            from tensorboardX import SummaryWriter
+            from scpl_jax.training.tensorboard import Scalars
 
-            self._writer = SummaryWriter(str(tensorboard))
+            self._curves = Scalars(tensorboard)
         self._pending: collections.deque[tuple[int, Any, bool]] = collections.deque()
         self._next_look = 0.0
         self._bar: Any = None
@@ -131,12 +121,12 @@ class Reporter:
         for index, values in stages.items():
             if "loss" in values:
                 self._losses[index] = values["loss"]
-            if self._writer is None:
+            if self._curves is None:
                 continue
             if "loss" in values:
-                self._writer.add_scalar(f"loss/stage_{index}", values["loss"], step)
+                self._curves.add(f"loss/stage_{index}", values["loss"], step)
             for name, norm in values["gradient_norms"].items():
-                self._writer.add_scalar(f"gradient_norm/stage_{index}/{name}", norm, step)
+                self._curves.add(f"gradient_norm/stage_{index}/{name}", norm, step)
 
     def end_epoch(self) -> None:
         """Close the progress bar and write what has arrived."""
@@ -159,22 +149,24 @@ class Reporter:
             f"{f' (earlier exits {exits})' if exits else ''}  "
             f"{line[f'{self._unit}_per_second']:.0f} {self._unit}/s"
         )
+        if any(line.get("skipped_updates", ())):
+            text += f"  updates left out {' '.join(map(str, line['skipped_updates']))}"
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
-        if self._writer is not None:
+        if self._curves is not None:
             for name in ("test_accuracy", "train_accuracy", "learning_rate", "test_loss"):
                 if line.get(name) is not None:
-                    self._writer.add_scalar(name, line[name], line["step"])
+                    self._curves.add(name, line[name], line["step"])
             for one in line.get("exits", ()):
-                self._writer.add_scalar(f"exit_accuracy/stage_{one['stage']}", one["accuracy"], line["step"])
+                self._curves.add(f"exit_accuracy/stage_{one['stage']}", one["accuracy"], line["step"])
             for index, loss in enumerate(line["train_loss"]):
                 if loss is None:
                     continue
-                self._writer.add_scalar(f"epoch_loss/stage_{index}", loss, line["step"])
+                self._curves.add(f"epoch_loss/stage_{index}", loss, line["step"])
 
     def close(self) -> None:
         """Close the files."""
         if self._bar is not None:
             self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._curves is not None:
+            self._curves.close()

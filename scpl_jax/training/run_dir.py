@@ -1,5 +1,6 @@
 """The run directory: config.json, metrics.jsonl, results.json and what lies beside them."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -8,38 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scpl_jax.training.errors import RunError
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that a reader finds the old one or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(value, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-      RunError: it can't be read or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} can't be read as JSON ({_reason(error)}); start in a new --out-dir") from error
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+from scpl_jax.training.files import Lock, read_json, reason_of, sync_folder, whole_file, write_json
 
 
 class RunDirectory:
@@ -49,19 +19,26 @@ class RunDirectory:
       path: the directory; created if need be.
       writes: whether this process writes into it; of several that train together only one does.
 
+    Attributes:
+      path: the directory.
+      unwritten: lines for ``metrics.jsonl`` that could not be written yet; they are tried again with the next one.
+      failed: why they could not; None if there are none.
+
     Raises:
       RunError: it can't be created or written.
     """
 
     def __init__(self, path: Path, *, writes: bool = True):
         self.path, self._writes = path, writes
+        self.unwritten: list[str] = []
+        self.failed: str | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
         except OSError as error:
             raise RunError(
-                f"--out-dir {path} can't be written ({_reason(error)}); give a directory that can"
+                f"--out-dir {path} can't be written ({reason_of(error)}); give a directory that can"
             ) from error
 
     @staticmethod
@@ -78,6 +55,24 @@ class RunDirectory:
         if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
             raise RunError(f"{file} is not the configuration of a run; start in a new --out-dir")
         return config
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Refuse a directory that another process is writing; one that does not exist is free.
+
+        Raises:
+          RunError: it is in use.
+        """
+        if path.is_dir() and os.access(path, os.W_OK):
+            Lock(path / ".lock").release()
+
+    def lock(self) -> Lock:
+        """Keep other runs out until the lock is released.
+
+        Raises:
+          RunError: another process writes into the directory.
+        """
+        return Lock(self.path / ".lock")
 
     @property
     def checkpoints(self) -> Path:
@@ -117,33 +112,61 @@ class RunDirectory:
         write_json(self.path / "results" / f"seed-{seed}.json", result)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Add a line to ``metrics.jsonl``."""
+        """Add a line to ``metrics.jsonl``; where that fails it is kept in ``unwritten``, and ``failed`` says why."""
         if not self._writes:
             return
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.unwritten.append(json.dumps(line, allow_nan=False) + "\n")
+        self.flush_metrics()
+
+    def flush_metrics(self) -> None:
+        """Try once more to write what could not be written."""
+        if not self.unwritten:
+            return
+        try:
+            self._append("".join(self.unwritten).encode())
+        except OSError as error:
+            self.failed = f"metrics.jsonl: {reason_of(error)}"
+        else:
+            self.unwritten, self.failed = [], None
+
+    def _append(self, content: bytes) -> None:
+        """All of it or, where the disk is full, none."""
+        handle = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            before = os.fstat(handle).st_size
+            try:
+                written = 0
+                while written < len(content):
+                    written += os.write(handle, content[written:])
+                os.fsync(handle)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(handle, before)
+                raise
+        finally:
+            os.close(handle)
+        if not before:
+            sync_folder(self.path)
 
     def last_metrics(self, seed: int) -> dict[str, Any]:
-        """The newest line of ``metrics.jsonl`` for a seed; empty if there is none, or if another process writes it."""
-        if not self._writes or not self.metrics.exists():
+        """The newest line of metrics for a seed; empty if there is none, or if another process writes them."""
+        if not self._writes:
             return {}
-        lines = [json.loads(text) for text in self.metrics.read_text().splitlines()]
+        there = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        lines = [json.loads(text) for text in [*there, *self.unwritten]]
         return next((line for line in reversed(lines) if line["seed"] == seed), {})
 
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the lines that a resumed run will write again, and an unfinished last line."""
+        """Drop the lines that a resumed run will write again, and what is no line: one that was being written."""
         if not self._writes or not self.metrics.exists():
             return
         kept = []
-        for text in self.metrics.read_text().splitlines(keepends=True):
+        for text in self.metrics.read_text(errors="replace").splitlines(keepends=True):
             try:
                 line = json.loads(text)
             except ValueError:
                 continue  # the line that was being written when the run was ended
-            if text.endswith("\n") and keep(line):
+            if text.endswith("\n") and isinstance(line, dict) and keep(line):
                 kept.append(text)
-        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=".metrics.")
-        with os.fdopen(handle, "w") as file:
+        with whole_file(self.metrics, "w") as file:
             file.writelines(kept)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, self.metrics)

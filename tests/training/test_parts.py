@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,39 @@ def test_the_second_ctrl_c_ends_at_once(before, request):
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_closed_terminal_is_remembered_and_printing_goes_on(tmp_path, request):
+    usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the child inherits it
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, usual))
+    code = """
+import os, signal, sys
+os.close(os.open(os.ttyname(0), os.O_RDWR))  # now it is the controlling terminal
+from scpl_jax.training.interrupt import Interrupt
+with Interrupt() as interrupt:
+    print("ready", flush=True)
+    while interrupt.received is None:
+        signal.pause()
+    print("a line that nobody reads", flush=True)
+    os.kill(os.getpid(), signal.SIGHUP)  # shells send it besides the kernel
+    open(sys.argv[1], "w").write(str(interrupt.exit_status))
+"""
+    terminal, inside = os.openpty()
+    command = [sys.executable, "-c", code, str(tmp_path / "status")]
+    with subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside, start_new_session=True) as process:
+        os.close(inside)
+        assert b"ready" in os.read(terminal, 1024)
+        os.close(terminal)
+        assert process.wait(60) == 0
+    assert (tmp_path / "status").read_text() == "129"
+
+
+def test_a_process_that_ignores_closed_terminals_goes_on_doing_so(request):
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, usual))
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupt.received is None
 
 
 def test_json_files_are_replaced_whole(tmp_path):
