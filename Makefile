@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Tests at a time; most of them compile small programs on one core.
 WORKERS ?= 2
 
-.PHONY: run test test-runs test-processes setup lint types notebooks docs lock bench clean
+.PHONY: run test test-runs test-processes setup lint types notebooks docs lock bench faults clean
 
 run: setup
 	$(BIN)/python -m scpl_jax.experiments.cifar --stages 4
@@ -60,6 +60,12 @@ LOCK = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url 
 lock:
 	$(LOCK) --extra dev --extra tfds --output-file requirements.lock pyproject.toml
 	$(LOCK) --extra docs --constraint requirements.lock --output-file requirements-docs.lock pyproject.toml
+
+# Kill runs, damage input, train for an hour: hours, and continued where it was stopped; see README.
+faults: setup
+	$(BIN)/python tests/faults/kills.py
+	$(BIN)/python tests/faults/inputs.py
+	$(BIN)/python tests/faults/soak.py
 
 clean:
 	rm -rf $(VENV) docs/build .pytest_cache .mypy_cache .ruff_cache .hypothesis

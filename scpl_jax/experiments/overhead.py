@@ -1,8 +1,9 @@
 """What the engine costs: ``python -m scpl_jax.experiments.overhead --output FILE.json``.
 
-Three questions, answered by measuring A and B in turn in one process, medians over the repeats:
+Four questions, answered by measuring A and B in turn in one process, medians over the repeats:
 
 - the engine's step against a loop written by hand: the same stages' steps, each jitted, called one after the other;
+- looking for bad numbers against not looking (``--no-skip-non-finite``);
 - the augmentations against the step without any;
 - start-up: seconds from starting the command to the first training step, without and with compiled programs cached.
 """
@@ -149,29 +150,27 @@ def main(arguments: Sequence[str]) -> int:
     stages = decouple(blocks, options.stages, SupCon(head_pool=options.head_pool), images, nnx.Rngs(1))
     device = jax.devices()[:1]
 
-    def pipeline(kind: str | None) -> Pipeline:
-        prepare = None if kind is None else make_augment(kind, mean=_MEAN, std=_STD)
-        return Pipeline(stages, optax.adam(1e-3), device, prepare=prepare, key=jax.random.key(0))
+    def engine(images: Any, labels: Any, *, look: bool = True) -> Callable[[], None]:
+        return _engine(Pipeline(stages, optax.adam(1e-3), device, skip_non_finite=look), images, labels)
 
-    loops = _measure(
-        {"by hand": _by_hand(stages, images, labels), "engine": _engine(pipeline(None), images, labels)},
-        options.steps,
-        options.repeats,
-    )
+    many = (options.steps, options.repeats)
+    loops = _measure({"by hand": _by_hand(stages, images, labels), "engine": engine(images, labels)}, *many)
     table = {name: _row(times, loops["by hand"]) for name, times in loops.items()}
+    looks = _measure({"blind": engine(images, labels, look=False), "looking": engine(images, labels)}, *many)
+    table["looking for bad numbers"] = _row(looks["looking"], looks["blind"])
     for kind in ("none", "basic", "strong"):
         augment = jax.jit(make_augment(kind, mean=_MEAN, std=_STD))
         key = jax.random.key(0)
         views = 2 if kind == "strong" else 1
         # The step that this augmentation feeds: strong gives it twice as many images.
-        step = _engine(pipeline(None), np.concatenate([images] * views), np.concatenate([labels] * views))
+        step = engine(np.concatenate([images] * views), np.concatenate([labels] * views))
         last: list[Any] = []
 
         def alone(augment: Any = augment, key: Any = key, last: list[Any] = last) -> None:
             last[:] = augment(key, jnp.asarray(pixels), jnp.asarray(labels))
 
         alone.wait = lambda last=last: jax.block_until_ready(last)  # type: ignore[attr-defined]
-        times = _measure({"step": step, "augment": alone}, options.steps, options.repeats)
+        times = _measure({"step": step, "augment": alone}, *many)
         table[f"augmentation {kind}"] = _row(times["augment"], times["step"])
     startup = _startup() if options.startup else {}
 
@@ -181,7 +180,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{row[k] * 1e3:>{w}.1f}" for k, w in (("seconds", 12), ("fastest", 10), ("slowest", 10))
         )
         print(f"{name:24}{milliseconds}{row['ratio']:>9.3f}")
-    print("ratio: engine to the loop by hand; augmentation to the step that it feeds")
+    print("ratio: engine to the loop by hand; looking to not looking; augmentation to the step that it feeds")
     for name, seconds in startup.items():
         print(f"{name}: {seconds:.1f} s")
     if options.output is not None:

@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def _load_folder(request: Request, folder: Path) -> Dataset:
             inside = Path(parent).relative_to(folder).as_posix()
             names += [f"{inside}/{file}" for file in files]
     annotations = folder / _ANNOTATIONS
-    text = annotations.read_text() if annotations.is_file() else None
+    # What is no UTF-8 is no name of an image either, and named as one that does not match.
+    text = annotations.read_text("utf-8", "replace") if annotations.is_file() else None
     class_names, train, test = _listings(folder, names, text)
     return decode_listings(
         request,
@@ -72,7 +74,7 @@ def _load_archive(request: Request, archive: Path) -> Dataset:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = {name.removeprefix(f"{_NAME}/"): name for name in opened.namelist()}
-            text = opened.read(members[_ANNOTATIONS]).decode() if _ANNOTATIONS in members else None
+            text = opened.read(members[_ANNOTATIONS]).decode(errors="replace") if _ANNOTATIONS in members else None
             class_names, train, test = _listings(archive, members, text)
             return decode_listings(
                 request,
@@ -84,7 +86,8 @@ def _load_archive(request: Request, archive: Path) -> Dataset:
                 files=[archive],
                 open_image=lambda name: io.BytesIO(opened.read(members[name])),
             )
-    except (zipfile.BadZipFile, EOFError, UnicodeDecodeError) as error:
+    # RuntimeError: encrypted, or compressed in an unknown way
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error) as error:
         raise DataError(f"{archive} is damaged ({str(error).rstrip('.')}); fetch the archive again.") from error
 
 
