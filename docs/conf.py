@@ -11,7 +11,14 @@ copyright = "the scpl_jax authors, Apache License 2.0"
 release = scpl_jax.__version__
 
 root_doc = "docs/index"
-include_patterns = ["README.md", "docs/*.md", "docs/api/*.md", "notebooks/*.ipynb", "experiments/*/README.md"]
+include_patterns = [
+    "README.md",
+    "SECURITY.md",
+    "docs/*.md",
+    "docs/api/*.md",
+    "notebooks/*.ipynb",
+    "experiments/*/README.md",
+]
 exclude_patterns = [".*", "runs", "data", "docs/build"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 

@@ -6,6 +6,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from scpl_jax.losses.rows import unit_rows
+from scpl_jax.losses.supcon_blocks import blockwise_loss, columns_of
+
+# From here on the N x N matrix is not kept but computed in blocks.
+_BLOCKWISE_FROM = 4096
 
 
 def supervised_contrastive(
@@ -58,6 +62,8 @@ def supervised_contrastive(
     if n < 2:  # nobody to compare with; still a function of the features, so that it can be differentiated
         return jnp.sum(features, dtype=dtype) * 0
     unit = unit_rows(features.astype(dtype))
+    if n >= _BLOCKWISE_FROM:
+        return blockwise_loss(unit, labels, float(temperature), count_anchor, columns_of(n))
     similarity = jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST) / temperature
     others = ~jnp.eye(n, dtype=bool)
     positives = (labels[:, None] == labels[None, :]) & others

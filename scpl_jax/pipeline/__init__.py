@@ -3,6 +3,7 @@
 from scpl_jax.pipeline.executor import Pipeline as Pipeline
 from scpl_jax.pipeline.placement import place as place
 from scpl_jax.pipeline.placement import sub_meshes as sub_meshes
+from scpl_jax.pipeline.skips import Skip as Skip
 from scpl_jax.pipeline.timeline import Span as Span
 from scpl_jax.pipeline.timeline import Timeline as Timeline
 from scpl_jax.pipeline.timeline import idle_shares as idle_shares

@@ -7,8 +7,11 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
 
 from scpl_jax.losses import supervised_contrastive
+from scpl_jax.losses.rows import unit_rows
+from scpl_jax.losses.supcon_blocks import blockwise_loss
 
 loss_only = jax.jit(supervised_contrastive, static_argnames=("temperature", "count_anchor"))
 loss_and_gradient = jax.jit(jax.value_and_grad(supervised_contrastive), static_argnames=("temperature", "count_anchor"))
@@ -196,3 +199,82 @@ def test_temperature_must_be_positive(temperature):
     x, y = map(jnp.asarray, batch(N, D, 2))
     with pytest.raises(ValueError, match="temperature must be greater than 0"):
         supervised_contrastive(x, y, temperature)
+
+
+# The form that computes the matrix of similarities in blocks
+
+
+def in_blocks(x, y, temperature, *, count_anchor, columns):
+    return blockwise_loss(unit_rows(jnp.asarray(x)), jnp.asarray(y), temperature, count_anchor, columns)
+
+
+blockwise = jax.jit(jax.value_and_grad(in_blocks), static_argnames=("temperature", "count_anchor", "columns"))
+
+
+@pytest.mark.parametrize("count_anchor", [False, True])
+@pytest.mark.parametrize(("n", "columns"), [(7, 1), (7, 3), (7, 7), (64, 16), (65, 16), (2, 2)])
+def test_blocks_give_value_and_gradient_of_the_plain_form(n, columns, count_anchor):
+    x, y = batch(n, 5, 3)
+    options = {"temperature": 0.1, "count_anchor": count_anchor}
+    loss, gradient = blockwise(x, y, **options, columns=columns)
+    expected, to_expected = loss_and_gradient(x, y, **options)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, to_expected, atol=1e-5 * np.abs(to_expected).max())
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("labels", LABELS)
+def test_blocks_are_finite_where_the_plain_form_is(labels, features):
+    x = np.float32(FEATURES[features](batch(N, D, 1)[0]))
+    y = np.int32(LABELS[labels])
+    options = {"temperature": 0.01, "count_anchor": False}
+    loss, gradient = blockwise(x, y, **options, columns=4)
+    expected, to_expected = loss_and_gradient(x, y, **options)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
+    lengths = np.abs(x).max(axis=1, keepdims=True)  # gradients are as small as rows are large
+    np.testing.assert_allclose(gradient * lengths, to_expected * lengths, atol=1e-5 / 0.01)
+
+
+def test_blocks_in_double_precision():
+    x, y = batch(9, 3, 3)
+    with jax.enable_x64(True):
+        options = {"temperature": 0.2, "count_anchor": True}
+        loss, gradient = blockwise(x.astype(np.float64), y, **options, columns=4)
+        expected, to_expected = loss_and_gradient(x.astype(np.float64), y, **options)
+        assert loss.dtype == jnp.float64
+        np.testing.assert_allclose(loss, expected, rtol=1e-13)
+        np.testing.assert_allclose(gradient, to_expected, atol=1e-14)
+
+
+def test_blocks_of_a_batch_that_is_spread_over_devices():
+    x, y = batch(64, 8, 5)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    options = {"temperature": 0.1, "count_anchor": False, "columns": 24}
+    loss, gradient = blockwise(jax.device_put(x, place), jax.device_put(y, place), **options)
+    expected, to_expected = blockwise(x, y, **options)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, to_expected, atol=1e-6)
+
+
+def largest_array(n):
+    """Elements of the largest array in the program of loss and gradient."""
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (math.prod(v.aval.shape) for v in equation.outvars)
+            for inner in jaxprs_in_params(equation.params):
+                yield from sizes(inner)
+
+    arguments = jax.ShapeDtypeStruct((n, 128), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
+    return max(sizes(jax.make_jaxpr(jax.value_and_grad(supervised_contrastive))(*arguments).jaxpr))
+
+
+def test_large_batches_never_hold_the_whole_matrix():
+    assert largest_array(1024) == 1024**2
+    assert largest_array(8192) < 8192**2 / 4
+    n = 32768
+    assert largest_array(n) <= n * 256
+    arguments = jax.ShapeDtypeStruct((n, 128), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
+    compiled = jax.jit(jax.value_and_grad(supervised_contrastive)).lower(*arguments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 300e6

@@ -1,0 +1,129 @@
+r"""The supervised contrastive loss a block of columns at a time: memory grows with the batch, not with its square.
+
+With S the matrix of similarities over temperature, :math:`m_i = \log \sum_{k \ne i} e^{S_{ik}}`, and :math:`d_i` what
+row i is divided by,
+
+.. math::
+  N L = \sum_i \frac{|P(i)| m_i - \sum_{p \in P(i)} S_{ip}}{d_i}, \qquad
+  N \frac{\partial L}{\partial S_{ij}} = \frac{|P(i)|}{d_i} e^{S_{ij} - m_i} - \frac{[j \in P(i)]}{d_i}.
+
+S is symmetric, so the gradient of the rows needs this matrix plus its transpose, and both follow from a block of S and
+the vectors m, |P| and d. So each block is computed twice (for m, and for the gradient) and never kept: three matrix
+products in all, as many as the plain form needs. Blocks are of columns, not of rows, so that a batch that is spread
+over devices stays so: each device has its rows of every block.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# Elements of a block: 32 MiB in float32. Smaller ones cost time for starting them, larger ones leave the caches.
+_BLOCK_ELEMENTS = 2**23
+_LEAST_COLUMNS = 64
+
+_Sums = tuple[jax.Array, ...]
+
+
+def columns_of(n: int) -> int:
+    """How many columns a block of a batch of n has."""
+    return min(n, max(_LEAST_COLUMNS, _BLOCK_ELEMENTS // n))
+
+
+def _blocks(unit: jax.Array, labels: jax.Array, columns: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows, labels and numbers of the columns of each block; what fills the last one up has the number -1."""
+    n, d = unit.shape
+    count = -(-n // columns)
+    more = count * columns - n
+    numbers = jnp.pad(jnp.arange(n), (0, more), constant_values=-1)
+    return (
+        jnp.pad(unit, ((0, more), (0, 0))).reshape(count, columns, d),
+        jnp.pad(labels, (0, more)).reshape(count, columns),
+        numbers.reshape(count, columns),
+    )
+
+
+def _similarities(
+    unit: jax.Array, labels: jax.Array, block: tuple[jax.Array, jax.Array, jax.Array], temperature: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(S of a block (N, columns), whether the column is another row, whether it is a positive of the row)."""
+    columns, their_labels, numbers = block
+    similarity = jnp.matmul(unit, columns.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    others = (numbers[None, :] != jnp.arange(unit.shape[0])[:, None]) & (numbers >= 0)[None, :]
+    return similarity, others, (labels[:, None] == their_labels[None, :]) & others
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def blockwise_loss(
+    unit: jax.Array, labels: jax.Array, temperature: float, count_anchor: bool, columns: int
+) -> jax.Array:
+    """The loss of rows of length 1 (or 0), as :func:`scpl_jax.losses.supervised_contrastive`.
+
+    Args:
+      unit: shape (N, D), float32 or float64.
+      labels: shape (N,), integer.
+      temperature: greater than 0 (static).
+      count_anchor: divide by one more (static).
+      columns: of a block (static); the last one is filled up.
+
+    Returns:
+      A scalar. It has a reverse-mode derivative only.
+
+    Example:
+      >>> unit, labels = jnp.eye(3)[jnp.array([0, 0, 1, 1])], jnp.array([0, 0, 1, 1])
+      >>> round(float(blockwise_loss(unit, labels, 1.0, False, 3)), 4)  # log(e + 2) - 1
+      0.5514
+    """
+    return _forward(unit, labels, temperature, count_anchor, columns)[0]
+
+
+def _forward(
+    unit: jax.Array, labels: jax.Array, temperature: float, count_anchor: bool, columns: int
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    n = unit.shape[0]
+
+    def add(carry: _Sums, block: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[_Sums, None]:
+        largest, total, of_positives, count = carry
+        similarity, others, positives = _similarities(unit, labels, block, temperature)
+        new = jnp.maximum(largest, jnp.max(similarity, axis=1, where=others, initial=-jnp.inf))
+        # A row that has met only itself so far has no largest one; nothing is added for it, and nothing must be NaN.
+        base = jnp.where(jnp.isfinite(new), new, 0)[:, None]
+        total = total * jnp.exp(largest - base[:, 0]) + jnp.sum(jnp.exp(similarity - base), axis=1, where=others)
+        of_positives += jnp.sum(similarity, axis=1, where=positives)
+        return (new, total, of_positives, count + jnp.sum(positives, axis=1, dtype=jnp.int32)), None
+
+    zero = jnp.zeros(n, unit.dtype)
+    start = (jnp.full(n, -jnp.inf, unit.dtype), zero, zero, jnp.zeros(n, jnp.int32))
+    (largest, total, of_positives, count), _ = jax.lax.scan(add, start, _blocks(unit, labels, columns))
+    log_total = largest + jnp.log(total)
+    divisor = (count + 1 if count_anchor else jnp.maximum(count, 1)).astype(unit.dtype)
+    loss = jnp.mean((count * log_total - of_positives) / divisor)
+    return loss, (unit, labels, log_total, count / divisor, 1 / divisor)
+
+
+def _backward(
+    temperature: float, count_anchor: bool, columns: int, kept: tuple[jax.Array, ...], cotangent: jax.Array
+) -> tuple[jax.Array, None]:
+    unit, labels, log_total, pull, push = kept
+    n = unit.shape[0]
+    of_rows = (log_total, pull, push)
+
+    def add(gradient: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        similarity, others, positives = _similarities(unit, labels, block[:3], temperature)
+        log_of_columns, pull_of_columns, push_of_columns = block[3:]
+        slopes = (
+            jnp.exp(similarity - log_total[:, None]) * pull[:, None]
+            + jnp.exp(similarity - log_of_columns[None, :]) * pull_of_columns[None, :]
+            - jnp.where(positives, push[:, None] + push_of_columns[None, :], 0)
+        )
+        slopes = jnp.where(others, slopes, 0)
+        return gradient + jnp.matmul(slopes, block[0], precision=jax.lax.Precision.HIGHEST), None
+
+    blocks = _blocks(unit, labels, columns)
+    more = blocks[0].shape[0] * columns - n
+    vectors = tuple(jnp.pad(vector, (0, more)).reshape(-1, columns) for vector in of_rows)
+    gradient, _ = jax.lax.scan(add, jnp.zeros_like(unit), (*blocks, *vectors))
+    return gradient * (cotangent / (n * temperature)), None
+
+
+blockwise_loss.defvjp(_forward, _backward)
