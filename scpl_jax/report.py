@@ -4,6 +4,7 @@ The page holds everything it shows, figures included, so it opens without a netw
 far as they have come.
 """
 
+import base64
 import dataclasses
 import datetime
 import html
@@ -30,7 +31,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { text-align: left; padding: 0.25rem 0.8rem 0.25rem 0; border-bottom: 1px solid var(--line); }
 td.number, th.number { text-align: right; } .wide { overflow-x: auto; }
 figure { margin: 1rem 0; max-width: 46rem; } figcaption { color: var(--faint); font-size: 0.9rem; }
-svg { width: 100%; height: auto; } nav a { margin-right: 1rem; } .faint { color: var(--faint); }
+svg, figure img { width: 100%; height: auto; } nav a { margin-right: 1rem; } .faint { color: var(--faint); }
 details > summary { cursor: pointer; } code { font-size: 0.9em; overflow-wrap: anywhere; }
 """
 
@@ -162,9 +163,11 @@ def _details(one: Run) -> str:
         svg = report_figures.confusion(found["confusion"], found["class_names"])
         text.append(_figure(svg, "Test examples of each class (rows) by the network's answer (columns), as shares."))
     timeline = one.path / "timeline.svg"
-    if timeline.exists():
-        svg = report_figures.inline(timeline.read_text(errors="replace"))
-        text.append(_figure(svg, "When each stage worked; the same in timeline.json for Perfetto."))
+    if timeline.is_file():
+        # Not ours to put into the page as it is: a file may hold anything, and in an image nothing of it can run.
+        data = base64.b64encode(timeline.read_bytes()).decode()
+        picture = f'<img alt="" src="data:image/svg+xml;base64,{data}">'
+        text.append(_figure(picture, "When each stage worked; the same in timeline.json for Perfetto."))
     return "\n".join(text)
 
 

@@ -5,9 +5,46 @@ import json
 from pathlib import Path
 from typing import Any
 
+from scpl_jax.analysis.shapes import NUMBER, mismatch
 from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import read_json
+from scpl_jax.training.files import read_json, reason_of
 from scpl_jax.training.run_dir import RunDirectory
+
+_OPTIONAL = (NUMBER, None)
+_STAGE = {
+    "blocks": [int],
+    "devices": [str],
+    "parameters": int,
+    "share_of_cost": NUMBER,
+    "share_of_local_loss": NUMBER,
+}
+_CONFIG = {"options": {"width?": _OPTIONAL}, "stages?": [_STAGE]}
+_LINE = {
+    "seed": int,
+    "epoch": NUMBER,
+    "train_seconds": NUMBER,
+    "test_accuracy": NUMBER,
+    "train_loss": [_OPTIONAL],
+}
+_AT_STAGE = {"stage": int, "accuracy": NUMBER, "share": NUMBER}
+_STOP = {"confidence": _OPTIONAL, "patience": _OPTIONAL, "accuracy": NUMBER, "share": NUMBER}
+_RESULTS = {
+    "test_accuracy": NUMBER,
+    "test_accuracy_std?": NUMBER,
+    "seconds": NUMBER,
+    "width?": _OPTIONAL,
+    "devices": [str],
+    "device_kind": str,
+    "versions": dict,
+    "images_per_second?": NUMBER,
+    "texts_per_second?": NUMBER,
+    "peak_memory_bytes_per_process?": [NUMBER],
+    "exits?": [_AT_STAGE],
+    "early_stops?": [_STOP],
+    "probes?": [{"stage": int, "neighbours_accuracy": NUMBER, "linear_accuracy": NUMBER}],
+    "class_names?": [str],
+    "confusion?": [[NUMBER]],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +102,54 @@ def read_run(path: Path, name: str | None = None) -> Run:
       name: its name in the report; None for that of the directory.
 
     Raises:
-      RunError: it holds no run, or files that can't be read.
+      RunError: it holds no run, or files that can't be read or are not what a run writes.
     """
     config = RunDirectory.config_of(path)
     if config is None:
         raise RunError(f"{path} holds no run: there is no config.json; give a run directory")
+    _check(path / "config.json", mismatch(config, _CONFIG) or _odd_stages(config))
+    file = path / "results.json"
+    results = read_json(file) if file.exists() else None
+    if results is not None:
+        _check(file, mismatch(results, _RESULTS) or _odd_confusion(results))
+    return Run(name or path.name, path, config, _read_lines(path / "metrics.jsonl"), results)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        texts = path.read_text(errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise RunError(f"{path} can't be read ({reason_of(error)})") from error
     lines = []
-    metrics = path / "metrics.jsonl"
-    texts = metrics.read_text().splitlines() if metrics.exists() else []
     for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             # The last line of a run that goes on may be half written.
             if number < len(texts):
-                raise RunError(f"line {number} of {metrics} is no JSON; remove the line") from None
-    results = path / "results.json"
-    return Run(name or path.name, path, config, lines, read_json(results) if results.exists() else None)
+                raise RunError(f"line {number} of {path} is no JSON; remove the line") from None
+            continue
+        _check(path, mismatch(line, _LINE), f"line {number} of ")
+        lines.append(line)
+    return lines
+
+
+def _check(path: Path, problem: str | None, place: str = "") -> None:
+    if problem is not None:
+        raise RunError(f"{place}{path} is not what a run of this version writes: {problem}")
+
+
+def _odd_stages(config: dict[str, Any]) -> str | None:
+    spans = [stage["blocks"] for stage in config.get("stages", [])]
+    return next((f"blocks is {span}" for span in spans if len(span) != 2), None)
+
+
+def _odd_confusion(results: dict[str, Any]) -> str | None:
+    if "confusion" not in results:
+        return None
+    classes = len(results.get("class_names", []))
+    square = len(results["confusion"]) == classes and all(len(row) == classes for row in results["confusion"])
+    return None if square and classes else f"confusion is no table of {classes} classes"
 
 
 def name_runs(paths: list[Path]) -> list[str]:

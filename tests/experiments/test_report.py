@@ -1,5 +1,6 @@
 """The page about runs: everything in it, nothing from outside, and one sentence for what is no run."""
 
+import base64
 import html.parser
 import json
 import re
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from scpl_jax.analysis.report_figures import inline
 from scpl_jax.experiments.command_line import run
 from scpl_jax.report import main
 
@@ -90,12 +90,13 @@ def report(tmp_path):
 def test_a_page_compares_runs_and_needs_nothing_from_outside(report, tmp_path):
     first = write_run(tmp_path / "a" / "run", "scpl", seeds=2)
     second = write_run(tmp_path / "b" / "run", "early-exit", complete=False, epochs=1)
-    (first / "timeline.svg").write_text('<?xml version="1.0"?><svg width="5pt"><text>lanes of a run</text></svg>')
+    timeline = '<?xml version="1.0"?><svg width="5pt"><text>lanes of a run</text><script>x()</script></svg>'
+    (first / "timeline.svg").write_text(timeline)
     status, out = report(first, second, first)
     assert status == 0
     page = Page(out)
     assert page.fetched == []
-    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert not {"script", "link", "iframe"} & set(page.tags)
     assert "@import" not in out.read_text()
     assert not re.findall(r"url\((?!#)", out.read_text())
     for text in (
@@ -105,10 +106,12 @@ def test_a_page_compares_runs_and_needs_nothing_from_outside(report, tmp_path):
         "0.7000",
         "3 + 4",
         "<cnn> x 0.5",
-        "lanes of a run",
         "jax 1.2.3",
     ):
         assert text in page.words, text
+    # As an image: of a picture nothing can run, whatever the file holds.
+    (picture,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', out.read_text())
+    assert base64.b64decode(picture).decode() == timeline
     # Two runs, of which only the methods differ.
     differing, same = out.read_text().split("Options of all runs")
     assert "--method" in differing
@@ -141,9 +144,33 @@ def test_a_run_that_has_just_begun(report, tmp_path):
     assert report(path)[0] == 0
 
 
-def test_what_could_run_in_a_page_is_left_out():
-    found = inline('<?xml version="1.0"?>\n<svg width="1" height="2" viewBox="0 0 1 2"><script>x()</script><g/></svg>')
-    assert found == '<svg viewBox="0 0 1 2"><g/></svg>'
+@pytest.mark.parametrize(
+    ("file", "path", "value", "message"),
+    [
+        ("config.json", ["stages", 0, "blocks"], [1], "blocks is \\[1\\]"),
+        ("config.json", ["stages", 1, "devices"], "cpu", "stages\\[1\\].devices is 'cpu'"),
+        ("config.json", ["options", "width"], "x", "options.width is 'x'"),
+        ("results.json", ["exits", 1, "share"], None, "exits\\[1\\].share is None"),
+        ("results.json", ["seconds"], True, "seconds is True"),
+        ("results.json", ["test_accuracy"], float("nan"), "test_accuracy is nan"),
+        ("results.json", ["confusion"], [[1]], "confusion is no table of 2 classes"),
+        ("metrics.jsonl", ["train_loss", 0], "x" * 99, "line 1 of .*train_loss\\[0\\] is 'xxx.* \\.\\.\\."),
+        ("metrics.jsonl", ["epoch"], 10**400, "epoch is 1000"),
+    ],
+)
+def test_files_that_no_run_wrote_are_one_sentence(report, tmp_path, capsys, file, path, value, message):
+    place = write_run(tmp_path / "run", "scpl") / file
+    first, *rest = place.read_text().splitlines() if file.endswith("l") else [place.read_text()]
+    content = node = json.loads(first)
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    place.write_text("\n".join([json.dumps(content), *rest]))
+    assert report(tmp_path / "run")[0] == 2
+    said = capsys.readouterr().err
+    assert re.search(f"{file} is not what a run of this version writes: ", said)
+    assert re.search(message, said)
+    assert len(said.strip().splitlines()) == 1
 
 
 def test_a_mistake_that_the_command_itself_finds_is_one_sentence_too():

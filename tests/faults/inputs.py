@@ -576,6 +576,9 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         path = arguments[0]
     elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"):
         path = arguments[1] if event in ("os.rename", "os.link", "os.symlink") else arguments[0]
+        folder = arguments[-1]  # what a relative path belongs to
+        if isinstance(path, str) and isinstance(folder, int) and folder > 0 and not os.path.isabs(path):
+            path = os.path.join(os.path.realpath(f"/proc/self/fd/{folder}"), path)
     if isinstance(path, str | bytes | os.PathLike):
         real = os.path.realpath(os.fsdecode(path))
         if not real.startswith(_allowed) and real != "/dev/null":
