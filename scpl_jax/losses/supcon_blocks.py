@@ -22,7 +22,8 @@ import jax.numpy as jnp
 _BLOCK_ELEMENTS = 2**23
 _LEAST_COLUMNS = 64
 
-_Sums = tuple[jax.Array, ...]
+_Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+_Block = tuple[jax.Array, jax.Array, jax.Array]  # as of _blocks
 
 
 def columns_of(n: int) -> int:
@@ -30,7 +31,7 @@ def columns_of(n: int) -> int:
     return min(n, max(_LEAST_COLUMNS, _BLOCK_ELEMENTS // n))
 
 
-def _blocks(unit: jax.Array, labels: jax.Array, columns: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _blocks(unit: jax.Array, labels: jax.Array, columns: int) -> _Block:
     """Rows, labels and numbers of the columns of each block; what fills the last one up has the number -1."""
     n, d = unit.shape
     count = -(-n // columns)
@@ -43,9 +44,7 @@ def _blocks(unit: jax.Array, labels: jax.Array, columns: int) -> tuple[jax.Array
     )
 
 
-def _similarities(
-    unit: jax.Array, labels: jax.Array, block: tuple[jax.Array, jax.Array, jax.Array], temperature: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _similarities(unit: jax.Array, labels: jax.Array, block: _Block, temperature: float) -> _Block:
     """(S of a block (N, columns), whether the column is another row, whether it is a positive of the row)."""
     columns, their_labels, numbers = block
     similarity = jnp.matmul(unit, columns.T, precision=jax.lax.Precision.HIGHEST) / temperature
@@ -82,7 +81,7 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     n = unit.shape[0]
 
-    def add(carry: _Sums, block: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[_Sums, None]:
+    def add(carry: _Sums, block: _Block) -> tuple[_Sums, None]:
         largest, total, of_positives, count = carry
         similarity, others, positives = _similarities(unit, labels, block, temperature)
         new = jnp.maximum(largest, jnp.max(similarity, axis=1, where=others, initial=-jnp.inf))
@@ -106,11 +105,10 @@ def _backward(
 ) -> tuple[jax.Array, None]:
     unit, labels, log_total, pull, push = kept
     n = unit.shape[0]
-    of_rows = (log_total, pull, push)
 
-    def add(gradient: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        similarity, others, positives = _similarities(unit, labels, block[:3], temperature)
-        log_of_columns, pull_of_columns, push_of_columns = block[3:]
+    def add(gradient: jax.Array, given: tuple[_Block, _Block]) -> tuple[jax.Array, None]:
+        block, (log_of_columns, pull_of_columns, push_of_columns) = given
+        similarity, others, positives = _similarities(unit, labels, block, temperature)
         slopes = (
             jnp.exp(similarity - log_total[:, None]) * pull[:, None]
             + jnp.exp(similarity - log_of_columns[None, :]) * pull_of_columns[None, :]
@@ -121,8 +119,8 @@ def _backward(
 
     blocks = _blocks(unit, labels, columns)
     more = blocks[0].shape[0] * columns - n
-    vectors = tuple(jnp.pad(vector, (0, more)).reshape(-1, columns) for vector in of_rows)
-    gradient, _ = jax.lax.scan(add, jnp.zeros_like(unit), (*blocks, *vectors))
+    log_of, pull_of, push_of = (jnp.pad(of_rows, (0, more)).reshape(-1, columns) for of_rows in (log_total, pull, push))
+    gradient, _ = jax.lax.scan(add, jnp.zeros_like(unit), (blocks, (log_of, pull_of, push_of)))
     return gradient * (cotangent / (n * temperature)), None
 
 
