@@ -64,6 +64,12 @@ def supervised_contrastive(
     unit = unit_rows(features.astype(dtype))
     if n >= _BLOCKWISE_FROM:
         return blockwise_loss(unit, labels, float(temperature), count_anchor, columns_of(n))
+    return plain_loss(unit, labels, float(temperature), count_anchor)
+
+
+def plain_loss(unit: jax.Array, labels: jax.Array, temperature: float, count_anchor: bool) -> jax.Array:
+    """The loss of rows of length 1 (or 0), by the whole matrix of similarities; see :func:`supervised_contrastive`."""
+    n = unit.shape[0]
     similarity = jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST) / temperature
     others = ~jnp.eye(n, dtype=bool)
     positives = (labels[:, None] == labels[None, :]) & others

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scpl_jax.experiments import measure, memory, throughput
+from scpl_jax.experiments import contrastive, measure, memory, throughput
 from scpl_jax.experiments.command_line import run
 
 TINY = ["--width", "0.03", "--batch-size", "8", "--image-size", "16", "--steps", "1", "--repeats", "1"]
@@ -96,6 +96,30 @@ def test_memory_of_backpropagation_grows_with_depth_and_that_of_local_losses_doe
     assert table["bp", 6]["temporary_bytes"] > 2 * table["bp", 2]["temporary_bytes"]
     assert table["scpl", 6]["temporary_bytes"] == pytest.approx(table["scpl", 2]["temporary_bytes"], rel=0.05)
     assert all(row["peak_bytes"] >= 0 for row in table.values())
+
+
+@pytest.mark.runs
+def test_both_forms_of_the_contrastive_loss_are_measured(tmp_path, capsys):
+    output = tmp_path / "found.json"
+    options = ["--rows", "20,300", "--largest", "600", "--features", "8", "--repeats", "2", "--output", str(output)]
+    assert run(contrastive.main, options) == 0
+    found = json.loads(output.read_text())
+    assert [row["rows"] for row in found["times"]] == [20, 300]
+    for row in found["times"]:
+        assert row["ratio"] > 0
+        assert row["largest_difference_of_loss"] < 1e-5
+        assert row["largest_difference_of_gradient"] < 1e-5
+    assert [(row["rows"], row["form"]) for row in found["memory"]] == [
+        (n, form) for n in (20, 300, 600) for form in ("plain", "blocks")
+    ]
+    assert [row["measured_bytes"] is None for row in found["memory"]] == [False, False, False, False, True, False]
+    assert found["memory"][-2]["temporary_bytes"] > 600**2 * 4
+
+
+@pytest.mark.parametrize("options", [["--rows", "1"], ["--rows", "x"], ["--repeats", "0"], ["--largest", "1"]])
+def test_wrong_options_of_contrastive(options, capsys):
+    assert run(contrastive.main, options) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_wrong_options_of_memory(capsys):
