@@ -581,7 +581,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
             path = os.path.join(os.path.realpath(f"/proc/self/fd/{folder}"), path)
     if isinstance(path, str | bytes | os.PathLike):
         real = os.path.realpath(os.fsdecode(path))
-        if not real.startswith(_allowed) and real != "/dev/null":
+        if not f"{real}/".startswith(f"{_allowed}/") and real != "/dev/null":
             _trespasses.append(f"{event} {real}")
 
 
