@@ -176,10 +176,14 @@ def draw_rows(rows: Sequence[Row], path: Path, unit: str = "images") -> None:
             axis.set_yticks(range(len(group)), [row.name for row in group] if axis is line[0] else [])
             axis.set_ylim(len(group) - 0.4, -0.6)
             axis.grid(axis="x", alpha=0.3)
+            axis.xaxis.get_major_locator().set_params(nbins=5)  # more would run into each other
         line[0].set_title(part, loc="left", fontsize=10)
     labels = {"accuracy": "test accuracy: seeds and mean", "speed": f"{unit}/s, line: slowest to fastest"}
-    for kind, axis in zip(kinds, axes[-1], strict=True):
-        axis.set_xlabel(labels[kind])
+    for column, kind in enumerate(kinds):
+        filled = [axis for line in axes if (axis := line[column]).lines or axis.patches]
+        filled[-1].set_xlabel(labels[kind])
+        for axis in {line[column] for line in axes} - set(filled):
+            axis.set_axis_off()  # a part of which this was not measured
     save_figure(figure, path)
 
 
