@@ -298,7 +298,7 @@ def a_run() -> Files:
         options += ["--method", "early-exit", "--cache-dir", str(folder / "cache"), "--out-dir", str(folder / "run")]
         with contextlib.redirect_stdout(io.StringIO()):
             assert main(options) == 0
-        shutil.rmtree(folder / "cache")
+        shutil.rmtree(folder / "cache", ignore_errors=True)  # compiled programs may be kept elsewhere
         shutil.rmtree(folder / "run" / "checkpoints")
         shutil.rmtree(folder / "run" / "tensorboard")
 

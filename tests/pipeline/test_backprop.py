@@ -164,7 +164,7 @@ def test_trains_evaluates_and_counts(stages, batch):
     assert losses[-1] < losses[0] / 2
     assert all(float(v) > 0 for one in metrics for v in one["gradient_norms"].values())
     totals = pipeline.totals()
-    assert totals[0] == {"batches": 30}
+    assert totals[0] == {"batches": 30, "skipped": 0}
     assert totals[-1]["examples"] == 240
     assert pipeline.evaluate([batch])["examples"] == 8
 

@@ -107,7 +107,7 @@ def test_totals_are_the_sums_of_the_metrics(stages):
     assert totals[2]["correct"] == sum(m[2]["correct"] for m in metrics)
     assert totals[2]["examples"] == 32
     pipeline.reset_totals()
-    assert pipeline.totals()[0] == {"loss": 0.0, "batches": 0}
+    assert pipeline.totals()[0] == {"loss": 0.0, "batches": 0, "skipped": 0}
 
 
 def test_gradient_norms_only_when_asked_for(stages, batch):
