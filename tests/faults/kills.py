@@ -66,7 +66,7 @@ CASES = {
     "LSTM on sentences": Case(
         "text",
         ["--dataset", "generated", "--limit-train", "320", "--limit-test", "150", "--model", "lstm", "--stages", "2",
-         "--layers", "1", "--width", "0.03", "--embedding-size", "8", "--dropout", "0.1", *COMMON],
+         "--layers", "2", "--width", "0.03", "--embedding-size", "8", "--dropout", "0.1", *COMMON],
     ),
     "scpl, two processes": Case("cifar", [*IMAGES, "--stages", "2"], processes=2),
 }  # fmt: skip
@@ -268,8 +268,8 @@ def steps_done(folder: Path) -> list[tuple[int, int]]:
     """The first and the last step of each process in the last session; clears the record."""
     found = []
     for path in sorted(folder.glob("steps-*")):
-        numbers = path.read_text().split()[1::2]
-        found.append((int(numbers[0]), int(numbers[-1])))
+        if numbers := path.read_text().split()[1::2]:  # else it was killed before its first step
+            found.append((int(numbers[0]), int(numbers[-1])))
         path.unlink()
     return found
 
