@@ -106,7 +106,7 @@ def train(
     progress = store.restore(pipeline) or Progress()
     restored_step = pipeline.step
     until = _lines_until(progress, restored_step)
-    directory.keep_metrics(lambda line: line.get("seed") != plan.seed or line.get("step", until) <= until)
+    directory.keep_metrics(plan.seed, until)
     steps_per_epoch = len(dataset.train_labels) // plan.batch_size
     # Compiled now, so that the first epoch's speed is that of training.
     for shapes in dataset.shapes(plan.batch_size):

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +155,8 @@ class RunDirectory:
         lines = [json.loads(text) for text in [*there, *self.unwritten]]
         return next((line for line in reversed(lines) if line["seed"] == seed), {})
 
-    def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the lines that a resumed run will write again, and what is no line: one that was being written."""
+    def keep_metrics(self, seed: int, until: int) -> None:
+        """Drop what a resumed run will write again, a seed's lines after a step, and what is no line of metrics."""
         if not self._writes or not self.metrics.exists():
             return
         kept = []
@@ -166,7 +165,10 @@ class RunDirectory:
                 line = json.loads(text)
             except ValueError:
                 continue  # the line that was being written when the run was ended
-            if text.endswith("\n") and isinstance(line, dict) and keep(line):
+            if not isinstance(line, dict) or not text.endswith("\n"):
+                continue
+            of, step = line.get("seed"), line.get("step")
+            if isinstance(of, int) and isinstance(step, int) and (of != seed or step <= until):
                 kept.append(text)
         with whole_file(self.metrics, "w") as file:
             file.writelines(kept)

@@ -221,9 +221,11 @@ def test_a_full_disk_ends_only_the_curves(tmp_path, caplog, monkeypatch):
 
 def test_lines_that_are_none_are_dropped(tmp_path):
     directory = RunDirectory(tmp_path)
-    directory.metrics.write_bytes(b'{"seed": 0, "step": 4}\n{"seed": \xff}\n[3]\n7\n{"seed": 0, "step": 8}')
-    directory.keep_metrics(lambda line: line["step"] <= 8)
-    assert directory.metrics.read_text() == '{"seed": 0, "step": 4}\n'
+    good = b'{"seed": 0, "step": 4}\n{"seed": 1, "step": 12}\n'
+    bad = b'{"seed": 0, "step": 12}\n{"seed": 0, "step": null}\n{"seed": \xff}\n[3]\n7\n{"seed": 0, "step": 8}'
+    directory.metrics.write_bytes(good + bad)
+    directory.keep_metrics(0, 8)
+    assert directory.metrics.read_bytes() == good
 
 
 def test_a_file_that_could_not_be_finished_leaves_the_old_one(tmp_path):
