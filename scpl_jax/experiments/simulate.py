@@ -89,13 +89,16 @@ def equal_stages(options: Options, count: int) -> list[StageTimes]:
 
 def _check(options: Options, path: Path) -> list[dict[str, Any]]:
     """Measured and simulated seconds a step of every method in a file of the throughput experiment."""
-    found = read_json(path)
     try:
-        alone = [one["median"] for one in found["alone_seconds"]]
-        sizes, tasks = found["message_bytes"], found["methods"]["bp"]["task_seconds"]
-        measured = {name: row["seconds_a_step"]["median"] for name, row in found["methods"].items()}
-    except (KeyError, TypeError):
+        return _compare(options, read_json(path))
+    except (KeyError, TypeError, AttributeError, ArithmeticError):
         raise RunError(f"--check {path} does not hold scpl and bp of a throughput experiment; measure both") from None
+
+
+def _compare(options: Options, found: Any) -> list[dict[str, Any]]:
+    alone = [one["median"] for one in found["alone_seconds"]]
+    sizes, tasks = found["message_bytes"], found["methods"]["bp"]["task_seconds"]
+    measured = {name: row["seconds_a_step"]["median"] for name, row in found["methods"].items()}
     local = [StageTimes(seconds, 0, 0, 0, 0, size, 0) for seconds, size in zip(alone, sizes, strict=True)]
     together = []
     for stages, size in zip(sorted(tasks), sizes, strict=True):

@@ -135,8 +135,13 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
     except (OSError, ValueError) as error:
         raise RunError(f"{path} can't be read as TOML ({str(error).splitlines()[0]})") from error
     parts, rows = found.get("parts", []), found.get("rows", {})
+    if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("name"), str) for p in parts):
+        raise RunError(f"{path} is no table: every one of [[parts]] needs a name")
+    tables = [rows, *(part.get("options", {}) for part in parts), found.get("options", {}), found.get(scale, {})]
+    if not all(isinstance(table, dict) for table in [*tables, *(rows.values() if isinstance(rows, dict) else ())]):
+        raise RunError(f"{path} is no table: rows, options and [{scale}] must be names with values")
     unknown = [*(set(found) - _TOP), *(key for part in parts for key in set(part) - _PART)]
-    missing = [row for part in parts for row in part.get("rows", []) if row not in rows]
+    missing = [row for part in parts for row in part.get("rows", []) if not isinstance(row, str) or row not in rows]
     task = found.get("task", "cifar")
     if (
         unknown
