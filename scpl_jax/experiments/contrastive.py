@@ -6,14 +6,11 @@ the process's peak resident memory less that before (on a device that tells, its
 """
 
 import dataclasses
-import functools
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +50,17 @@ class Options:
     """Measure the memory of one form, as blocks:8192 (used by the experiment itself)."""
 
 
-def _function(form: str, n: int) -> Callable[[jax.Array, jax.Array], Any]:
-    """Loss and gradient of features and labels."""
-    inner: Callable[..., jax.Array] = plain_loss
-    if form == "blocks":
-        inner = functools.partial(_in_blocks, columns_of(n))
-    return jax.value_and_grad(lambda x, y: inner(unit_rows(x), y, 0.1, False))
-
-
-def _in_blocks(columns: int, unit: jax.Array, labels: jax.Array, temperature: float, count_anchor: bool) -> jax.Array:
-    return blockwise_loss(unit, labels, temperature, count_anchor, columns)
-
-
 def _compiled(form: str, n: int, options: Options) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
     batch = rng.normal(size=(n, options.features)).astype(np.float32), rng.integers(0, options.classes, n, np.int32)
-    return jax.jit(_function(form, n)).lower(*batch).compile(), batch
+
+    def loss(features: jax.Array, labels: jax.Array) -> jax.Array:
+        unit = unit_rows(features)
+        if form == "plain":
+            return plain_loss(unit, labels, 0.1, False)
+        return blockwise_loss(unit, labels, 0.1, False, columns_of(n))
+
+    return jax.jit(jax.value_and_grad(loss)).lower(*batch).compile(), batch
 
 
 def _peak(form: str, n: int, options: Options) -> int:
@@ -97,8 +89,7 @@ def _row(n: int, options: Options) -> dict[str, Any]:
     return {
         "rows": n,
         "columns_of_a_block": columns_of(n),
-        **{f"{form}_seconds": statistics.median(times[form]) for form in FORMS},
-        **{f"{form}_fastest_and_slowest": [min(times[form]), max(times[form])] for form in FORMS},
+        "seconds": {form: measure.summary(times[form]) for form in FORMS},
         "ratio": statistics.median(ratios),
         "largest_difference_of_loss": abs(float(values["plain"][0]) - float(values["blocks"][0])),
         "largest_difference_of_gradient": float(np.abs(gradients[0] - gradients[1]).max() / np.abs(gradients[0]).max()),
@@ -118,14 +109,17 @@ def main(arguments: Sequence[str]) -> int:
     table = [_row(n, options) for n in sizes]
     print(f"{'rows':>8}{'plain ms':>10}{'blocks ms':>11}{'ratio':>8}")
     for row in table:
-        milliseconds = [row[f"{form}_seconds"] * 1e3 for form in FORMS]
+        milliseconds = [row["seconds"][form]["median"] * 1e3 for form in FORMS]
         print(f"{row['rows']:>8}{milliseconds[0]:>10.1f}{milliseconds[1]:>11.1f}{row['ratio']:>8.3f}")
     memory = []
     print(f"{'rows':>8}{'form':>8}{'compiler MB':>13}{'measured MB':>13}")
     for n in (*sizes, options.largest):
         for form in FORMS:
             account = _compiled(form, n, options)[0].memory_analysis().temp_size_in_bytes
-            measured = None if form == "plain" and n == options.largest else _measure(form, n, arguments)
+            measured = None
+            if form == "blocks" or n != options.largest:
+                only = [*arguments, "--only", f"{form}:{n}"]
+                measured = measure.in_own_process("contrastive", only, f"{form} with {n} rows")
             memory.append({"rows": n, "form": form, "temporary_bytes": account, "measured_bytes": measured})
             shown = "" if measured is None else f"{measured / 1e6:.0f}"
             print(f"{n:>8}{form:>8}{account / 1e6:>13.0f}{shown:>13}", flush=True)
@@ -134,15 +128,6 @@ def main(arguments: Sequence[str]) -> int:
         machine = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "versions": versions()}
         write_json(options.output, {"options": settings, "times": table, "memory": memory, **machine})
     return 0
-
-
-def _measure(form: str, n: int, arguments: Sequence[str]) -> int:
-    command = [sys.executable, "-m", "scpl_jax.experiments.contrastive", *arguments, "--only", f"{form}:{n}"]
-    environment = {**os.environ, **measure.GIVE_BACK}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise RunError(f"the measurement of {form} with {n} rows ended with status {done.returncode}")
-    return int(json.loads(done.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What the throughput experiment measures in one process (of one or several)."""
 
 import dataclasses
+import json
 import os
 import resource
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +24,7 @@ from scpl_jax.objectives import CrossEntropy, Objective
 from scpl_jax.pipeline import Pipeline, Span, Timeline, processes
 from scpl_jax.pipeline.placement import is_local
 from scpl_jax.stages import Stage, decouple
+from scpl_jax.training.errors import RunError
 
 # Steps before those that are timed: the pipeline fills.
 _FILL = 4
@@ -276,6 +279,25 @@ def peak_bytes(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_
         pipeline.wait()
     stats = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
     return max(stats) or memory.peak
+
+
+def in_own_process(experiment: str, arguments: Sequence[str], what: str) -> Any:
+    """What an experiment prints last, as JSON, in a process whose memory can be measured.
+
+    Args:
+      experiment: its name.
+      arguments: of its command line.
+      what: is measured, for the error.
+
+    Raises:
+      RunError: it fails.
+    """
+    command = [sys.executable, "-m", f"scpl_jax.experiments.{experiment}", *arguments]
+    environment = {**os.environ, **GIVE_BACK}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RunError(f"the measurement of {what} ended with status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:

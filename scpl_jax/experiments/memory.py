@@ -9,7 +9,6 @@ optimizer state and messages.
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,16 +114,13 @@ def main(arguments: Sequence[str]) -> int:
         which, _, number = options.only.partition(":")
         print(json.dumps(_measure(options, which, int(number))))
         return 0
-    environment = {**os.environ, **measure.GIVE_BACK}
     table = []
     print(f"{'':6}{'blocks':>8}{'measured MiB':>14}{'compiler MiB':>14}")
     for depth in depths:
         for method in ("scpl", "bp"):
-            command = [sys.executable, "-m", "scpl_jax.experiments.memory", *arguments, "--only", f"{method}:{depth}"]
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-            if done.returncode:
-                raise RunError(f"the measurement of {method} with {depth} blocks ended with status {done.returncode}")
-            row = {"method": method, "depth": depth, **json.loads(done.stdout.splitlines()[-1])}
+            only = [*arguments, "--only", f"{method}:{depth}"]
+            found = measure.in_own_process("memory", only, f"{method} with {depth} blocks")
+            row = {"method": method, "depth": depth, **found}
             table.append(row)
             print(f"{method:6}{depth:>8}{row['peak_bytes'] / 2**20:>14.1f}{row['temporary_bytes'] / 2**20:>14.1f}")
     if options.output is not None:
