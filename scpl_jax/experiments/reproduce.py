@@ -18,6 +18,7 @@ from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_
 from scpl_jax.experiments.cells import Ledger, Runner, call, cores_here
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import versions
+from scpl_jax.experiments.reuse import shared_runs
 from scpl_jax.experiments.tables import SCALES, Speed, Table, find, read_table
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.files import read_json, write_json
@@ -45,8 +46,10 @@ class Options:
     """Runs at a time, each with cores of its own."""
     speed: bool = True
     """Measure speed and memory, when the runs are done: nothing else should run then."""
+    reuse: Path | None = None
+    """Take runs of the same options, versions and cores from the tables in this folder, such as experiments."""
     collect: bool = False
-    """Run nothing, only write the table of what is there."""
+    """Run nothing, only write the table of what is there, and of what --reuse finds."""
     out_dir: Path | None = None
     """Where the table, its figure and the numbers of the cells go. Default: runs/reproduce/TABLE-SCALE."""
     runs_dir: Path | None = None
@@ -173,6 +176,13 @@ def main(arguments: Sequence[str]) -> int:
     if not wanted and not speeds:
         raise RunError(f"--only {options.only} fits no cell of the table")
     missing = [cell for cell in wanted if ledger.get(cell) is None]
+    if options.reuse is not None:
+        cores = len(cores_here()[:: options.jobs])
+        shared = shared_runs(missing, table.task, options.reuse, versions(), cores)
+        for cell, numbers in shared.items():
+            ledger.add(cell, numbers)
+            print(f"{cell.part} | {cell.row} | seed {cell.seed}: taken from {numbers['taken_from']}", flush=True)
+        missing = [cell for cell in missing if cell not in shared]
     todo = [] if options.collect else missing
     print(f"{table.title}: {len(wanted) - len(missing)} runs are there, {len(todo)} to be made", flush=True)
     status = 0

@@ -14,9 +14,10 @@ import pytest
 
 import scpl_jax
 from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_rows, markdown
-from scpl_jax.experiments.cells import Ledger
+from scpl_jax.experiments.cells import Ledger, cores_here
 from scpl_jax.experiments.cifar import main as train
 from scpl_jax.experiments.command_line import parse_options, run
+from scpl_jax.experiments.machine import versions
 from scpl_jax.experiments.options import Options
 from scpl_jax.experiments.reproduce import main
 from scpl_jax.experiments.tables import read_table
@@ -264,9 +265,45 @@ def test_what_is_there_is_collected_and_a_table_without_a_speed_of_its_own_shows
     assert "| scpl | 0.6250 +- 0.1768 | 2 |\n" in capsys.readouterr().out
 
 
+def test_runs_of_other_tables_with_the_same_options_are_taken_over(tmp_path, capsys):
+    file, out, others = tmp_path / "table.toml", tmp_path / "out", tmp_path / "others"
+    file.write_text(TINY)
+    table = read_table(file, "small")
+    (others / "heads").mkdir(parents=True)
+    made_here = {"cores": len(cores_here()), "versions": versions()}
+    line = json.loads(cell_line(table, 0, 0.5, **made_here))
+    # The same run: its options in another order, a default spelt out, under another name.
+    pairs = list(zip(line["arguments"][::2], line["arguments"][1::2], strict=True))
+    spelt_out = [word for pair in pairs[::-1] for word in pair] + ["--temperature", "0.1"]
+    same = {**line, "part": "another part", "row": "another row", "arguments": spelt_out}
+    cell_2 = json.loads(cell_line(table, 2, 0.25, **made_here))
+    not_the_same = [
+        {**cell_2, "arguments": [*cell_2["arguments"], "--temperature", "0.2"]},
+        {**cell_2, "arguments": [*cell_2["arguments"], "--forgotten", "1"]},
+        {**cell_2, "versions": {**versions(), "jax": "0.0.1"}},
+        {**cell_2, "cores": len(cores_here()) + 1},
+        {"part": "no run"},
+    ]
+    text = "".join(json.dumps(one) + "\n" for one in [same, *not_the_same])
+    (others / "heads" / "cells.jsonl").write_text(text + '{"part": "VGG8", "row')
+    asked = ["--table", str(file), "--out-dir", str(out), "--collect", "--reuse", str(others)]
+    assert run(main, asked) == 0
+    said = capsys.readouterr().out
+    assert "VGG8 | scpl | seed 0: taken from heads" in said
+    assert "1 runs are there, 0 to be made" in said
+    (kept,) = [json.loads(text) for text in (out / "cells.jsonl").read_text().splitlines()]
+    assert (kept["part"], kept["row"], kept["seed"]) == ("VGG8", "scpl", 0)
+    assert kept["arguments"] == list(table.cells[0].arguments)
+    assert (kept["test_accuracy"], kept["taken_from"]) == (0.5, "heads")
+    assert run(main, asked) == 0  # it is there now, and is not taken again
+    assert "taken" not in capsys.readouterr().out
+    assert len((out / "cells.jsonl").read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--reuse", "nowhere"], "--reuse nowhere is no folder; give one that holds tables"),
         (["--table", "nothing"], "--table nothing is unknown; choose"),
         (["--table", "nothing.toml"], "--table nothing.toml is not there"),
         (["--scale", "large"], "--scale large is unknown; choose small or paper"),
