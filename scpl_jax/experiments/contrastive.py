@@ -9,7 +9,6 @@ import dataclasses
 import os
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,13 +76,11 @@ def _peak(form: str, n: int, options: Options) -> int:
 def _row(n: int, options: Options) -> dict[str, Any]:
     programs = {form: _compiled(form, n, options) for form in FORMS}
     placed = jax.device_put(programs["plain"][1])
-    times: dict[str, list[float]] = {form: [] for form in FORMS}
     values = {form: jax.device_get(program(*placed)) for form, (program, _) in programs.items()}
-    for repeat in range(options.repeats):
-        for form in FORMS if repeat % 2 == 0 else FORMS[::-1]:
-            began = time.perf_counter()
-            jax.block_until_ready(programs[form][0](*placed))
-            times[form].append(time.perf_counter() - began)
+    candidates = {
+        form: lambda program=program: jax.block_until_ready(program(*placed)) for form, (program, _) in programs.items()
+    }
+    times = measure.alternate(candidates, options.repeats)
     ratios = [blocks / plain for plain, blocks in zip(times["plain"], times["blocks"], strict=True)]
     gradients = values["plain"][1], values["blocks"][1]
     return {

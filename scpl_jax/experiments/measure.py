@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +298,24 @@ def in_own_process(experiment: str, arguments: Sequence[str], what: str) -> Any:
     if done.returncode:
         raise RunError(f"the measurement of {what} ended with status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds that each candidate takes, measured in turn, every second round backwards.
+
+    A machine that slows down so favours nobody. A candidate must wait for what it computes.
+
+    Example:
+      >>> sorted(alternate({"a": lambda: sum(range(10)), "b": lambda: None}, 3))
+      ['a', 'b']
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for repeat in range(repeats):
+        for name in list(candidates) if repeat % 2 == 0 else list(candidates)[::-1]:
+            began = time.perf_counter()
+            candidates[name]()
+            times[name].append(time.perf_counter() - began)
+    return times
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:

@@ -29,6 +29,7 @@ import optax
 from flax import nnx
 
 from scpl_jax.data import make_augment
+from scpl_jax.experiments import measure
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import versions
 from scpl_jax.models import build_model
@@ -94,17 +95,14 @@ def _measure(candidates: dict[str, Any], steps: int, repeats: int) -> dict[str, 
         for _ in range(2):
             step()
         step.wait()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for repeat in range(repeats):
-        # Every second round backwards, so that a machine that slows down favours nobody.
-        names = list(candidates) if repeat % 2 == 0 else list(candidates)[::-1]
-        for name in names:
-            began = time.perf_counter()
-            for _ in range(steps):
-                candidates[name]()
-            candidates[name].wait()
-            times[name].append((time.perf_counter() - began) / steps)
-    return times
+
+    def several(step: Any) -> None:
+        for _ in range(steps):
+            step()
+        step.wait()
+
+    times = measure.alternate({name: functools.partial(several, step) for name, step in candidates.items()}, repeats)
+    return {name: [seconds / steps for seconds in found] for name, found in times.items()}
 
 
 def _startup() -> dict[str, float]:

@@ -7,12 +7,15 @@ import collections
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import tqdm
 
 from scpl_jax.pipeline import processes
+
+if TYPE_CHECKING:
+    from scpl_jax.training.tensorboard import Scalars
 
 # How often losses are looked at, in seconds.
 _INTERVAL = 0.5
@@ -25,6 +28,13 @@ def _here(leaf: jax.Array) -> bool:
 
 def _ready(tree: Any) -> bool:
     return all(leaf.is_ready() for leaf in jax.tree.leaves(tree) if _here(leaf))
+
+
+def _scalars(folder: Path) -> "Scalars":
+    """The writer of curves; TensorBoard's packages take their time to import, so a run without curves does not."""
+    from scpl_jax.training.tensorboard import Scalars
+
+    return Scalars(folder)
 
 
 def _values(metrics: list[dict[str, Any]], *, with_norms: bool) -> dict[int, dict[str, Any]]:
@@ -53,11 +63,7 @@ class Reporter:
     def __init__(self, tensorboard: Path | None = None, *, progress: bool | None = None, unit: str = "images"):
         self._unit = unit
         self._progress = processes.is_first() and (sys.stderr.isatty() if progress is None else progress)
-        self._curves: Any = None
-        if tensorboard is not None and processes.is_first():
-            from scpl_jax.training.tensorboard import Scalars
-
-            self._curves = Scalars(tensorboard)
+        self._curves = None if tensorboard is None or not processes.is_first() else _scalars(tensorboard)
         self._pending: collections.deque[tuple[int, Any, bool]] = collections.deque()
         self._next_look = 0.0
         self._bar: Any = None
