@@ -19,7 +19,7 @@ test-runs: setup
 
 # Runs of several real processes: kept apart, as each takes many seconds to start.
 test-processes: setup
-	$(BIN)/python -m pytest -m processes tests/experiments
+	$(BIN)/python -m pytest -m processes tests/experiments tests/faults
 
 setup: $(VENV)/.ready
 

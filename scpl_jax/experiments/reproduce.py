@@ -76,10 +76,12 @@ def _measure(speed: Speed, out_dir: Path, interrupt: Interrupt) -> bool:
     """One measurement of speed; whether it was made."""
     if interrupt.received is not None:
         return False
-    print(f"measuring {speed.part}: {', '.join(speed.methods)}", flush=True)
-    temporary = out_dir / f".{speed.file}"
+    print(f"measuring {speed.parts[0]}: {', '.join(speed.methods)}", flush=True)
+    kept_in = out_dir / speed.file
+    kept_in.parent.mkdir(exist_ok=True)
+    temporary = kept_in.with_name(f".{kept_in.name}")
     command = [sys.executable, "-m", "scpl_jax.experiments.throughput", *speed.arguments, "--output", str(temporary)]
-    with (out_dir / f"{speed.file}.log").open("w") as log:
+    with kept_in.with_suffix(".log").open("w") as log:
         status = call(command, interrupt, log)
     if status:
         if interrupt.received is None:
@@ -89,7 +91,7 @@ def _measure(speed: Speed, out_dir: Path, interrupt: Interrupt) -> bool:
     kept = read_json(temporary)
     for method in kept["methods"].values():
         method.pop("task_seconds", None)
-    write_json(out_dir / speed.file, {"arguments": list(speed.arguments), **kept})
+    write_json(kept_in, {"arguments": list(speed.arguments), **kept})
     temporary.unlink()
     return True
 
@@ -119,7 +121,12 @@ def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[s
     else counts the same as the others. A table that measures none shows the median speed of the runs.
     """
     rate = f"{table.unit}_per_second"
-    speeds = {(speed.part, row): found for speed in table.speeds for row, found in _speed_of(speed, out_dir).items()}
+    speeds = {
+        (part, row): found
+        for speed in table.speeds
+        for row, found in _speed_of(speed, out_dir).items()
+        for part in speed.parts
+    }
     rows = []
     for part in table.parts:
         for name in table.rows[part]:
@@ -172,7 +179,7 @@ def main(arguments: Sequence[str]) -> int:
     only = options.only or ""
     wanted = [cell for cell in table.cells if only in cell.part or only in cell.row]
     # Speed belongs to whole parts: a table of runs gets it when they are done, one of speeds alone part by part.
-    speeds = [speed for speed in table.speeds if only in speed.part and not (only and table.cells)]
+    speeds = [speed for speed in table.speeds if only in speed.parts[0] and not (only and table.cells)]
     if not wanted and not speeds:
         raise RunError(f"--only {options.only} fits no cell of the table")
     missing = [cell for cell in wanted if ledger.get(cell) is None]

@@ -1,7 +1,6 @@
 """What a table consists of, as read from ``experiments/NAME/table.toml``: parts, rows, and a run for each seed."""
 
 import dataclasses
-import itertools
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,11 @@ SCALES = ("small", "paper")
 _TOP = {"title", "task", "seeds", "target", "options", "speed", "rows", "parts", *SCALES}
 # What an example is in each experiment that a table may be of.
 _UNITS = {"cifar": "images", "text": "texts"}
+# Options of which the speed depends, besides the method's; the throughput experiment has them, too.
+_NETWORK = (
+    *("model", "width", "batch-size", "stages", "cut", "head", "head-dims", "head-pool"),
+    *("layers", "embedding-size", "heads"),
+)
 _PART = {"name", "options", "rows", "own"}
 
 
@@ -44,19 +48,19 @@ class Speed:
     """One measurement of speed and memory: some rows of a part, in turn in one run.
 
     Attributes:
-      part: name of the part.
+      parts: names of the part, and of others to which it applies as well.
       methods: the method, as the throughput experiment calls it, of each row.
       arguments: of ``python -m scpl_jax.experiments.throughput``.
     """
 
-    part: str
+    parts: tuple[str, ...]
     methods: Mapping[str, str]
     arguments: tuple[str, ...]
 
     @property
     def file(self) -> str:
         """Where its numbers are kept below the table's directory."""
-        return f"speed-{slug(self.part)}-{slug('-'.join(self.methods))}.json"
+        return f"speed/{slug(self.parts[0])}-{slug('-'.join(self.methods))}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,30 +175,42 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
         for part in parts
         for row in rows_of[part["name"]]
     ]
-    speeds = []
-    for part in parts if "speed" in found else []:
-        by_row = {row: options(part, row) for row in rows_of[part["name"]]}
-        if not any("label-noise" in one for one in by_row.values()) and "own" not in part:
-            speeds += _speeds(part["name"], by_row, found["speed"])
+    speeds: list[Speed] = []
+    if "speed" in found:
+        by_part = {
+            part["name"]: {row: options(part, row) for row in rows_of[part["name"]]}
+            for part in parts
+            if "own" not in part
+        }
+        clean = {name: rows for name, rows in by_part.items() if not any("label-noise" in one for one in rows.values())}
+        # Other labels cost nothing: parts with noise are measured only where there are no others.
+        for name, by_row in (clean or by_part).items():
+            speeds += _speeds(name, by_row, found["speed"])
+    merged: dict[Any, Speed] = {}
+    for speed in speeds:
+        same = merged.get((speed.arguments, *speed.methods))
+        together = (*(same.parts if same else ()), *speed.parts)
+        merged[(speed.arguments, *speed.methods)] = dataclasses.replace(speed, parts=together)
     title, target = found.get("title", path.parent.name), found.get("target")
     if target is not None and not (type(target) in (int, float) and 0 < target <= 1):
         raise RunError(f"{path} is no table: target must be an accuracy above 0 and at most 1, got {target!r}")
-    return Table(title, task, tuple(rows_of), rows_of, tuple(cells), tuple(speeds), target)
+    return Table(title, task, tuple(rows_of), rows_of, tuple(cells), tuple(merged.values()), target)
 
 
 def _speeds(part: str, by_row: dict[str, dict[str, Any]], speed: dict[str, Any]) -> list[Speed]:
     """Measurements for the rows of a part: one for all rows with the same stages."""
 
     def network(row: str) -> dict[str, Any]:
-        names = ("model", "width", "batch-size", "stages", "cut", "head-pool", "layers", "embedding-size", "heads")
-        return {name: by_row[row][name] for name in names if name in by_row[row]}
+        return {name: by_row[row][name] for name in _NETWORK if name in by_row[row]}
 
+    groups: dict[Any, list[str]] = {}
+    for row in sorted(by_row, key=lambda row: -network(row).get("stages", 4)):
+        groups.setdefault(tuple(network(row).items()), []).append(row)
     found = []
-    for options, group in itertools.groupby(sorted(by_row, key=lambda row: -network(row).get("stages", 4)), network):
-        members = set(group)
+    for options, members in groups.items():
         methods = {row: _method(by_row[row]) for row in by_row if row in members}
-        asked = {**options, **speed, "method": ",".join(methods.values())}
-        found.append(Speed(part, methods, _arguments(asked)))
+        asked = {**dict(options), **speed, "method": ",".join(methods.values())}
+        found.append(Speed((part,), methods, _arguments(asked)))
     return found
 
 

@@ -21,6 +21,7 @@ from scpl_jax.experiments.building import devices_of
 from scpl_jax.experiments.command_line import join, parse_options, run
 from scpl_jax.experiments.machine import versions
 from scpl_jax.experiments.methods import END_TO_END, check_method
+from scpl_jax.experiments.options import Options as ImageOptions
 from scpl_jax.experiments.run_options import integers
 from scpl_jax.experiments.text_options import TextOptions
 from scpl_jax.experiments.workloads import TEXT_MODELS, Workload, images, texts
@@ -59,6 +60,10 @@ class Options:
     """Number of stages."""
     cut: str = "auto"
     """auto, even, paper, or the blocks at which stages begin, as 2,4."""
+    head: str = "mlp"
+    """Projection head: identity, linear, mlp, mlp-bn or simsiam."""
+    head_dims: str | None = None
+    """Layer sizes of the head, as 512,1024. Default: 512,1024; linear: 1024."""
     head_pool: int = 2
     """Average a feature map to this side before the projection head, in pixels; 0: not at all."""
     method: str = METHODS
@@ -132,8 +137,10 @@ class Options:
 
 def _workload(options: Options) -> Workload:
     if options.model not in TEXT_MODELS:
-        return images(options.model, options.width, options.batch_size, options.image_size, options.head_pool)
-    others = {name: getattr(options, name) for name in ("layers", "vocabulary", "embedding_size", "heads")}
+        heads = ImageOptions(head=options.head, head_dims=options.head_dims, head_pool=options.head_pool)
+        return images(options.model, options.width, options.batch_size, heads, options.image_size)
+    names = ("layers", "vocabulary", "embedding_size", "heads", "head", "head_dims")
+    others = {name: getattr(options, name) for name in names}
     return texts(options.model, options.width, options.batch_size, TextOptions(**others), options.length)
 
 

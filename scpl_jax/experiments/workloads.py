@@ -9,6 +9,7 @@ from flax import nnx
 
 from scpl_jax.experiments.methods import Rule, rule_of
 from scpl_jax.experiments.options import Options
+from scpl_jax.experiments.run_options import RunOptions, integers
 from scpl_jax.experiments.text_options import TextOptions
 from scpl_jax.models import build_model, lstm, transformer
 
@@ -36,12 +37,22 @@ class Workload:
     tokens: int | None = None
 
 
-def images(model: str, width: float, batch_size: int, image_size: int, head_pool: int) -> Workload:
-    """Images of noise, ten classes; the options are those of the cifar experiment.
+def images(model: str, width: float, batch_size: int, options: Options, image_size: int) -> Workload:
+    """Images of noise, ten classes.
+
+    Args:
+      model: as of the cifar experiment.
+      width: multiplier of the numbers of channels.
+      batch_size: images.
+      options: the others of the cifar experiment that count: those of the heads.
+      image_size: side of the images.
 
     Example:
-      >>> images("vgg8", 0.1, 4, 32, 2).inputs.shape
+      >>> workload = images("vgg8", 0.1, 4, Options(head="linear"), 32)
+      >>> workload.inputs.shape
       (4, 32, 32, 3)
+      >>> workload.rule("scpl", 2).objectives[0].head
+      'linear'
     """
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(batch_size, image_size, image_size, 3)).astype(np.float32)
@@ -51,7 +62,7 @@ def images(model: str, width: float, batch_size: int, image_size: int, head_pool
         inputs,
         labels,
         lambda rngs: build_model(model, 10, width=width, image_shape=inputs.shape[1:], rngs=rngs),
-        lambda name, stages: rule_of(Options(method=name, stages=stages, head_pool=head_pool), 10, None, None),
+        lambda name, stages: _rule(options, name, stages, 10),
     )
 
 
@@ -62,7 +73,8 @@ def texts(model: str, width: float, batch_size: int, options: TextOptions, lengt
       model: "lstm" or "transformer".
       width: multiplier of the numbers of hidden units.
       batch_size: texts.
-      options: the others of the text experiment that count: layers, vocabulary, embedding_size, heads.
+      options: the others of the text experiment that count: layers, vocabulary, embedding_size, heads, and
+        those of the projection heads.
       length: tokens of each text.
 
     Example:
@@ -84,7 +96,9 @@ def texts(model: str, width: float, batch_size: int, options: TextOptions, lengt
             return lstm(2, **common, rngs=rngs)
         return transformer(2, heads=options.heads, **common, rngs=rngs)
 
-    def rule(name: str, stages: int) -> Rule:
-        return rule_of(dataclasses.replace(options, method=name, stages=stages), 2, None, None)
+    return Workload("texts", inputs, labels, blocks, lambda name, stages: _rule(options, name, stages, 2), length)
 
-    return Workload("texts", inputs, labels, blocks, rule, length)
+
+def _rule(options: RunOptions, method: str, stages: int, classes: int) -> Rule:
+    asked = dataclasses.replace(options, method=method, stages=stages)
+    return rule_of(asked, classes, integers(options.head_dims, "--head-dims"), None)

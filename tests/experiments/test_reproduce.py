@@ -117,6 +117,33 @@ def test_a_row_overrides_a_part_which_overrides_the_scale(tmp_path):
     assert parse_options(Options, other[0].arguments, "cifar", Options()).dataset == "digits"
 
 
+def test_rows_of_the_same_network_are_measured_together_and_parts_with_noise_only_where_there_are_no_others(tmp_path):
+    file = tmp_path / "table.toml"
+    rows = """[rows]
+bp = { method = "bp" }
+"no head" = { head = "identity" }
+large = { batch-size = 64 }
+scpl = {}
+"large bp" = { method = "bp", batch-size = 64 }
+"""
+    noise = "\n".join(f'[[parts]]\nname = "{name}"\noptions = {{ label-noise = {name} }}' for name in ("0.2", "0.4"))
+    own = '[[parts]]\nname = "digits"\noptions = { dataset = "digits" }\nown = ["limit-train"]\n'
+    start = TINY[: TINY.index("[rows]")] + "[speed]\nsteps = 1\n" + rows
+    file.write_text(f'{start}[[parts]]\nname = "clean"\n{noise}\n{own}')
+    speeds = read_table(file, "small").speeds
+    assert [tuple(speed.methods) for speed in speeds] == [("bp", "scpl"), ("no head",), ("large", "large bp")]
+    assert {speed.parts for speed in speeds} == {("clean",)}
+    found = [parse_options(ThroughputOptions, s.arguments, "throughput", ThroughputOptions()) for s in speeds]
+    assert [(one.head, one.head_dims, one.batch_size) for one in found] == [
+        ("mlp", "8,8", 32),
+        ("identity", "8,8", 32),
+        ("mlp", "8,8", 64),
+    ]
+    file.write_text(start + noise)
+    speeds = read_table(file, "small").speeds
+    assert [speed.parts for speed in speeds] == [("0.2", "0.4")] * 3
+
+
 @pytest.mark.processes
 def test_a_table_is_made_kept_and_completed(tiny, capsys):
     status, out = tiny("--seeds", "1", "--jobs", "1")
@@ -209,8 +236,8 @@ def test_measured_speed_goes_into_table_and_figure(tiny, tmp_path):
     file.write_text(ONE + "\n[speed]\nrepeats = 1\nsteps = 1\nmemory = false\n")
     status, out = tiny("--seeds", "1")
     assert status == 0
-    measured = [path.name for path in out.glob("speed-*.json")]
-    assert measured == ["speed-vgg8-scpl.json"]  # noise makes no difference to speed
+    measured = [str(path.relative_to(out)) for path in out.glob("speed/*.json")]
+    assert measured == ["speed/vgg8-scpl.json"]  # noise makes no difference to speed
     speed = json.loads((out / measured[0]).read_text())["methods"]["scpl"]["images_per_second"]
     row = json.loads((out / "table.json").read_text())["rows"][0]
     assert row["speed"] == speed

@@ -33,9 +33,9 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import child  # noqa: E402
+from outcomes import newest, outcome  # noqa: E402
 
 PATIENCE = 180.0  # seconds after which a run hangs
-TIMES = {"train_seconds", "seconds", "peak_memory_bytes", "peak_memory_bytes_per_process"}
 COMMON = ["--batch-size", "32", "--epochs", "3", "--save-every", "5", "--head-dims", "16,8"]
 IMAGES = ["--dataset", "digits", "--limit-train", "320", "--limit-test", "150", "--width", "0.05", *COMMON]
 
@@ -199,12 +199,6 @@ def moment(session: Session, kind: str, chance: random.Random, usual_seconds: fl
 # What a run left, and what it should have
 
 
-def newest(folder: Path) -> int:
-    """Step of the newest checkpoint of a seed, 0 without one; a step that is being replaced counts as there."""
-    names = {path.name.removesuffix(".old") for path in folder.glob("*") if not path.name.endswith(".partial")}
-    return max((int(name) for name in names if name.isdigit()), default=0)
-
-
 def expected_start(run: Path, total: int) -> tuple[int, int] | None:
     """(seed, step) at which a resumed run must begin; None if no step is left to do."""
     config = run / "config.json"
@@ -231,31 +225,10 @@ def check_files(run: Path) -> None:
             raise ProblemError(f"{path.name} is not whole: {error}") from None
 
 
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in TIMES and not k.endswith("_per_second")}
-    return [without_times(one) for one in value] if isinstance(value, list) else value
-
-
-def outcome(run: Path) -> tuple[Any, Any, dict[str, bytes]]:
-    """(results, metrics, arrays of the last checkpoints) without times and memory."""
-    import orbax.checkpoint as ocp
-
-    results = without_times(json.loads((run / "results.json").read_text()))
-    lines = [without_times(json.loads(text)) for text in (run / "metrics.jsonl").read_text().splitlines()]
-    epochs = collections.Counter((line["seed"], line["epoch"]) for line in lines)
+def compare(found: tuple[Any, Any, dict[str, bytes]], expected: tuple[Any, Any, dict[str, bytes]]) -> None:
+    epochs = collections.Counter((line["seed"], line["epoch"]) for line in found[1])
     if set(epochs.values()) != {1}:
         raise ProblemError(f"metrics.jsonl has an epoch more than once: {epochs}")
-    arrays = {}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        for seed in sorted((run / "checkpoints").glob("seed-*")):
-            for stage in sorted((seed / str(newest(seed))).glob("stage_*")):
-                for name, value in checkpointer.restore(stage).items():
-                    arrays[f"{seed.name}/{stage.name}/{name}"] = value.tobytes()
-    return results, lines, arrays
-
-
-def compare(found: tuple[Any, Any, dict[str, bytes]], expected: tuple[Any, Any, dict[str, bytes]]) -> None:
     for what, one, other in zip(("results.json", "metrics.jsonl", "last checkpoint"), found, expected, strict=True):
         if one != other:
             raise ProblemError(f"{what} is not that of the undisturbed run")
