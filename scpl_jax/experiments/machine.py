@@ -13,9 +13,9 @@ import jax
 from scpl_jax.pipeline import Pipeline, Timeline, idle_shares, processes
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    names = ("scpl-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+def versions(*others: str) -> dict[str, str]:
+    """Versions of what the numbers depend on, and of other packages that were compared with."""
+    names = (*others, "scpl-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     found = {"python": platform.python_version()}
     for name in names:
         try:

@@ -281,19 +281,20 @@ def peak_bytes(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_
     return max(stats) or memory.peak
 
 
-def in_own_process(experiment: str, arguments: Sequence[str], what: str) -> Any:
+def in_own_process(experiment: str, arguments: Sequence[str], what: str, **variables: str) -> Any:
     """What an experiment prints last, as JSON, in a process whose memory can be measured.
 
     Args:
       experiment: its name.
       arguments: of its command line.
       what: is measured, for the error.
+      **variables: of its environment.
 
     Raises:
       RunError: it fails.
     """
     command = [sys.executable, "-m", f"scpl_jax.experiments.{experiment}", *arguments]
-    environment = {**os.environ, **GIVE_BACK}
+    environment = {**os.environ, **GIVE_BACK, **variables}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise RunError(f"the measurement of {what} ended with status {done.returncode}")

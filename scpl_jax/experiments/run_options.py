@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from scpl_jax.experiments.methods import END_TO_END, check_method
 from scpl_jax.training.errors import RunError
 
-PRECISIONS = ("float32", "tf32", "bfloat16")
+# What --precision means for matrix products of float32; float32 is float32 on a GPU too.
+PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
 # Options that change nothing in the numbers, or only where files lie: a resumed run may have other values.
 FREE_ON_RESUME = frozenset(
     {
@@ -176,7 +177,7 @@ class RunOptions:
           RunError: one sentence for the first bad option.
         """
         choices: dict[str, tuple[str, ...]] = {
-            "precision": PRECISIONS,
+            "precision": tuple(PRECISIONS),
             "lr_every": ("step", "epoch"),
             "costs": ("estimate", "measured"),
             "across_hosts": ("stages", "data"),

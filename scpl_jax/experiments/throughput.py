@@ -6,6 +6,7 @@ state.
 """
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -20,143 +21,21 @@ from scpl_jax.experiments import measure, speed_report
 from scpl_jax.experiments.building import devices_of
 from scpl_jax.experiments.command_line import join, parse_options, run
 from scpl_jax.experiments.machine import versions
-from scpl_jax.experiments.methods import END_TO_END, check_method
-from scpl_jax.experiments.options import Options as ImageOptions
-from scpl_jax.experiments.run_options import integers
-from scpl_jax.experiments.text_options import TextOptions
-from scpl_jax.experiments.workloads import TEXT_MODELS, Workload, images, texts
-from scpl_jax.models import paper_cut
+from scpl_jax.experiments.single import measure_single, memory_of
+from scpl_jax.experiments.single import show as show_single
+from scpl_jax.experiments.throughput_options import KNOWN, Options
+from scpl_jax.experiments.workloads import TEXT_MODELS, Workload
 from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.files import read_json, write_json
 
-KNOWN = ("scpl", *END_TO_END)
-METHODS = "scpl,scpl synchronous,bp,gpipe 2,gpipe 4,gpipe 8,gpipe 4 remat"
-
-
-@dataclasses.dataclass
-class Options:
-    """Compare the speed of SCPL, backpropagation and GPipe on the same network, cut and devices."""
-
-    model: str = "vgg8"
-    """Network, as of the cifar experiment, or lstm or transformer."""
-    width: float = 0.25
-    """Multiplier of the numbers of channels or hidden units."""
-    image_size: int = 32
-    """Side of the images, in pixels."""
-    length: int = 64
-    """Tokens of a text; for lstm and transformer, as the next four."""
-    layers: int = 4
-    """Blocks besides the classifier, the embedding included."""
-    vocabulary: int = 30000
-    """Number of token ids."""
-    embedding_size: int = 300
-    """Length of the word vectors."""
-    heads: int = 6
-    """Attention heads of the transformer."""
-    batch_size: int = 64
-    """Images or texts a batch."""
-    stages: int = 2
-    """Number of stages."""
-    cut: str = "auto"
-    """auto, even, paper, or the blocks at which stages begin, as 2,4."""
-    head: str = "mlp"
-    """Projection head: identity, linear, mlp, mlp-bn or simsiam."""
-    head_dims: str | None = None
-    """Layer sizes of the head, as 512,1024. Default: 512,1024; linear: 1024."""
-    head_pool: int = 2
-    """Average a feature map to this side before the projection head, in pixels; 0: not at all."""
-    method: str = METHODS
-    """What is measured, separated by commas: scpl (needed for the ratios), bp, gpipe 4, or another rule of the cifar
-    experiment's --method; behind it synchronous, fused or remat."""
-    processes: int = 1
-    """Local processes to start; 1: this one, with the devices it has."""
-    pin: bool = False
-    """Give each process its own cores."""
-    devices: int | None = None
-    """Devices to use, over all processes. Default: all."""
-    data_parallel: int = 1
-    """Devices a stage."""
-    max_in_flight: int = 8
-    """Batches under way at a time in pipelined training."""
-    steps: int = 16
-    """Training steps a measurement."""
-    repeats: int = 5
-    """Measurements of each, taken in turn."""
-    memory: bool = True
-    """Also measure the peak memory of each method, in runs of their own."""
-    precision: str = "float32"
-    """float32 or tf32."""
-    output: Path | None = None
-    """Write the numbers as JSON."""
-    figure: Path | None = None
-    """Draw the speeds as SVG or PNG."""
-    timeline: Path | None = None
-    """Draw the timelines of all methods as SVG or PNG."""
-    only_memory_of: str | None = None
-    """Measure nothing but the memory of this method (used by the experiment itself)."""
-
-    def check(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-          RunError: one sentence for the first bad option.
-        """
-        positive = ("batch_size", "stages", "processes", "steps", "repeats", "max_in_flight", "data_parallel")
-        least = dict.fromkeys((*positive, "image_size", "length", "embedding_size", "heads"), 1)
-        for name, low in {**least, "layers": 2, "vocabulary": 3}.items():
-            if getattr(self, name) < low:
-                raise RunError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
-        if self.model == "transformer" and self.embedding_size % self.heads:
-            raise RunError(f"--heads {self.heads} does not divide --embedding-size {self.embedding_size}")
-        if self.precision not in ("float32", "tf32"):
-            raise RunError(f"--precision must be float32 or tf32, got {self.precision}")
-        for method in self.methods:
-            words = method.split() or [""]
-            numbers = [word for word in words[1:] if word.isdigit() and int(word) > 0]
-            if words[0] not in END_TO_END:
-                check_method(words[0], 1)
-            allowed = {"bp": {"remat"}, "gpipe": {"remat", *numbers}}.get(words[0], {"synchronous", "fused"})
-            if not set(words[1:]) <= allowed:
-                raise RunError(f"--method {method!r} is unknown; choose from scpl, scpl synchronous, bp, gpipe 4, ...")
-            if words[0] == "gpipe" and len(numbers) != 1:
-                raise RunError(f"--method {method!r} needs a number of micro-batches, as gpipe 4")
-        if self.cut == "paper" and self.stages != 4:
-            raise RunError(f"--cut paper is defined for 4 stages, got --stages {self.stages}; use auto or even")
-        if self.cut not in ("auto", "even", "paper"):
-            integers(self.cut, "--cut")
-        if self.pin and self.processes == 1:
-            raise RunError("--pin needs --processes of at least 2")
-
-    @property
-    def methods(self) -> list[str]:
-        """The methods, in order; scpl among them."""
-        asked = [" ".join(name.split()) for name in self.method.split(",")]
-        return list(dict.fromkeys(asked))
-
-
-def _workload(options: Options) -> Workload:
-    if options.model not in TEXT_MODELS:
-        heads = ImageOptions(head=options.head, head_dims=options.head_dims, head_pool=options.head_pool)
-        return images(options.model, options.width, options.batch_size, heads, options.image_size)
-    names = ("layers", "vocabulary", "embedding_size", "heads", "head", "head_dims")
-    others = {name: getattr(options, name) for name in names}
-    return texts(options.model, options.width, options.batch_size, TextOptions(**others), options.length)
-
 
 def _measure_all(options: Options) -> dict[str, Any]:
     """Everything that one set of processes measures."""
-    jax.config.update(
-        "jax_default_matmul_precision", {"float32": "highest", "tf32": "tensorfloat32"}[options.precision]
-    )
-    cut: str | tuple[int, ...] = options.cut
-    if options.cut == "paper":
-        cut = (1, 2, 3) if options.model in TEXT_MODELS else paper_cut(options.model)
-    elif options.cut not in ("auto", "even"):
-        cut = integers(options.cut, "--cut") or ()
-    workload = _workload(options)
+    options.use_precision()
+    workload = options.workload()
     others = list(dict.fromkeys(name for method in options.methods if (name := method.split()[0]) not in KNOWN))
-    network = measure.network(workload, options.stages, cut, others)
+    network = measure.network(workload, options.stages, options.cut_positions(), others)
     placement = {"devices": devices_of(options.devices), "data_parallel": options.data_parallel}
     inputs, labels = network.inputs, network.labels
     if options.only_memory_of is not None:
@@ -289,6 +168,8 @@ def main(arguments: Sequence[str]) -> int:
     answer = os.environ.get("SCPL_THROUGHPUT_ANSWER")
     options = parse_options(Options, arguments, "throughput", Options())
     options.check()
+    if options.single:
+        return _main_single(options)
     if answer is not None:
         join(arguments)
     if answer is not None or options.processes == 1:
@@ -307,10 +188,7 @@ def main(arguments: Sequence[str]) -> int:
     unit = "tokens" if options.model in TEXT_MODELS else "images"
     spans: dict[str, Sequence[Span]] = {name: [Span(**span) for span in some] for name, some in found}
     speed_report.show(result, unit)
-    settings = {name: value for name, value in dataclasses.asdict(options).items() if not isinstance(value, Path)}
-    devices = {"device_kind": jax.devices()[0].device_kind, "cores": os.cpu_count()}
-    if options.output is not None:
-        write_json(options.output, {"options": settings, **result, **devices, "versions": versions()})
+    _write(options, result)
     if options.figure is not None:
         speed_report.draw(result, unit, options.figure)
     if options.timeline is not None:
@@ -318,6 +196,24 @@ def main(arguments: Sequence[str]) -> int:
 
         draw(spans, options.timeline)
     return 0
+
+
+def _main_single(options: Options) -> int:
+    if options.only_memory_of is not None:
+        print(json.dumps(memory_of(options)))
+        return 0
+    result = measure_single(options)
+    show_single(result, "tokens" if options.model in TEXT_MODELS else "images")
+    _write(options, result)
+    return 0
+
+
+def _write(options: Options, result: dict[str, Any]) -> None:
+    if options.output is not None:
+        settings = {name: value for name, value in dataclasses.asdict(options).items() if not isinstance(value, Path)}
+        devices = {"device_kind": jax.devices()[0].device_kind, "cores": os.cpu_count()}
+        found = versions("torch") if any("PyTorch" in name for name in result["methods"]) else versions()
+        write_json(options.output, {"options": settings, **result, **devices, "versions": found})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from scpl_jax.data import Examples, add_label_noise, limit
 from scpl_jax.experiments.building import build_pipeline, joins_of, plan_of, schedule_of, stop_rules
 from scpl_jax.experiments.command_line import parse
 from scpl_jax.experiments.machine import Recording, names, peak_memory_bytes, say, versions
-from scpl_jax.experiments.run_options import AnyOptions, RunOptions, to_json
+from scpl_jax.experiments.run_options import PRECISIONS, AnyOptions, RunOptions, to_json
 from scpl_jax.experiments.tasks import Task
 from scpl_jax.pipeline import Pipeline, processes
 from scpl_jax.training import (
@@ -34,9 +34,8 @@ from scpl_jax.training.files import reason_of
 
 
 def _configure_jax(options: RunOptions) -> None:
-    """Matrix precision (float32 means float32 on a GPU too) and the persistent compilation cache."""
-    precision = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}[options.precision]
-    jax.config.update("jax_default_matmul_precision", precision)
+    """Matrix precision and the persistent compilation cache."""
+    jax.config.update("jax_default_matmul_precision", PRECISIONS[options.precision])
     cache = (options.cache_dir or Path("~/.cache/scpl_jax")).expanduser() / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

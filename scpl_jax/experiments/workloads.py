@@ -37,7 +37,7 @@ class Workload:
     tokens: int | None = None
 
 
-def images(model: str, width: float, batch_size: int, options: Options, image_size: int) -> Workload:
+def images(model: str, width: float, batch_size: int, options: Options, image_size: int, dtype: Any = None) -> Workload:
     """Images of noise, ten classes.
 
     Args:
@@ -46,6 +46,7 @@ def images(model: str, width: float, batch_size: int, options: Options, image_si
       batch_size: images.
       options: the others of the cifar experiment that count: those of the heads.
       image_size: side of the images.
+      dtype: of the computation; None for float32.
 
     Example:
       >>> workload = images("vgg8", 0.1, 4, Options(head="linear"), 32)
@@ -61,12 +62,12 @@ def images(model: str, width: float, batch_size: int, options: Options, image_si
         "images",
         inputs,
         labels,
-        lambda rngs: build_model(model, 10, width=width, image_shape=inputs.shape[1:], rngs=rngs),
-        lambda name, stages: _rule(options, name, stages, 10),
+        lambda rngs: build_model(model, 10, width=width, image_shape=inputs.shape[1:], dtype=dtype, rngs=rngs),
+        lambda name, stages: _rule(options, name, stages, 10, dtype),
     )
 
 
-def texts(model: str, width: float, batch_size: int, options: TextOptions, length: int) -> Workload:
+def texts(model: str, width: float, batch_size: int, options: TextOptions, length: int, dtype: Any = None) -> Workload:
     """Texts of random words, all of the same length, two classes.
 
     Args:
@@ -76,6 +77,7 @@ def texts(model: str, width: float, batch_size: int, options: TextOptions, lengt
       options: the others of the text experiment that count: layers, vocabulary, embedding_size, heads, and
         those of the projection heads.
       length: tokens of each text.
+      dtype: of the computation; None for float32.
 
     Example:
       >>> texts("lstm", 0.1, 4, TextOptions(vocabulary=50, embedding_size=6), 12).inputs.shape
@@ -89,6 +91,7 @@ def texts(model: str, width: float, batch_size: int, options: TextOptions, lengt
         "layers": options.layers,
         "size": options.embedding_size,
         "width": width,
+        "dtype": dtype,
     }
 
     def blocks(rngs: nnx.Rngs) -> list[nnx.Module]:
@@ -96,9 +99,11 @@ def texts(model: str, width: float, batch_size: int, options: TextOptions, lengt
             return lstm(2, **common, rngs=rngs)
         return transformer(2, heads=options.heads, **common, rngs=rngs)
 
-    return Workload("texts", inputs, labels, blocks, lambda name, stages: _rule(options, name, stages, 2), length)
+    return Workload(
+        "texts", inputs, labels, blocks, lambda name, stages: _rule(options, name, stages, 2, dtype), length
+    )
 
 
-def _rule(options: RunOptions, method: str, stages: int, classes: int) -> Rule:
+def _rule(options: RunOptions, method: str, stages: int, classes: int, dtype: Any) -> Rule:
     asked = dataclasses.replace(options, method=method, stages=stages)
-    return rule_of(asked, classes, integers(options.head_dims, "--head-dims"), None)
+    return rule_of(asked, classes, integers(options.head_dims, "--head-dims"), dtype)

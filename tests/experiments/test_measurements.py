@@ -1,14 +1,18 @@
 """The experiments that measure: that they run, and that their numbers hang together; never how fast anything is."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from scpl_jax.experiments import contrastive, measure, memory, throughput
 from scpl_jax.experiments.command_line import run
+from scpl_jax.experiments.flops import matrix_flops
 
 TINY = ["--width", "0.03", "--batch-size", "8", "--image-size", "16", "--steps", "1", "--repeats", "1"]
 
@@ -36,6 +40,65 @@ def test_throughput_compares_methods_on_the_devices_there_are(tmp_path, capsys):
     assert chart.stat().st_size > 1000
     assert lanes.stat().st_size > 1000
     assert "scpl over bp" in capsys.readouterr().out
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("model", ["vgg8", "transformer"])
+def test_one_device_is_compared_with_its_own_peak(tmp_path, capsys, model):
+    out = tmp_path / "out.json"
+    options = ["--embedding-size", "6", "--length", "10", "--vocabulary", "50", "--output", str(out), "--no-torch"]
+    assert run(throughput.main, ["--single", "--model", model, *TINY, *options]) == 0
+    found = json.loads(out.read_text())
+    assert list(found["methods"]) == ["scpl", "scpl fused", "bp"]
+    for row in found["methods"].values():
+        rate = row["flops_a_step"] / row["seconds_a_step"]["median"]
+        assert row["share_of_peak"] == pytest.approx(rate / found["peak_flops_per_second"])
+        assert row["compile_seconds"] > 0
+        assert row["peak_memory_bytes"] > row["memory_before_bytes"] > 1e6
+    ratio = found["speed_ratios"]["scpl to bp"]["median"]
+    seconds = {name: row["seconds_a_step"]["median"] for name, row in found["methods"].items()}
+    assert ratio == pytest.approx(seconds["bp"] / seconds["scpl"])
+    assert "PyTorch is not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--processes", "2"], "--single is about one device; leave --processes"),
+        (["--data-parallel", "2"], "--single is about one device"),
+        (["--figure", "x.svg"], "--single draws nothing"),
+        (["--method", "scpl,gpipe 4"], "--single has one device, where GPipe has nothing to overlap"),
+    ],
+)
+def test_what_one_device_cannot_show_is_refused(capsys, options, message):
+    assert run(throughput.main, ["--single", *TINY, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_operations_are_those_of_products_and_convolutions():
+    images, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
+
+    def convolve(stride, x, w):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=numbers)
+
+    for stride, side in ((1, 8), (2, 4)):
+        forward = 2 * (2 * side * side * 5) * (3 * 3 * 3)
+        call = functools.partial(convolve, stride)
+        assert matrix_flops(call, images, kernel) == forward
+
+        def loss(x, w, call=call):
+            return jnp.sum(jnp.square(call(x, w)))
+
+        assert matrix_flops(jax.grad(loss, 1), images, kernel) == 2 * forward
+        assert matrix_flops(jax.grad(loss, (0, 1)), images, kernel) == pytest.approx(3 * forward)
+    square = jnp.ones((4, 4))
+
+    def several(x):
+        x, _ = jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=7)
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x, x)
+
+    assert matrix_flops(several, square) == (7 + 2) * 2 * 4**3
 
 
 @pytest.mark.runs

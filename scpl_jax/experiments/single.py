@@ -1,0 +1,226 @@
+"""One device: ``python -m scpl_jax.experiments.throughput --single``.
+
+How fast training is by local losses and by backpropagation, which share of the device's matrix-product peak that is,
+how long compilation takes, how much memory is needed; and the same networks and steps in PyTorch, where it is
+installed. Everything is measured in turn in one process, each method's memory in a process of its own.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+
+from scpl_jax.experiments import measure
+from scpl_jax.experiments.flops import matrix_flops
+from scpl_jax.experiments.run_options import flag
+from scpl_jax.experiments.throughput_options import KNOWN, Options
+from scpl_jax.losses import cross_entropy
+from scpl_jax.pipeline import Pipeline
+from scpl_jax.stages import Stage, initial_state, train_step
+from scpl_jax.training.errors import RunError
+
+TORCH = ("PyTorch scpl", "PyTorch bp")
+# Side of the matrices whose product shows the peak.
+_SIDE = {"cpu": 2048}
+_LARGE = 8192
+
+
+def measure_single(options: Options) -> dict[str, Any]:
+    """The numbers, as they are printed and written.
+
+    Raises:
+      RunError: PyTorch is asked for in a setting that it is not written for.
+    """
+    # The processes whose memory is measured take the programs from the folder: what a compiler needs is not what
+    # training needs, and would hide it.
+    with tempfile.TemporaryDirectory() as folder, _programs_kept_in(folder):
+        return _measure(options, folder)
+
+
+@contextlib.contextmanager
+def _programs_kept_in(folder: str) -> Iterator[None]:
+    """Keep every compiled program in a folder that is empty now."""
+    wanted = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # it has one folder until told otherwise
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def _measure(options: Options, cache: str) -> dict[str, Any]:
+    options.use_precision()
+    network = _network(options)
+    made = measure.pipelines(network, options.methods, {"devices": jax.devices()[:1]})
+    compiled = {name: pipeline.compile(network.inputs, network.labels) for name, pipeline in made.items()}
+    steps: dict[str, Callable[[], object]] = {
+        name: functools.partial(_train, pipeline, network, options.steps) for name, pipeline in made.items()
+    }
+    if options.torch and importlib.util.find_spec("torch") is not None:
+        from scpl_jax.experiments.torch_steps import torch_steps
+
+        cut = [stage.blocks[0] for stage in network.local[1:]]
+        steps |= {name: torch_steps(options, cut, name, options.steps) for name in TORCH}
+    product, product_flops = _product(options)
+    for step in (*steps.values(), product):
+        step()  # compiled, or tuned, and warm
+    times = measure.alternate({**steps, "matrix product": product}, options.repeats)
+    peak = product_flops / min(times.pop("matrix product"))
+    times = {name: [seconds / options.steps for seconds in some] for name, some in times.items()}
+    flops = {"bp": _flops_of_bp(network.end_to_end, network), "scpl": _flops_of_local(network.local, network)}
+    flops |= {name: _flops_of_local(stages, network) for name, stages in network.others.items()}
+    unit, tokens = options.workload().unit, options.workload().tokens
+    table: dict[str, dict[str, Any]] = {}
+    for name, seconds in times.items():
+        summary = measure.summary(seconds)
+        row: dict[str, Any] = {"seconds_a_step": summary}
+        row[f"{unit}_per_second"] = options.batch_size / summary["median"]
+        if tokens is not None:
+            row["tokens_per_second"] = tokens * row[f"{unit}_per_second"]
+        needed = flops[next(part for part in name.split() if part in flops)]
+        row |= {"flops_a_step": needed, "share_of_peak": needed / summary["median"] / peak}
+        if name in compiled:
+            row["compile_seconds"] = compiled[name]
+        table[name] = row
+    if options.memory:
+        positions = ",".join(str(stage.blocks[0]) for stage in network.local[1:])
+        cut_once = dataclasses.replace(options, cut=positions or options.cut, output=None, memory=False)
+        for name, row in table.items():
+            alone = dataclasses.replace(cut_once, only_memory_of=name)
+            variables = {"JAX_COMPILATION_CACHE_DIR": cache}
+            row |= measure.in_own_process("throughput", arguments_of(alone), f"the memory of {name}", **variables)
+    ratios = {
+        f"{name} to {other}": measure.summary([b / a for a, b in zip(times[name], times[other], strict=True)])
+        for name in times
+        for other in ("bp", *TORCH)
+        if other in times and name not in TORCH and name != other and ("bp" in name.split()) <= ("bp" in other.split())
+    }
+    return {
+        "methods": table,
+        "speed_ratios": ratios,
+        "peak_flops_per_second": peak,
+        "stages": [list(stage.blocks) for stage in network.local],
+    }
+
+
+def arguments_of(options: Options) -> list[str]:
+    """The command line of these options.
+
+    Example:
+      >>> arguments_of(Options(batch_size=3, memory=False))[-2:]
+      ['--precision', 'float32']
+      >>> {"--no-memory", "--batch-size"} < set(arguments_of(Options(batch_size=3, memory=False)))
+      True
+    """
+    words: list[str] = []
+    for name, value in dataclasses.asdict(options).items():
+        if isinstance(value, bool):
+            words.append(flag(name) if value else flag(f"no_{name}"))
+        elif value is not None:
+            words += [flag(name), str(value)]
+    return words
+
+
+def memory_of(options: Options) -> dict[str, int]:
+    """Peak memory of one method in this process, and what was in use before it was built, in bytes."""
+    options.use_precision()
+    name = options.only_memory_of or ""
+    if name in TORCH:
+        from scpl_jax.experiments import torch_steps
+
+        return torch_steps.memory_of(options, [int(part) for part in options.cut.split(",")], name)
+    jax.devices()
+    before = measure.resident_bytes()
+    network = _network(options)
+    pipeline = measure.pipelines(network, [name], {"devices": jax.devices()[:1]})[name]
+    pipeline.compile(network.inputs, network.labels)
+    peak = measure.peak_bytes(pipeline, network.inputs, network.labels, options.steps, options.max_in_flight)
+    on_device = any(device.memory_stats() for device in jax.local_devices())
+    return {"peak_memory_bytes": peak, "memory_before_bytes": 0 if on_device else before}
+
+
+def _network(options: Options) -> measure.Network:
+    others = list(dict.fromkeys(name for method in options.methods if (name := method.split()[0]) not in KNOWN))
+    if any(method.split()[0] == "gpipe" for method in options.methods):
+        raise RunError("--single has one device, where GPipe has nothing to overlap; leave gpipe out of --method")
+    return measure.network(options.workload(), options.stages, options.cut_positions(), others)
+
+
+def _train(pipeline: Pipeline, network: measure.Network, steps: int) -> None:
+    for _ in range(steps):
+        pipeline.train_step(network.inputs, network.labels)
+    pipeline.wait()
+
+
+def _product(options: Options) -> tuple[Callable[[], object], float]:
+    """A product of large square matrices in the precision asked for, and its operations."""
+    side = _SIDE.get(jax.default_backend(), _LARGE)
+    matrix = jax.random.normal(jax.random.key(0), (side, side), options.dtype or jnp.float32)
+    multiply = jax.jit(lambda a, b: a @ b)
+    return lambda: jax.block_until_ready(multiply(matrix, matrix)), 2.0 * side**3
+
+
+def _flops_of_local(stages: tuple[Stage, ...], network: measure.Network) -> float:
+    """Operations of one training step of all stages by their own losses."""
+    optimizer, message, total = optax.adam(1e-3), network.inputs, 0.0
+    for stage in stages:
+        step = functools.partial(train_step, stage, optimizer)
+        arguments = (initial_state(stage, optimizer), message, network.labels)
+        total += matrix_flops(step, *arguments)
+        message = jax.eval_shape(step, *arguments)[1]
+    return total
+
+
+def _flops_of_bp(stages: tuple[Stage, ...], network: measure.Network) -> float:
+    """Operations of one step of backpropagation through all stages."""
+
+    def loss(params: Any) -> jax.Array:
+        message = network.inputs
+        for stage, one in zip(stages, params, strict=True):
+            module = nnx.merge(stage.train_graph, one, stage.rest, copy=True)
+            for block in (*module.blocks, *module.classifier):
+                message = block(message)
+        return cross_entropy(message, network.labels)
+
+    return matrix_flops(jax.grad(loss), [stage.params for stage in stages])
+
+
+def show(result: dict[str, Any], unit: str) -> None:
+    """Print the numbers; ``unit`` is what speeds count."""
+    print(
+        f"{'':16}{'ms a step':>10}{'fastest':>9}{'slowest':>9}{f'{unit}/s':>10}{'of peak':>9}"
+        f"{'compile s':>11}{'MiB':>7}"
+    )
+    for name, row in result["methods"].items():
+        seconds = row["seconds_a_step"]
+        compiled = f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else ""
+        memory = ""
+        if "peak_memory_bytes" in row:
+            memory = f"{(row['peak_memory_bytes'] - row['memory_before_bytes']) / 2**20:.0f}"
+        print(
+            f"{name:16}{seconds['median'] * 1e3:>10.1f}{seconds['fastest'] * 1e3:>9.1f}{seconds['slowest'] * 1e3:>9.1f}"
+            f"{row[f'{unit}_per_second']:>10.1f}{row['share_of_peak']:>9.1%}{compiled:>11}{memory:>7}"
+        )
+    print(f"peak of matrix products: {result['peak_flops_per_second'] / 1e9:.0f} GFLOP/s")
+    for name, ratio in result["speed_ratios"].items():
+        print(f"speed of {name}: {ratio['median']:.2f} ({ratio['fastest']:.2f} to {ratio['slowest']:.2f})")
+    if not set(TORCH) & set(result["methods"]):
+        print("PyTorch is not measured")
