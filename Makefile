@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Tests at a time; most of them compile small programs on one core.
 WORKERS ?= 2
 
-.PHONY: run test test-runs test-processes setup lint types notebooks docs lock bench faults clean
+.PHONY: run test test-runs test-processes setup lint types notebooks docs lock audit bench faults clean
 
 run: setup
 	$(BIN)/python -m scpl_jax.experiments.cifar --stages 4
@@ -54,6 +54,12 @@ docs: $(VENV)/.docs-ready
 # Engine against a hand-written loop, augmentation, start-up: minutes, see README.
 bench: setup
 	$(BIN)/python -m scpl_jax.experiments.overhead --output experiments/overhead/results.json
+
+# Known vulnerabilities of every locked package; needs pip-audit, and a network to its service. A package that the
+# service does not know is an error.
+audit:
+	pip-audit --strict --require-hashes --disable-pip -r requirements.lock
+	pip-audit --strict --require-hashes --disable-pip -r requirements-docs.lock
 
 # Choose the newest versions again; needs uv.
 LOCK = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade --python-version 3.11
