@@ -139,7 +139,7 @@ def test_throughput_in_processes_measures_memory_too(tmp_path):
         (["--model", "lstm", "--layers", "1"], "--layers must be at least 2, got 1"),
         (["--model", "transformer", "--heads", "7"], "--heads 7 does not divide --embedding-size 300"),
         (["--pin"], "--pin needs --processes"),
-        (["--precision", "float16"], "float32 or tf32"),
+        (["--precision", "float16"], "must be one of float32, tf32, bfloat16, got float16"),
     ],
 )
 def test_wrong_options_of_throughput(options, message, capsys):
