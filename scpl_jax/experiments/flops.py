@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
 
 from scpl_jax.stages.cost import inner_programs
 
@@ -44,10 +44,6 @@ def _operation(equation: Any) -> float:
         each = math.prod(kernel) / kernel[numbers[0]]  # products for each value of the output
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * each / math.prod(parameters["lhs_dilation"])
     if name == "cond":
-        return max(_of(_open(branch)) for branch in parameters["branches"])
+        return max(_of(branch.jaxpr) for branch in parameters["branches"])
     times = parameters["length"] if name == "scan" else 1
     return float(times * sum((_of(inner) for inner in inner_programs(equation)), 0.0))
-
-
-def _open(program: ClosedJaxpr | Jaxpr) -> Jaxpr:
-    return program.jaxpr if isinstance(program, ClosedJaxpr) else program

@@ -319,6 +319,21 @@ def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int) -> d
     return times
 
 
+def speed_of(workload: Workload, seconds: Sequence[float]) -> dict[str, Any]:
+    """Seconds a step as measured, and the examples, and tokens of a text, that this is a second."""
+    row: dict[str, Any] = {"seconds_a_step": summary(seconds)}
+    rate = len(workload.labels) / row["seconds_a_step"]["median"]
+    row[f"{workload.unit}_per_second"] = rate
+    if workload.tokens is not None:
+        row["tokens_per_second"] = rate * workload.tokens
+    return row
+
+
+def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
+    """Ratios within a round, then their median and spread: what slows the machine down slows both."""
+    return summary([a / b for a, b in zip(numerator, denominator, strict=True)])
+
+
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Median and spread."""
     return {"median": statistics.median(values), "fastest": min(values), "slowest": max(values)}

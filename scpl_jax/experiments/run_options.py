@@ -269,6 +269,22 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def as_arguments(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Options as a command line: true is the option alone, false the option with ``no-``, None is left out.
+
+    Example:
+      >>> as_arguments({"batch_size": 3, "cut": None, "memory": False})
+      ('--batch-size', '3', '--no-memory')
+    """
+    words: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(flag(name if value else f"no_{name}"))
+        elif value is not None:
+            words += [flag(name), str(value)]
+    return tuple(words)
+
+
 def integers(text: str | None, option: str) -> tuple[int, ...] | None:
     """Numbers separated by commas, None for None.
 

@@ -21,12 +21,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from scpl_jax.experiments import measure
 from scpl_jax.experiments.flops import matrix_flops
-from scpl_jax.experiments.run_options import flag
-from scpl_jax.experiments.throughput_options import KNOWN, Options
+from scpl_jax.experiments.run_options import as_arguments
+from scpl_jax.experiments.throughput_options import Options
 from scpl_jax.losses import cross_entropy
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.stages import Stage, initial_state, train_step
-from scpl_jax.training.errors import RunError
 
 TORCH = ("PyTorch scpl", "PyTorch bp")
 # Side of the matrices whose product shows the peak.
@@ -68,16 +67,17 @@ def _programs_kept_in(folder: str) -> Iterator[None]:
 
 def _measure(options: Options, cache: str) -> dict[str, Any]:
     options.use_precision()
-    network = _network(options)
+    workload = options.workload()
+    network = measure.network(workload, options.stages, options.cut_positions(), options.other_rules)
     made = measure.pipelines(network, options.methods, {"devices": jax.devices()[:1]})
     compiled = {name: pipeline.compile(network.inputs, network.labels) for name, pipeline in made.items()}
+    cut = [stage.blocks[0] for stage in network.local[1:]]
     steps: dict[str, Callable[[], object]] = {
         name: functools.partial(_train, pipeline, network, options.steps) for name, pipeline in made.items()
     }
     if options.torch and importlib.util.find_spec("torch") is not None:
         from scpl_jax.experiments.torch_steps import torch_steps
 
-        cut = [stage.blocks[0] for stage in network.local[1:]]
         steps |= {name: torch_steps(options, cut, name, options.steps) for name in TORCH}
     product, product_flops = _product(options)
     for step in (*steps.values(), product):
@@ -87,28 +87,23 @@ def _measure(options: Options, cache: str) -> dict[str, Any]:
     times = {name: [seconds / options.steps for seconds in some] for name, some in times.items()}
     flops = {"bp": _flops_of_bp(network.end_to_end, network), "scpl": _flops_of_local(network.local, network)}
     flops |= {name: _flops_of_local(stages, network) for name, stages in network.others.items()}
-    unit, tokens = options.workload().unit, options.workload().tokens
     table: dict[str, dict[str, Any]] = {}
     for name, seconds in times.items():
-        summary = measure.summary(seconds)
-        row: dict[str, Any] = {"seconds_a_step": summary}
-        row[f"{unit}_per_second"] = options.batch_size / summary["median"]
-        if tokens is not None:
-            row["tokens_per_second"] = tokens * row[f"{unit}_per_second"]
+        row = measure.speed_of(workload, seconds)
         needed = flops[next(part for part in name.split() if part in flops)]
-        row |= {"flops_a_step": needed, "share_of_peak": needed / summary["median"] / peak}
+        row |= {"flops_a_step": needed, "share_of_peak": needed / row["seconds_a_step"]["median"] / peak}
         if name in compiled:
             row["compile_seconds"] = compiled[name]
         table[name] = row
     if options.memory:
-        positions = ",".join(str(stage.blocks[0]) for stage in network.local[1:])
-        cut_once = dataclasses.replace(options, cut=positions or options.cut, output=None, memory=False)
+        positions = ",".join(map(str, cut)) or options.cut
+        cut_once = dataclasses.replace(options, cut=positions, output=None, memory=False)
         for name, row in table.items():
-            alone = dataclasses.replace(cut_once, only_memory_of=name)
+            alone = as_arguments(dataclasses.asdict(dataclasses.replace(cut_once, only_memory_of=name)))
             variables = {"JAX_COMPILATION_CACHE_DIR": cache}
-            row |= measure.in_own_process("throughput", arguments_of(alone), f"the memory of {name}", **variables)
+            row |= measure.in_own_process("throughput", alone, f"the memory of {name}", **variables)
     ratios = {
-        f"{name} to {other}": measure.summary([b / a for a, b in zip(times[name], times[other], strict=True)])
+        f"{name} to {other}": measure.ratios(times[other], times[name])
         for name in times
         for other in ("bp", *TORCH)
         if other in times and name not in TORCH and name != other and ("bp" in name.split()) <= ("bp" in other.split())
@@ -121,24 +116,6 @@ def _measure(options: Options, cache: str) -> dict[str, Any]:
     }
 
 
-def arguments_of(options: Options) -> list[str]:
-    """The command line of these options.
-
-    Example:
-      >>> arguments_of(Options(batch_size=3, memory=False))[-2:]
-      ['--precision', 'float32']
-      >>> {"--no-memory", "--batch-size"} < set(arguments_of(Options(batch_size=3, memory=False)))
-      True
-    """
-    words: list[str] = []
-    for name, value in dataclasses.asdict(options).items():
-        if isinstance(value, bool):
-            words.append(flag(name) if value else flag(f"no_{name}"))
-        elif value is not None:
-            words += [flag(name), str(value)]
-    return words
-
-
 def memory_of(options: Options) -> dict[str, int]:
     """Peak memory of one method in this process, and what was in use before it was built, in bytes."""
     options.use_precision()
@@ -146,22 +123,16 @@ def memory_of(options: Options) -> dict[str, int]:
     if name in TORCH:
         from scpl_jax.experiments import torch_steps
 
-        return torch_steps.memory_of(options, [int(part) for part in options.cut.split(",")], name)
+        cut = [int(part) for part in options.cut_positions()] if options.stages > 1 else []
+        return torch_steps.memory_of(options, cut, name)
     jax.devices()
     before = measure.resident_bytes()
-    network = _network(options)
+    network = measure.network(options.workload(), options.stages, options.cut_positions(), options.other_rules)
     pipeline = measure.pipelines(network, [name], {"devices": jax.devices()[:1]})[name]
     pipeline.compile(network.inputs, network.labels)
     peak = measure.peak_bytes(pipeline, network.inputs, network.labels, options.steps, options.max_in_flight)
     on_device = any(device.memory_stats() for device in jax.local_devices())
     return {"peak_memory_bytes": peak, "memory_before_bytes": 0 if on_device else before}
-
-
-def _network(options: Options) -> measure.Network:
-    others = list(dict.fromkeys(name for method in options.methods if (name := method.split()[0]) not in KNOWN))
-    if any(method.split()[0] == "gpipe" for method in options.methods):
-        raise RunError("--single has one device, where GPipe has nothing to overlap; leave gpipe out of --method")
-    return measure.network(options.workload(), options.stages, options.cut_positions(), others)
 
 
 def _train(pipeline: Pipeline, network: measure.Network, steps: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scpl_jax.experiments.run_options import as_arguments
 from scpl_jax.training.errors import RunError
 
 SCALES = ("small", "paper")
@@ -170,7 +171,7 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
 
     rows_of = {part["name"]: tuple(part.get("rows", rows)) for part in parts}
     cells = [
-        Cell(part["name"], row, seed, _arguments({**options(part, row), "seed": seed}))
+        Cell(part["name"], row, seed, as_arguments({**options(part, row), "seed": seed}))
         for seed in found.get("seeds", [])[:seeds]
         for part in parts
         for row in rows_of[part["name"]]
@@ -210,21 +211,10 @@ def _speeds(part: str, by_row: dict[str, dict[str, Any]], speed: dict[str, Any])
     for options, members in groups.items():
         methods = {row: _method(by_row[row]) for row in by_row if row in members}
         asked = {**dict(options), **speed, "method": ",".join(methods.values())}
-        found.append(Speed((part,), methods, _arguments(asked)))
+        found.append(Speed((part,), methods, as_arguments(asked)))
     return found
 
 
 def _method(options: dict[str, Any]) -> str:
     name = str(options.get("method", "scpl"))
     return f"{name} {options.get('micro-batches', 4)}" if name == "gpipe" else name
-
-
-def _arguments(options: dict[str, Any]) -> tuple[str, ...]:
-    """Options as a command line: true is the option alone, false the option with ``no-``."""
-    words: list[str] = []
-    for name, value in options.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            words += [f"--{name}", str(value)]
-    return tuple(words)

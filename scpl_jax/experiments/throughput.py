@@ -23,7 +23,7 @@ from scpl_jax.experiments.command_line import join, parse_options, run
 from scpl_jax.experiments.machine import versions
 from scpl_jax.experiments.single import measure_single, memory_of
 from scpl_jax.experiments.single import show as show_single
-from scpl_jax.experiments.throughput_options import KNOWN, Options
+from scpl_jax.experiments.throughput_options import Options
 from scpl_jax.experiments.workloads import TEXT_MODELS, Workload
 from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
 from scpl_jax.training.errors import RunError
@@ -34,8 +34,7 @@ def _measure_all(options: Options) -> dict[str, Any]:
     """Everything that one set of processes measures."""
     options.use_precision()
     workload = options.workload()
-    others = list(dict.fromkeys(name for method in options.methods if (name := method.split()[0]) not in KNOWN))
-    network = measure.network(workload, options.stages, options.cut_positions(), others)
+    network = measure.network(workload, options.stages, options.cut_positions(), options.other_rules)
     placement = {"devices": devices_of(options.devices), "data_parallel": options.data_parallel}
     inputs, labels = network.inputs, network.labels
     if options.only_memory_of is not None:
@@ -94,11 +93,7 @@ def _result(
     """The numbers, as they are printed and written."""
     table = {}
     for name in options.methods:
-        row: dict[str, Any] = {"seconds_a_step": measure.summary(times[name])}
-        rate = options.batch_size / row["seconds_a_step"]["median"]
-        row[f"{workload.unit}_per_second"] = rate
-        if workload.tokens is not None:
-            row["tokens_per_second"] = rate * workload.tokens
+        row = measure.speed_of(workload, times[name])
         row["idle_share"] = idle_shares(spans[name], skip=1)
         row["task_seconds"] = measure.task_seconds(spans[name])
         table[name] = row
@@ -122,14 +117,10 @@ def _result(
         ],
     }
 
-    # Ratios within a round, then their median: what slows the machine down slows both.
-    def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
-        return measure.summary([a / b for a, b in zip(numerator, denominator, strict=True)])
-
     if "scpl" in table:
-        result["pipeline_efficiency"] = ratios(slowest, times["scpl"])
+        result["pipeline_efficiency"] = measure.ratios(slowest, times["scpl"])
         result["speedup_over"] = {
-            name: ratios(times[name], times["scpl"]) for name in options.methods if name != "scpl"
+            name: measure.ratios(times[name], times["scpl"]) for name in options.methods if name != "scpl"
         }
         if "bp" in table:
             result["speedup_over_bp"] = result["speedup_over"]["bp"]["median"]

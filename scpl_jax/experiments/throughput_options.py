@@ -118,6 +118,8 @@ class Options:
             integers(self.cut, "--cut")
         if self.single and (self.processes != 1 or self.devices not in (None, 1) or self.data_parallel != 1):
             raise RunError("--single is about one device; leave --processes, --devices and --data-parallel out")
+        if self.single and any(method.split()[:1] == ["gpipe"] for method in self.methods):
+            raise RunError("--single has one device, where GPipe has nothing to overlap; leave gpipe out of --method")
         if self.single and (self.figure is not None or self.timeline is not None):
             raise RunError("--single draws nothing; leave --figure and --timeline out")
         if self.pin and self.processes == 1:
@@ -128,6 +130,11 @@ class Options:
         """The methods, in order; scpl among them."""
         asked = [" ".join(name.split()) for name in (self.method or (SINGLE if self.single else METHODS)).split(",")]
         return list(dict.fromkeys(asked))
+
+    @property
+    def other_rules(self) -> list[str]:
+        """The learning rules among the methods besides scpl, bp and gpipe."""
+        return list(dict.fromkeys(name for method in self.methods if (name := method.split()[0]) not in KNOWN))
 
     def workload(self) -> Workload:
         """The network and the batch that are measured."""

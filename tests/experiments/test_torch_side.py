@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from scpl_jax.experiments import measure
+from scpl_jax.experiments.single import memory_of
 from scpl_jax.experiments.throughput_options import Options
 from scpl_jax.pipeline import Pipeline
 
@@ -113,3 +114,10 @@ def test_three_steps_have_the_same_losses(case, local):
     for mine, other, tolerance in zip(ours, found, (2e-5, 2e-2, 4e-2), strict=True):
         np.testing.assert_allclose(other, mine, rtol=tolerance)
     assert ours[0] != ours[2]  # there was something to learn
+
+
+@pytest.mark.runs
+def test_memory_of_a_network_in_one_stage_is_measured():
+    options = dataclasses.replace(CASES["lstm"], stages=1, steps=1, only_memory_of="PyTorch scpl")
+    found = memory_of(options)
+    assert found["peak_memory_bytes"] >= found["memory_before_bytes"] > 0
