@@ -1,14 +1,16 @@
 """One device: ``python -m scpl_jax.experiments.throughput --single``.
 
 How fast training is by local losses and by backpropagation, which share of the device's matrix-product peak that is,
-how long compilation takes, how much memory is needed; and the same networks and steps in PyTorch, where it is
-installed. Everything is measured in turn in one process, each method's memory in a process of its own.
+how long compilation takes, how much memory is needed, how much faster its input comes than it is used up; and the same
+networks and steps in PyTorch, where it is installed. Everything is measured in turn in one process, each method's
+memory in a process of its own.
 """
 
 import contextlib
 import dataclasses
 import functools
 import importlib.util
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from scpl_jax.experiments import measure
 from scpl_jax.experiments.flops import matrix_flops
+from scpl_jax.experiments.input_path import data_paths
 from scpl_jax.experiments.run_options import as_arguments
 from scpl_jax.experiments.throughput_options import Options
 from scpl_jax.losses import cross_entropy
@@ -80,11 +83,13 @@ def _measure(options: Options, cache: str) -> dict[str, Any]:
 
         steps |= {name: torch_steps(options, cut, name, options.steps) for name in TORCH}
     product, product_flops = _product(options)
-    for step in (*steps.values(), product):
+    inputs = data_paths(options)
+    for step in (*steps.values(), *inputs.values(), product):
         step()  # compiled, or tuned, and warm
-    times = measure.alternate({**steps, "matrix product": product}, options.repeats)
+    times = measure.alternate({**steps, **inputs, "matrix product": product}, options.repeats)
     peak = product_flops / min(times.pop("matrix product"))
     times = {name: [seconds / options.steps for seconds in some] for name, some in times.items()}
+    paths = {name: times.pop(name) for name in inputs}
     flops = {"bp": _flops_of_bp(network.end_to_end, network), "scpl": _flops_of_local(network.local, network)}
     flops |= {name: _flops_of_local(stages, network) for name, stages in network.others.items()}
     table: dict[str, dict[str, Any]] = {}
@@ -108,8 +113,17 @@ def _measure(options: Options, cache: str) -> dict[str, Any]:
         for other in ("bp", *TORCH)
         if other in times and name not in TORCH and name != other and ("bp" in name.split()) <= ("bp" in other.split())
     }
+    drawn = dataclasses.replace(workload, tokens=None)  # texts of several lengths, as training gets them
+    quickest = min((name for name in times if name not in TORCH), key=lambda name: statistics.median(times[name]))
     return {
         "methods": table,
+        "input": {
+            name: {
+                **measure.speed_of(drawn, seconds),
+                "times_as_fast_as_training": measure.ratios(times[quickest], seconds),
+            }
+            for name, seconds in paths.items()
+        },
         "speed_ratios": ratios,
         "peak_flops_per_second": peak,
         "stages": [list(stage.blocks) for stage in network.local],
@@ -191,6 +205,12 @@ def show(result: dict[str, Any], unit: str) -> None:
             f"{row[f'{unit}_per_second']:>10.1f}{row['share_of_peak']:>9.1%}{compiled:>11}{memory:>7}"
         )
     print(f"peak of matrix products: {result['peak_flops_per_second'] / 1e9:.0f} GFLOP/s")
+    for name, row in result["input"].items():
+        ratio = row["times_as_fast_as_training"]
+        print(
+            f"{name} alone: {row[f'{unit}_per_second']:.0f} {unit}/s, {ratio['median']:.0f} times "
+            f"({ratio['fastest']:.0f} to {ratio['slowest']:.0f}) as fast as the fastest training here"
+        )
     for name, ratio in result["speed_ratios"].items():
         print(f"speed of {name}: {ratio['median']:.2f} ({ratio['fastest']:.2f} to {ratio['slowest']:.2f})")
     if not set(TORCH) & set(result["methods"]):
