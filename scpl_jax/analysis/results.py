@@ -182,6 +182,10 @@ def draw_rows(rows: Sequence[Row], path: Path, unit: str = "images") -> None:
     for column, kind in enumerate(kinds):
         filled = [axis for line in axes if (axis := line[column]).lines or axis.patches]
         filled[-1].set_xlabel(labels[kind])
+        if kind == "speed":  # bars of different parts can be compared
+            right = max(axis.get_xlim()[1] for axis in filled)
+            for axis in filled:
+                axis.set_xlim(0, right)
         for axis in {line[column] for line in axes} - set(filled):
             axis.set_axis_off()  # a part of which this was not measured
     save_figure(figure, path)
