@@ -55,7 +55,9 @@ def test_one_device_is_compared_with_its_own_peak(tmp_path, capsys, model):
         assert row["share_of_peak"] == pytest.approx(rate / found["peak_flops_per_second"])
         assert row["compile_seconds"] > 0
         assert row["peak_memory_bytes"] > row["memory_before_bytes"] > 1e6
-    assert list(found["input"]) == (["input"] if model == "transformer" else [f"input, {kind} augmentation" for kind in ("basic", "strong")])
+    assert list(found["input"]) == (
+        ["input"] if model == "transformer" else [f"input, {kind} augmentation" for kind in ("basic", "strong")]
+    )
     fastest = min(row["seconds_a_step"]["median"] for row in found["methods"].values())
     for row in found["input"].values():
         expected = fastest / row["seconds_a_step"]["median"]

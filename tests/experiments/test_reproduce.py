@@ -412,6 +412,13 @@ def test_the_figures_name_parts_and_rows(tmp_path, draw):
     assert (tmp_path / "b.svg").read_text() == (tmp_path / "c.svg").read_text()
 
 
+def test_bars_of_all_parts_have_one_scale(tmp_path):
+    rows = [Row("fast", "x", (), (), 1000.0), Row("slow", "x", (), (), 10.0)]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw_rows(rows, tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text().count(">1000<") == 2
+
+
 SPEEDS = """
 [small]
 width = 0.1

@@ -1,0 +1,92 @@
+"""The data path alone: examples drawn from memory, brought to the device and prepared there, as in training."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scpl_jax.data import Dataset, TextDataset, make_augment
+from scpl_jax.data.dataset import Examples
+from scpl_jax.data.ragged import Texts
+from scpl_jax.experiments.throughput_options import Options
+from scpl_jax.experiments.workloads import TEXT_MODELS
+
+# So much that it doesn't stay in the processor's cache; with more a batch takes no longer.
+_BYTES_OF_IMAGES, _TEXTS = 32 << 20, 25_000
+_MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def data_paths(options: Options) -> dict[str, Callable[[], None]]:
+    """What feeds a training step of these options, without the step.
+
+    Args:
+      options: model, image_size, length, vocabulary, batch_size, steps and precision count.
+
+    Returns:
+      By name a function that draws ``steps`` batches in an epoch's random order, brings them to the device, prepares
+      them, and waits for the last one: for images with each augmentation that changes them, for texts padding to the
+      buckets.
+
+    Example:
+      >>> paths = data_paths(Options(batch_size=4, steps=2, image_size=8))
+      >>> list(paths)
+      ['input, basic augmentation', 'input, strong augmentation']
+      >>> paths["input, strong augmentation"]()
+    """
+    if options.model in TEXT_MODELS:
+        return {
+            "input": functools.partial(_several, _endless(_texts(options), options.batch_size), None, options.steps)
+        }
+    dataset = _images(options)
+    return {
+        f"input, {kind} augmentation": functools.partial(
+            _several,
+            _endless(dataset, options.batch_size),
+            jax.jit(make_augment(kind, mean=_MEAN, std=_STD, dtype=options.dtype or jnp.float32)),
+            options.steps,
+        )
+        for kind in ("basic", "strong")
+    }
+
+
+def _several(batches: Iterator[Any], prepare: Callable[..., Any] | None, steps: int) -> None:
+    ready: Any = None
+    for _ in range(steps):
+        ready = jax.device_put(next(batches))
+        if prepare is not None:
+            ready = prepare(jax.random.key(0), *ready)
+    jax.block_until_ready(ready)
+
+
+def _endless(dataset: Examples, batch_size: int) -> Iterator[Any]:
+    epoch = 0
+    while True:
+        yield from dataset.train_batches(batch_size, seed=0, epoch=epoch)
+        epoch += 1
+
+
+def _images(options: Options) -> Dataset:
+    """Images of noise."""
+    rng = np.random.default_rng(0)
+    count = max(_BYTES_OF_IMAGES // (3 * options.image_size**2), options.batch_size)
+    images = rng.integers(0, 256, (count, options.image_size, options.image_size, 3), dtype=np.uint8)
+    labels = (np.arange(count) % 10).astype(np.int32)
+    names = tuple(map(str, range(10)))
+    return Dataset("noise", "noise", images, labels, images[:1], labels[:1], names, _MEAN, _STD)
+
+
+def _texts(options: Options) -> TextDataset:
+    """Texts of random words and lengths, padded to as many lengths as real ones are."""
+    rng = np.random.default_rng(0)
+    count = max(_TEXTS, options.batch_size)
+    lengths = rng.integers(1, options.length + 1, count)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    texts = Texts(rng.integers(2, options.vocabulary, starts[-1]).astype(np.int32), starts)
+    labels = (np.arange(count) % 2).astype(np.int32)
+    buckets = tuple(sorted({-(-options.length * part // 4) for part in (1, 2, 3, 4)}))
+    words = tuple(map(str, range(options.vocabulary - 2)))
+    return TextDataset("noise", "noise", texts, labels, texts.first(1), labels[:1], ("0", "1"), words, options.length,
+                       buckets)  # fmt: skip
