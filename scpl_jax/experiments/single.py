@@ -207,8 +207,9 @@ def show(result: dict[str, Any], unit: str) -> None:
     print(f"peak of matrix products: {result['peak_flops_per_second'] / 1e9:.0f} GFLOP/s")
     for name, row in result["input"].items():
         ratio = row["times_as_fast_as_training"]
+        drawn = next(key.removesuffix("_per_second") for key in row if key.endswith("_per_second"))
         print(
-            f"{name} alone: {row[f'{unit}_per_second']:.0f} {unit}/s, {ratio['median']:.0f} times "
+            f"{name} alone: {row[f'{drawn}_per_second']:.0f} {drawn}/s, {ratio['median']:.0f} times "
             f"({ratio['fastest']:.0f} to {ratio['slowest']:.0f}) as fast as the fastest training here"
         )
     for name, ratio in result["speed_ratios"].items():
