@@ -142,9 +142,13 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
     parts, rows = found.get("parts", []), found.get("rows", {})
     if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("name"), str) for p in parts):
         raise RunError(f"{path} is no table: every one of [[parts]] needs a name")
-    tables = [rows, *(part.get("options", {}) for part in parts), found.get("options", {}), found.get(scale, {})]
-    if not all(isinstance(table, dict) for table in [*tables, *(rows.values() if isinstance(rows, dict) else ())]):
-        raise RunError(f"{path} is no table: rows, options and [{scale}] must be names with values")
+    tables = [*(part.get("options", {}) for part in parts), found.get("options", {}), found.get(scale, {})]
+    tables += [found.get("speed", {}), *(rows.values() if isinstance(rows, dict) else ())]
+    if not all(isinstance(table, dict) for table in [rows, *tables]):
+        raise RunError(f"{path} is no table: rows, options, speed and [{scale}] must be names with values")
+    for name, value in (option for table in tables for option in table.items()):
+        if not isinstance(value, str | int | float):
+            raise RunError(f"{path} is no table: {name} must be a text, a number or true or false, got {value!r}")
     unknown = [*(set(found) - _TOP), *(key for part in parts for key in set(part) - _PART)]
     missing = [row for part in parts for row in part.get("rows", []) if not isinstance(row, str) or row not in rows]
     task = found.get("task", "cifar")
