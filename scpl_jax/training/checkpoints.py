@@ -22,9 +22,11 @@ from scpl_jax.pipeline.transfer import elsewhere, to_devices
 from scpl_jax.stages import StageState
 from scpl_jax.training.checksums import damage, sums_of, write_sums
 from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import read_json, reason_of, sync_folder, write_json
+from scpl_jax.training.files import check_space, read_json, reason_of, sync_folder, write_json
 
 _LOG = logging.getLogger(__name__)
+# Bytes of a stage's files besides the arrays, and as much again: what lists and describes them.
+_BESIDES = 1 << 20
 
 
 def _is_key(leaf: Any) -> bool:
@@ -213,6 +215,8 @@ class CheckpointStore:
     def _write_stages(self, partial: Path, own: dict[int, dict[str, jax.Array]]) -> dict[str, str]:
         """Write the stages of this process; the checksums of their files."""
         sums: dict[str, str] = {}
+        # Of a full disk Orbax's threads tell in pages of tracebacks, and go on writing for a while.
+        check_space(partial, sum(_BESIDES + sum(array.nbytes for array in one.values()) for one in own.values()))
         for index, arrays in own.items():
             values = {key: np.asarray(array) for key, array in arrays.items()}
             folder = partial / f"stage_{index:03d}"

@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -51,6 +52,28 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Find out before writing whether a disk is too full, as far as one can: others may fill it meanwhile.
+
+    Args:
+      folder: where files are to be written.
+      size: of all of them, in bytes.
+
+    Raises:
+      OSError: there is less space, or the folder is not there.
+
+    Example:
+      >>> check_space(Path("."), 1 << 60)
+      Traceback (most recent call last):
+      ...
+      OSError: [Errno 28] no space left on the disk: 1152921504606.8 MB are needed, ... MB are free
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        amounts = f"{size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
+        raise OSError(errno.ENOSPC, f"no space left on the disk: {amounts}")
 
 
 def write_json(path: Path, value: Any) -> None:

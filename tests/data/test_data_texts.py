@@ -196,6 +196,10 @@ FAULTS = {
         "text,kind\na,0\nb,1\n",
         "has no column 'label', only text, kind; name one of them with --label",
     ),
+    "no such column, and a line break in another": (
+        'text,"of what\nkind"\na,0\nb,1\n',
+        "has no column 'label', only text, of what kind; name one of them with --label-column.$",
+    ),
     "no text column": (
         "body,label\na,0\nb,1\n",
         "has no column 'text', only body, label; name one of them with --text",

@@ -156,6 +156,24 @@ def test_a_checkpoint_is_not_saved_without_its_metrics(template, tmp_path, caplo
     assert sorted(path.name for path in copy.iterdir()) == ["1", "2", "3"]
 
 
+def test_a_checkpoint_that_will_not_fit_is_not_begun(template, tmp_path, caplog, monkeypatch):
+    copy = tmp_path / "seed-0"
+    shutil.copytree(template[0], copy)
+    store, pipeline = CheckpointStore(copy), new_pipeline()
+    pipeline.step = 4
+    usage = shutil.disk_usage(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=500_000))
+        store.save(pipeline, Progress())
+        store.wait()
+    assert "no space left on the disk: 1.0 MB are needed, 0.5 MB are free" in (store.failed or "")
+    assert len(caplog.records) == 1
+    assert sorted(path.name for path in copy.iterdir()) == ["1", "2", "3"]
+    store.save(pipeline, Progress())
+    store.close()
+    assert damage(copy / "4") is None
+
+
 def test_a_vanished_directory_is_reported_and_does_not_come_back(tmp_path, caplog):
     path = tmp_path / "run"
     directory, store, pipeline = RunDirectory(path), CheckpointStore(path / "checkpoints" / "seed-0"), new_pipeline()

@@ -94,9 +94,9 @@ def _json_lines(path: Path, replaced: Replaced, columns: tuple[str, ...] | None)
 
 def _column(path: Path, number: int, row: Mapping[str, str], column: str, option: str) -> str:
     if column not in row:
+        there = " ".join(", ".join(row).split()) or "none"  # a quoted name may hold a line break
         raise DataError(
-            f"line {number} of {path} has no column {column!r}, only {', '.join(row) or 'none'}; name one of them "
-            f"with {option}."
+            f"line {number} of {path} has no column {column!r}, only {there}; name one of them with {option}."
         )
     return row[column]
 
