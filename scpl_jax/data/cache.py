@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -17,6 +18,11 @@ from scpl_jax.data.errors import DataError
 DEFAULT_CACHE_DIR = Path("~/.cache/scpl_jax")
 
 _LOGGER = logging.getLogger(__name__)
+# What a damaged file makes numpy and zipfile raise; RuntimeError comes of what looks encrypted or of a newer version.
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError),
+    *(zlib.error, zipfile.BadZipFile, DataError),
+)
 # Goes up whenever the file's layout or the decoding of any reader changes.
 _FORMAT = 1
 
@@ -92,7 +98,7 @@ def _read(kind: type[AnyDataset], path: Path) -> AnyDataset | None:
         return kind.unpacked(arrays, texts)
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, DataError) as error:
+    except _UNREADABLE as error:
         _LOGGER.warning("The cached data set %s cannot be read (%s) and is built anew.", path, error)
         return None
 

@@ -76,7 +76,7 @@ def test_any_change_of_the_files_is_seen(tmp_path, decoded, change):
     assert decoded
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut off", "flipped", "other"])
+@pytest.mark.parametrize("damage", ["empty", "cut off", "flipped", "encrypted", "newer", "other"])
 def test_a_damaged_cache_file_is_built_anew(tmp_path, decoded, caplog, damage):
     write_image_folder(tmp_path / "pets")
     first = _load(tmp_path)
@@ -88,6 +88,10 @@ def test_a_damaged_cache_file_is_built_anew(tmp_path, decoded, caplog, damage):
         del content[len(content) // 2 :]
     elif damage == "flipped":
         content[content.index(first.train_images.tobytes()) + 10] ^= 1
+    elif damage == "encrypted":
+        content[content.index(b"PK\x01\x02") + 8] ^= 1
+    elif damage == "newer":
+        content[content.index(b"PK\x01\x02") + 6] = 173
     else:
         np.savez(path.with_suffix(".other.npz"), x=np.zeros(3))
         content = path.with_suffix(".other.npz").read_bytes()

@@ -79,6 +79,13 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         load("npz", data_dir=tmp_path)
     path = _save(tmp_path / "data.npz")
     content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    for byte, value in ((6, 173), (8, 1), (10, 99)):  # a newer version, encrypted, an unknown method
+        other = content.copy()
+        other[entry + byte] = value
+        path.write_bytes(other)
+        with pytest.raises(DataError, match=r"x_train in .*data\.npz cannot be read"):
+            load("npz", data_dir=path)
     content[300] ^= 255
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"x_train in .*data\.npz cannot be read"):

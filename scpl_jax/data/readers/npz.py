@@ -90,7 +90,8 @@ def _arrays(path: Path, keys: tuple[str, str]) -> list[np.ndarray]:
             return found
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+    # RuntimeError: members that are encrypted, or need a newer version or another method than zipfile knows.
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(
             f"{key} in {path} cannot be read ({str(error).rstrip('.')}); save it again as a plain array."
         ) from error
