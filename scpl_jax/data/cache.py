@@ -5,24 +5,17 @@ import json
 import logging
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from scpl_jax.data.errors import DataError
+from scpl_jax.data.errors import ZIP_ERRORS
 
 DEFAULT_CACHE_DIR = Path("~/.cache/scpl_jax")
 
 _LOGGER = logging.getLogger(__name__)
-# What a damaged file makes numpy and zipfile raise; RuntimeError comes of what looks encrypted or of a newer version.
-_UNREADABLE = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError),
-    *(zlib.error, zipfile.BadZipFile, DataError),
-)
 # Goes up whenever the file's layout or the decoding of any reader changes.
 _FORMAT = 1
 
@@ -98,7 +91,7 @@ def _read(kind: type[AnyDataset], path: Path) -> AnyDataset | None:
         return kind.unpacked(arrays, texts)
     except FileNotFoundError:
         return None
-    except _UNREADABLE as error:
+    except (*ZIP_ERRORS, ValueError, KeyError, TypeError) as error:  # a DataError is a ValueError
         _LOGGER.warning("The cached data set %s cannot be read (%s) and is built anew.", path, error)
         return None
 

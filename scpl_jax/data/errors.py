@@ -1,4 +1,11 @@
-"""The error that every function of this package raises for a mistake a user can make."""
+"""The error that every function of this package raises for a mistake a user can make, and what archives raise."""
+
+import zipfile
+import zlib
+
+# What reading a damaged zip archive raises; RuntimeError: members that look encrypted, of a newer version or compressed
+# in an unknown way.
+ZIP_ERRORS = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error)
 
 
 class DataError(ValueError):

@@ -25,7 +25,7 @@ from scpl_jax.training.errors import RunError
 from scpl_jax.training.files import check_space, read_json, reason_of, sync_folder, write_json
 
 _LOG = logging.getLogger(__name__)
-# Bytes of a stage's files besides the arrays, and as much again: what lists and describes them.
+# More bytes than what lists and describes a stage's arrays in its files takes.
 _BESIDES = 1 << 20
 
 

@@ -1,13 +1,12 @@
 """Arrays saved by numpy."""
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from scpl_jax.data.dataset import Dataset
-from scpl_jax.data.errors import DataError
+from scpl_jax.data.errors import ZIP_ERRORS, DataError
 from scpl_jax.data.images import channel_statistics, resize, to_rgb
 from scpl_jax.data.readers.request import Request
 
@@ -90,8 +89,7 @@ def _arrays(path: Path, keys: tuple[str, str]) -> list[np.ndarray]:
             return found
     except DataError:
         raise
-    # RuntimeError: members that are encrypted, or need a newer version or another method than zipfile knows.
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+    except (*ZIP_ERRORS, ValueError) as error:
         raise DataError(
             f"{key} in {path} cannot be read ({str(error).rstrip('.')}); save it again as a plain array."
         ) from error

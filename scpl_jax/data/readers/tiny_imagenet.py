@@ -3,12 +3,11 @@
 import io
 import os
 import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from scpl_jax.data.dataset import Dataset
-from scpl_jax.data.errors import DataError
+from scpl_jax.data.errors import ZIP_ERRORS, DataError
 from scpl_jax.data.readers.listing import Listing, check_classes, decode_listings, is_image, take_turns
 from scpl_jax.data.readers.request import Request
 
@@ -86,8 +85,7 @@ def _load_archive(request: Request, archive: Path) -> Dataset:
                 files=[archive],
                 open_image=lambda name: io.BytesIO(opened.read(members[name])),
             )
-    # RuntimeError: encrypted, or compressed in an unknown way
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error) as error:
+    except ZIP_ERRORS as error:
         raise DataError(f"{archive} is damaged ({str(error).rstrip('.')}); fetch the archive again.") from error
 
 
