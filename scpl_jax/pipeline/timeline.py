@@ -42,8 +42,9 @@ class Timeline:
     """Records the programs of a pipeline's training steps.
 
     A device works through its programs in order, so one begins when its input has arrived and the one before has ended.
-    One thread a sub-mesh waits for inputs and outputs and notes the time; the pipeline itself never waits. In a run of
-    several processes each records its own stages.
+    One thread a sub-mesh waits for inputs and outputs and notes the time; the pipeline itself never waits. Programs
+    shorter than the waking of a thread (some 0.1 ms, more on a busy machine) may so appear later than they ran, even
+    after those that waited for them. In a run of several processes each records its own stages.
 
     Args:
       pipeline: its training steps are recorded from now on, until :meth:`stop`.
@@ -57,7 +58,7 @@ class Timeline:
       >>> pipeline = Pipeline(decouple(blocks, 2, SupCon(head="identity"), x, nnx.Rngs(3)), optax.adam(1e-3))
       >>> timeline = Timeline(pipeline)
       >>> _ = pipeline.train_step(x, y)
-      >>> [(span.task, span.stages, span.step) for span in timeline.stop()]
+      >>> sorted((span.task, span.stages, span.step) for span in timeline.stop())
       [('step', '0', 0), ('step', '1', 0)]
     """
 
