@@ -139,34 +139,9 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
         found = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{path} can't be read as TOML ({str(error).splitlines()[0]})") from error
-    parts, rows = found.get("parts", []), found.get("rows", {})
-    if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("name"), str) for p in parts):
-        raise RunError(f"{path} is no table: every one of [[parts]] needs a name")
-    tables = [*(part.get("options", {}) for part in parts), found.get("options", {}), found.get(scale, {})]
-    tables += [found.get("speed", {}), *(rows.values() if isinstance(rows, dict) else ())]
-    if not all(isinstance(table, dict) for table in [rows, *tables]):
-        raise RunError(f"{path} is no table: rows, options, speed and [{scale}] must be names with values")
-    for name, value in (option for table in tables for option in table.items()):
-        if not isinstance(value, str | int | float):
-            raise RunError(f"{path} is no table: {name} must be a text, a number or true or false, got {value!r}")
-    unknown = [*(set(found) - _TOP), *(key for part in parts for key in set(part) - _PART)]
-    missing = [row for part in parts for row in part.get("rows", []) if not isinstance(row, str) or row not in rows]
-    task = found.get("task", "cifar")
-    if (
-        unknown
-        or missing
-        or task not in _UNITS
-        or not parts
-        or not rows
-        or not (found.get("seeds") or "speed" in found)
-        or scale not in found
-    ):
-        what = ""
-        if unknown or missing:
-            what = f"{sorted(unknown)[0]!r} is unknown" if unknown else f"row {missing[0]!r} is not there"
-        elif task not in _UNITS:
-            what = f"its task must be {' or '.join(_UNITS)}, got {task!r}"
-        raise RunError(f"{path} is no table: {what or f'it needs seeds or [speed], rows, parts and [{scale}]'}")
+    if (what := _malformed(found, scale)) is not None:
+        raise RunError(f"{path} is no table: {what}")
+    parts, rows, task = found["parts"], found["rows"], found.get("task", "cifar")
 
     def options(part: dict[str, Any], row: str) -> dict[str, Any]:
         at_scale = {name: value for name, value in found[scale].items() if name not in part.get("own", [])}
@@ -197,9 +172,46 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
         together = (*(same.parts if same else ()), *speed.parts)
         merged[(speed.arguments, *speed.methods)] = dataclasses.replace(speed, parts=together)
     title, target = found.get("title", path.parent.name), found.get("target")
-    if target is not None and not (type(target) in (int, float) and 0 < target <= 1):
-        raise RunError(f"{path} is no table: target must be an accuracy above 0 and at most 1, got {target!r}")
     return Table(title, task, tuple(rows_of), rows_of, tuple(cells), tuple(merged.values()), target)
+
+
+def _malformed(found: dict[str, Any], scale: str) -> str | None:
+    """What a table's configuration must have and does not have; None if all is there."""
+    parts, rows, task, target = (found.get(key) for key in ("parts", "rows", "task", "target"))
+    if not parts or not rows or scale not in found or not (found.get("seeds") or "speed" in found):
+        return f"it needs seeds or [speed], rows, parts and [{scale}]"
+    if unknown := sorted(set(found) - _TOP):
+        return f"{unknown[0]!r} is unknown"
+    if task is not None and task not in list(_UNITS):
+        return f"its task must be {' or '.join(_UNITS)}, got {task!r}"
+    if target is not None and not (type(target) in (int, float) and 0 < target <= 1):
+        return f"target must be an accuracy above 0 and at most 1, got {target!r}"
+    if not _is_list_of(int, found.get("seeds", [])):
+        return f"seeds must be whole numbers, got {found['seeds']!r}"
+    if not _is_list_of(dict, parts) or not all(isinstance(part.get("name"), str) for part in parts):
+        return "every one of [[parts]] needs a name"
+    for part in parts:
+        if unknown := sorted(set(part) - _PART):
+            return f"{unknown[0]!r} is unknown"
+        for key in ("rows", "own"):
+            if not _is_list_of(str, part.get(key, [])):
+                return f"{key} of {part['name']!r} must be names, got {part[key]!r}"
+    tables = [*(part.get("options", {}) for part in parts), found.get("options", {}), found[scale]]
+    tables += [found.get("speed", {}), *(rows.values() if isinstance(rows, dict) else ())]
+    if not all(isinstance(table, dict) for table in [rows, *tables]):
+        return f"rows, options, speed and [{scale}] must be names with values"
+    if missing := [row for part in parts for row in part.get("rows", []) if row not in rows]:
+        return f"row {missing[0]!r} is not there"
+    for name, value in (option for table in tables for option in table.items()):
+        if not isinstance(value, str | int | float):
+            return f"{name} must be a text, a number or true or false, got {value!r}"
+        if name == "stages" and type(value) is not int:
+            return f"stages must be a whole number, got {value!r}"
+    return None
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is kind for one in value)
 
 
 def _speeds(part: str, by_row: dict[str, dict[str, Any]], speed: dict[str, Any]) -> list[Speed]:

@@ -205,6 +205,10 @@ FAULTS = {
         "has no column 'text', only body, label; name one of them with --text",
     ),
     "a row too short": ("text,label\na,0\nb\n", "line 3 of .* has 1 columns, expected 2 "),
+    "a row too short, and a line break in the header": (
+        'text,label,"of what\nkind"\na,0\n',
+        r"line 3 of .* has 2 columns, expected 3 \(text, label, of what kind\); correct the line.$",
+    ),
     "one class": ("text,label\na,0\nb,0\n", "has 1 different labels, expected 2 to 1000 classes"),
     "nothing": ("", "holds no rows"),
     "no words": ("text,label\n,0\n!,1\n,0\n?,1\n.,0\n,1\n;,0\n:,1\n-,0\n-,1\n", "no text of a split has a word"),

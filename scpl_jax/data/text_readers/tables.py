@@ -63,7 +63,8 @@ def _separated(path: Path, replaced: Replaced, columns: tuple[str, ...] | None) 
             reader = csv.reader(content, delimiter="\t", quoting=csv.QUOTE_NONE)
         else:
             reader = csv.reader(content)
-        header = columns or tuple(name.strip() for name in next(reader, []))
+        # A quoted name may hold line breaks; names stand in errors, which are one line.
+        header = columns or tuple(" ".join(name.split()) for name in next(reader, []))
         for values in reader:
             if not values:
                 continue
@@ -94,7 +95,7 @@ def _json_lines(path: Path, replaced: Replaced, columns: tuple[str, ...] | None)
 
 def _column(path: Path, number: int, row: Mapping[str, str], column: str, option: str) -> str:
     if column not in row:
-        there = " ".join(", ".join(row).split()) or "none"  # a quoted name may hold a line break
+        there = " ".join(", ".join(row).split()) or "none"  # a name in a JSON line may hold a line break
         raise DataError(
             f"line {number} of {path} has no column {column!r}, only {there}; name one of them with {option}."
         )
