@@ -30,6 +30,7 @@ _WAIT_MILLISECONDS = 24 * 3600 * 1000
 # Connections by which messages come in on the CPU backend.
 _CONNECTIONS = 4
 _names = itertools.count()
+_gathered: dict[str, int] = {}  # series -> calls of it so far
 _spare_cpu_devices = False
 
 
@@ -180,12 +181,13 @@ def _client() -> Any:
     return client
 
 
-def gather(value: Any, name: str | None = None) -> list[Any]:
+def gather(value: Any, series: str = "main") -> list[Any]:
     """A JSON value of every process, in the order of the processes; every process must call it.
 
     Args:
       value: this process's.
-      name: a name that is used once, needed where threads may call this in different orders in different processes.
+      series: a name for calls that come in the same order in all processes; a thread besides the main one needs a
+        series of its own.
 
     Example:
       >>> gather({"correct": 3})
@@ -193,13 +195,17 @@ def gather(value: Any, name: str | None = None) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [value]
-    name = f"scpl_jax/gather/{next(_names) if name is None else name}"
-    client = _client()
-    client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(value))
-    return [
-        json.loads(client.blocking_key_value_get(f"{name}/{index}", _WAIT_MILLISECONDS))
+    number = _gathered.get(series, 0)
+    _gathered[series] = number + 1
+    client, name = _client(), f"scpl_jax/gather/{series}"
+    client.key_value_set(f"{name}/{number}/{jax.process_index()}", json.dumps(value))
+    found = [
+        json.loads(client.blocking_key_value_get(f"{name}/{number}/{index}", _WAIT_MILLISECONDS))
         for index in range(jax.process_count())
     ]
+    # Whoever gave a value to this call has all of the one before; kept, they would fill the coordinator's memory.
+    client.key_value_delete(f"{name}/{number - 1}/{jax.process_index()}")
+    return found
 
 
 def from_first(value: Any) -> Any:

@@ -15,8 +15,10 @@ Finished trials are kept in ``kills.jsonl``: the same command goes on where it w
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -25,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -327,37 +330,55 @@ def summary(lines: list[dict[str, Any]]) -> str:
     return "\n".join(text) + "\n"
 
 
+def enough(lines: list[dict[str, Any]], kills: int) -> bool:
+    return sum(len(line["kills"]) for line in lines) >= kills
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=200, help="how many to get to, those of earlier calls included")
     parser.add_argument("--out", type=Path, default=Path("experiments/faults"), help="where results are kept")
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time; most of one is start-up on one core")
     parser.add_argument("--keep", type=Path, help="keep the folders of runs with a problem here")
     options = parser.parse_args()
     record = options.out / "kills.jsonl"
     options.out.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(text) for text in record.read_text().splitlines()] if record.exists() else []
-    references: dict[str, Any] = {}
+    wanted = [] if enough(lines, options.kills) else CASES
+    numbers = (number for number in itertools.count() if number not in {line["trial"] for line in lines})
+    lock = threading.Lock()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "cache"
-        while sum(len(line["kills"]) for line in lines) < options.kills:
-            number = len(lines)
-            name = list(CASES)[number % len(CASES)]
-            if name not in references:
-                references[name] = reference(name, cache)
-            place = Path(folder) / f"trial-{number}"
-            place.mkdir()
-            line = {"trial": number, "case": name, "kills": [], "problem": None}
-            try:
-                line |= trial(number, name, cache, references, place)
-            except ProblemError as problem:
-                line["problem"] = str(problem)
-                if options.keep is not None:
-                    shutil.copytree(place, options.keep / place.name)
-            shutil.rmtree(place)
-            lines.append(line)
-            with record.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(f"trial {number}, {name}: {len(line['kills'])} kills, {line['problem'] or 'all well'}", flush=True)
+
+        def work() -> None:
+            """One trial after the other, until all workers together have made enough kills."""
+            while True:
+                with lock:
+                    if enough(lines, options.kills):
+                        return
+                    number = next(numbers)
+                name = list(CASES)[number % len(CASES)]
+                place = Path(folder) / f"trial-{number}"
+                place.mkdir()
+                line = {"trial": number, "case": name, "kills": [], "problem": None}
+                try:
+                    line |= trial(number, name, cache, references, place)
+                except ProblemError as problem:
+                    line["problem"] = str(problem)
+                    if options.keep is not None:
+                        shutil.copytree(place, options.keep / place.name)
+                shutil.rmtree(place)
+                with lock:
+                    lines.append(line)
+                    with record.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                said = line["problem"] or "all well"
+                print(f"trial {number}, {name}: {len(line['kills'])} kills, {said}", flush=True)
+
+        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+            references = dict(zip(wanted, pool.map(lambda name: reference(name, cache), wanted), strict=True))
+            for future in [pool.submit(work) for _ in range(options.jobs)]:
+                future.result()
     (options.out / "kills.md").write_text(summary(lines))
     print(summary(lines), end="")
     return any(line["problem"] for line in lines)

@@ -36,12 +36,12 @@ def test_a_run_outlives_a_full_file_system(tmp_path):
     done = subprocess.run(shell, capture_output=True, text=True, timeout=300)
     said = done.stderr.splitlines()
     assert done.returncode == 1, done.stderr
-    assert all("a checkpoint could not be saved (no space left on the disk: 2.5 MB are needed" in line for line in said)
+    assert all("a checkpoint could not be saved (no space left on the disk: " in line for line in said), done.stderr
     assert said[-1].endswith("MB are free); the results are whole")
     kept = tmp_path / "kept"
     assert 0 <= json.loads((kept / "results.json").read_text())["test_accuracy"] <= 1
     assert [json.loads(line)["epoch"] for line in (kept / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
     # What fitted is there, whole, and what did not fit left nothing behind.
     checkpoints = sorted(path.name for path in (kept / "checkpoints" / "seed-0").iterdir())
-    assert checkpoints == ["4", "8"]
-    assert [damage(kept / "checkpoints" / "seed-0" / name) for name in checkpoints] == [None, None]
+    assert checkpoints == ["4"]
+    assert damage(kept / "checkpoints" / "seed-0" / "4") is None
