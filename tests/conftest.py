@@ -8,6 +8,7 @@ _FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_le
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
 import tempfile
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 
@@ -28,6 +29,12 @@ if "SCPL_JAX_TEST_CACHE" not in os.environ:
     os.environ["SCPL_JAX_TEST_CACHE"] = _CACHE.name
 jax.config.update("jax_compilation_cache_dir", os.environ["SCPL_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+@pytest.fixture(scope="session")
+def cache() -> Path:
+    """Where runs keep compiled programs and prepared data: one folder for all tests."""
+    return Path(os.environ["SCPL_JAX_TEST_CACHE"])
 
 
 @pytest.fixture

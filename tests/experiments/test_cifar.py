@@ -21,11 +21,6 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def tiny(tmp_path, cache):
     """A function that runs the command in this process on a tiny network: (status, run directory)."""

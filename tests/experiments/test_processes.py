@@ -35,7 +35,7 @@ def environment(tmp_path_factory):
 
 
 def command(out, *options, processes=1):
-    run = [*CIFAR, *TINY, "--out-dir", str(out), "--cache-dir", str(out.parent / "cache"), *options]
+    run = [*CIFAR, *TINY, "--out-dir", str(out), "--cache-dir", os.environ["SCPL_JAX_TEST_CACHE"], *options]
     pinned = ["--pin"] if os.cpu_count() > 1 else []
     return [*LAUNCH, *pinned, "--", *run] if processes == 2 else [sys.executable, "-c", ONE_CORE, *run]
 
@@ -136,7 +136,7 @@ def test_texts_of_several_lengths_in_two_processes_equal_one_to_the_bit(tmp_path
     small += ["--width", "0.02", "--embedding-size", "6", "--batch-size", "16", "--epochs", "2", "--no-tensorboard"]
 
     def train(out, processes):
-        places = ["--out-dir", str(out), "--cache-dir", str(tmp_path / "cache")]
+        places = ["--out-dir", str(out), "--cache-dir", os.environ["SCPL_JAX_TEST_CACHE"]]
         run = [sys.executable, "-m", "scpl_jax.experiments.text", *small, *places]
         before = [*LAUNCH, "--pin", "--"] if processes == 2 else [sys.executable, "-c", ONE_CORE]
         done = finish([*before, *run], environment)

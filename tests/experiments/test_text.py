@@ -28,13 +28,13 @@ def reviews(tmp_path):
 
 
 @pytest.fixture
-def experiment(reviews, tmp_path):
+def experiment(reviews, tmp_path, cache):
     """A function that runs the experiment in this process: (status, directory)."""
 
     def call(*arguments, out="run"):
         small = ["--dataset", "file", "--data-file", str(reviews), "--layers", "3", "--stages", "2", "--buckets", "2"]
         small += ["--width", "0.03", "--embedding-size", "6", "--heads", "2", "--epochs", "2", "--batch-size", "16"]
-        places = ["--no-tensorboard", "--cache-dir", str(tmp_path / "cache"), "--out-dir", str(tmp_path / out)]
+        places = ["--no-tensorboard", "--cache-dir", str(cache), "--out-dir", str(tmp_path / out)]
         return run(main, [*small, "--lr", "0.02", "--end-lr", "0.02", *places, *arguments]), tmp_path / out
 
     return call

@@ -1,6 +1,7 @@
 """A file system that is really full: training goes on, and nothing that was saved is lost."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def test_a_run_outlives_a_full_file_system(tmp_path):
     try_it = [*own, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "disk")]
     if shutil.which("unshare") is None or subprocess.run(try_it, capture_output=True).returncode:
         pytest.skip("a file system of one's own can't be had on this machine")
-    run = [*RUN, "--cache-dir", str(tmp_path / "cache")]
+    run = [*RUN, "--cache-dir", os.environ["SCPL_JAX_TEST_CACHE"]]
     shell = [*own, "sh", "-c", SHELL, "sh", str(tmp_path / "disk"), str(tmp_path / "kept"), *run]
     done = subprocess.run(shell, capture_output=True, text=True, timeout=300)
     said = done.stderr.splitlines()

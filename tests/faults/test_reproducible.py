@@ -66,7 +66,7 @@ def both(tmp_path_factory):
     for hash_seed, place, order in zip((1, 2), places, (runs, runs[half:] + runs[:half]), strict=True):
         # The order of sets, which differs from process to process, may play no part.
         environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
-        command = [sys.executable, "-c", CHILD, str(place), str(places[0] / "cache"), json.dumps(order)]
+        command = [sys.executable, "-c", CHILD, str(place), os.environ["SCPL_JAX_TEST_CACHE"], json.dumps(order)]
         with (place / "log").open("w") as log:
             started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
     for process, place in zip(started, places, strict=True):
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_bits_twice(both, name):
 def test_another_seed_gives_other_bits(both, tmp_path):
     """What is compared above does depend on the seed."""
     arguments = [[0, [*RUNS["scpl"], "--seed", "1"]]]
-    command = [sys.executable, "-c", CHILD, str(tmp_path), str(both[0] / "cache"), json.dumps(arguments)]
+    command = [sys.executable, "-c", CHILD, str(tmp_path), os.environ["SCPL_JAX_TEST_CACHE"], json.dumps(arguments)]
     subprocess.run(command, check=True, capture_output=True)
     (_, lines, arrays), (_, other_lines, other_arrays) = outcome(tmp_path / "0"), outcome(both[0] / "0")
     assert lines[0]["train_loss"] != other_lines[0]["train_loss"]
