@@ -10,7 +10,8 @@ decides all of them), resumes it after each with nothing but ``--resume``, and l
 - in the end metrics.jsonl has every epoch exactly once, and results, metrics and the last checkpoint's arrays are the
   undisturbed run's to the bit (times and memory aside).
 
-Finished trials are kept in ``kills.jsonl``: the same command goes on where it was stopped. ``kills.md`` is the summary.
+Finished trials are kept in ``kills.jsonl``: the same command goes on where it was stopped. ``kills.md`` is the summary
+of what there is.
 """
 
 import argparse
@@ -346,7 +347,7 @@ def main() -> int:
     lines = [json.loads(text) for text in record.read_text().splitlines()] if record.exists() else []
     wanted = [] if enough(lines, options.kills) else CASES
     numbers = (number for number in itertools.count() if number not in {line["trial"] for line in lines})
-    lock = threading.Lock()
+    lock, stop = threading.Lock(), threading.Event()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "cache"
 
@@ -354,7 +355,7 @@ def main() -> int:
             """One trial after the other, until all workers together have made enough kills."""
             while True:
                 with lock:
-                    if enough(lines, options.kills):
+                    if stop.is_set() or enough(lines, options.kills):
                         return
                     number = next(numbers)
                 name = list(CASES)[number % len(CASES)]
@@ -377,8 +378,12 @@ def main() -> int:
 
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
             references = dict(zip(wanted, pool.map(lambda name: reference(name, cache), wanted), strict=True))
-            for future in [pool.submit(work) for _ in range(options.jobs)]:
-                future.result()
+            try:
+                for future in [pool.submit(work) for _ in range(options.jobs)]:
+                    future.result()
+            except KeyboardInterrupt:
+                print("stops when the trials under way have ended; the same command goes on from there", flush=True)
+                stop.set()
     (options.out / "kills.md").write_text(summary(lines))
     print(summary(lines), end="")
     return any(line["problem"] for line in lines)
