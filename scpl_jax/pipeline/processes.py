@@ -5,6 +5,7 @@ code needs (accuracies, who stops when) go through the key-value store of JAX's 
 of one process everything here is trivial and immediate.
 """
 
+import collections
 import contextlib
 import itertools
 import json
@@ -30,7 +31,7 @@ _WAIT_MILLISECONDS = 24 * 3600 * 1000
 # Connections by which messages come in on the CPU backend.
 _CONNECTIONS = 4
 _names = itertools.count()
-_gathered: dict[str, int] = {}  # series -> calls of it so far
+_calls: dict[str, Iterator[int]] = collections.defaultdict(itertools.count)  # of gather, by series
 _spare_cpu_devices = False
 
 
@@ -195,8 +196,7 @@ def gather(value: Any, series: str = "main") -> list[Any]:
     """
     if jax.process_count() == 1:
         return [value]
-    number = _gathered.get(series, 0)
-    _gathered[series] = number + 1
+    number = next(_calls[series])
     client, name = _client(), f"scpl_jax/gather/{series}"
     client.key_value_set(f"{name}/{number}/{jax.process_index()}", json.dumps(value))
     found = [

@@ -43,8 +43,8 @@ class Timeline:
 
     A device works through its programs in order, so one begins when its input has arrived and the one before has ended.
     One thread a sub-mesh waits for inputs and outputs and notes the time; the pipeline itself never waits. Programs
-    shorter than the waking of a thread (some 0.1 ms, more on a busy machine) may so appear later than they ran, even
-    after those that waited for them. In a run of several processes each records its own stages.
+    shorter than the waking of a thread may so appear later than they ran, even after those that waited for them. In a
+    run of several processes each records its own stages.
 
     Args:
       pipeline: its training steps are recorded from now on, until :meth:`stop`.

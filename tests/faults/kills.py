@@ -342,11 +342,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time; most of one is start-up on one core")
     parser.add_argument("--keep", type=Path, help="keep the folders of runs with a problem here")
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
     record = options.out / "kills.jsonl"
     options.out.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(text) for text in record.read_text().splitlines()] if record.exists() else []
     wanted = [] if enough(lines, options.kills) else CASES
-    numbers = (number for number in itertools.count() if number not in {line["trial"] for line in lines})
+    made = {line["trial"] for line in lines}
+    numbers = (number for number in itertools.count() if number not in made)
     lock, stop = threading.Lock(), threading.Event()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "cache"
@@ -383,7 +386,8 @@ def main() -> int:
                     future.result()
             except KeyboardInterrupt:
                 print("stops when the trials under way have ended; the same command goes on from there", flush=True)
-                stop.set()
+            finally:
+                stop.set()  # after an error, too, the other workers begin no further trial
     (options.out / "kills.md").write_text(summary(lines))
     print(summary(lines), end="")
     return any(line["problem"] for line in lines)

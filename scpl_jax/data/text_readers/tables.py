@@ -63,15 +63,14 @@ def _separated(path: Path, replaced: Replaced, columns: tuple[str, ...] | None) 
             reader = csv.reader(content, delimiter="\t", quoting=csv.QUOTE_NONE)
         else:
             reader = csv.reader(content)
-        # A quoted name may hold line breaks; names stand in errors, which are one line.
-        header = columns or tuple(" ".join(name.split()) for name in next(reader, []))
+        header = columns or tuple(name.strip() for name in next(reader, []))
         for values in reader:
             if not values:
                 continue
             if len(values) != len(header):
                 raise DataError(
                     f"line {reader.line_num} of {path} has {len(values)} columns, expected {len(header)} "
-                    f"({', '.join(header)}); correct the line."
+                    f"({_names(header)}); correct the line."
                 )
             yield reader.line_num, dict(zip(header, values, strict=True))
     except csv.Error as error:
@@ -93,11 +92,16 @@ def _json_lines(path: Path, replaced: Replaced, columns: tuple[str, ...] | None)
         yield number, {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
 
 
+def _names(columns: Iterable[str]) -> str:
+    """Names of columns in one line; a quoted one may hold a line break."""
+    return " ".join(", ".join(columns).split())
+
+
 def _column(path: Path, number: int, row: Mapping[str, str], column: str, option: str) -> str:
     if column not in row:
-        there = " ".join(", ".join(row).split()) or "none"  # a name in a JSON line may hold a line break
         raise DataError(
-            f"line {number} of {path} has no column {column!r}, only {there}; name one of them with {option}."
+            f"line {number} of {path} has no column {column!r}, only {_names(row) or 'none'}; name one of them "
+            f"with {option}."
         )
     return row[column]
 
