@@ -28,6 +28,7 @@ sys.path.insert(0, str(HERE))
 import child  # noqa: E402
 
 EVERY = 10.0  # seconds between two samples
+FEWEST = 60  # samples without which there is no confidence interval worth the name
 OPTIONS = ["--dataset", "synthetic", "--stages", "4", "--width", "0.25", "--batch-size", "64", "--epochs", "100000",
            "--limit-train", "1280", "--limit-test", "320", "--head-dims", "64,32", "--augment", "basic"]  # fmt: skip
 
@@ -70,6 +71,10 @@ def measure(minutes: float, place: Path) -> list[dict[str, Any]]:
             time.sleep(EVERY)
             now = time.monotonic() - began
             samples.append({"seconds": now, "ranks": [sample(int(p), place, r) for r, p in enumerate(children)]})
+    except KeyboardInterrupt:  # what was seen by then is evaluated
+        print(f"stopped after {len(samples)} samples", file=sys.stderr)
+        if len(samples) < FEWEST:
+            raise
     finally:
         process.send_signal(signal.SIGINT)
         status = process.wait()
