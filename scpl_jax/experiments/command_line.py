@@ -23,6 +23,9 @@ from scpl_jax.training.run_dir import RunDirectory
 
 T = TypeVar("T")
 
+# Options that name a file for results.
+_WRITTEN = ("output", "figure", "timeline")
+
 
 def _peek(arguments: Sequence[str], option: str) -> str | None:
     """The value of an option, before the command line is parsed."""
@@ -44,13 +47,14 @@ def parse_options(kind: type[T], arguments: Sequence[str], experiment: str, defa
       default: what holds where nothing is given.
 
     Raises:
-      RunError: an unknown option or a value that can't be read; tyro's own box, in one sentence.
+      RunError: an unknown option or a value that can't be read (tyro's own box, in one sentence), or a file that is to
+        be written at the end and can't be.
     """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             program = f"python -m {experiment if '.' in experiment else f'scpl_jax.experiments.{experiment}'}"
-            return tyro.cli(kind, args=list(arguments), prog=program, default=default)
+            options = tyro.cli(kind, args=list(arguments), prog=program, default=default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -60,6 +64,20 @@ def parse_options(kind: type[T], arguments: Sequence[str], experiment: str, defa
         reason = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, rest)))
         reason = reason.rstrip(".") or "the command line can't be read"
         raise RunError(f"{reason[0].lower()}{reason[1:]}; --help lists every option") from None
+    for name in _WRITTEN:
+        if isinstance(path := getattr(options, name, None), Path):
+            _check_writable(f"--{name}", path)
+    return options
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Refuse before a long measurement what could not be written after it."""
+    if path.is_dir():
+        raise RunError(f"{option} {path} is a folder; give a file")
+    if not path.parent.is_dir():
+        raise RunError(f"{option} {path} can't be written, as there is no folder {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise RunError(f"{option} {path} can't be written (permission denied); give another place")
 
 
 def join(arguments: Sequence[str]) -> None:

@@ -156,7 +156,11 @@ class RunDirectory:
         return next((line for line in reversed(lines) if line["seed"] == seed), {})
 
     def keep_metrics(self, seed: int, until: int) -> None:
-        """Drop what a resumed run will write again, a seed's lines after a step, and what is no line of metrics."""
+        """Drop what a resumed run will write again, a seed's lines after a step, and what is no line of metrics.
+
+        Raises:
+          RunError: the file can't be written; it stays as it is.
+        """
         if not self._writes or not self.metrics.exists():
             return
         kept = []
@@ -170,5 +174,11 @@ class RunDirectory:
             of, step = line.get("seed"), line.get("step")
             if isinstance(of, int) and isinstance(step, int) and (of != seed or step <= until):
                 kept.append(text)
-        with whole_file(self.metrics, "w") as file:
-            file.writelines(kept)
+        try:
+            with whole_file(self.metrics, "w") as file:
+                file.writelines(kept)
+        except OSError as error:
+            raise RunError(
+                f"{self.metrics} could not be written ({reason_of(error)}), and nothing was changed; free some space "
+                "or make it writable, then run the same command again"
+            ) from error

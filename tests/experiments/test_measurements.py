@@ -156,6 +156,15 @@ def test_wrong_options_of_throughput(options, message, capsys):
     assert message in said
 
 
+@pytest.mark.parametrize("option", ["--output", "--figure", "--timeline"])
+def test_a_file_that_cannot_be_written_is_found_before_anything_is_measured(option, tmp_path, capsys):
+    # With --steps 0 as well: the first check that fails is this one.
+    assert run(throughput.main, [option, str(tmp_path / "no" / "file.json"), "--steps", "0"]) == 2
+    assert f"there is no folder {tmp_path / 'no'}" in capsys.readouterr().err
+    assert run(throughput.main, [option, str(tmp_path), "--steps", "0"]) == 2
+    assert f"{option} {tmp_path} is a folder" in capsys.readouterr().err
+
+
 @pytest.mark.processes
 def test_memory_of_backpropagation_grows_with_depth_and_that_of_local_losses_does_not(tmp_path):
     """By the compiler's account, which does not depend on the machine's load."""

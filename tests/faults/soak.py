@@ -58,7 +58,8 @@ def measure(minutes: float, place: Path) -> list[dict[str, Any]]:
     run = place / "run"
     launch = [sys.executable, "-m", "scpl_jax.launch", "--processes", "2", "--pin", "--"]
     inner = [sys.executable, str(HERE / "child.py"), str(place), "scpl_jax.experiments.cifar", *OPTIONS]
-    process = subprocess.Popen([*launch, *inner, "--out-dir", str(run)], stdout=subprocess.DEVNULL)
+    command = [*launch, *inner, "--out-dir", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)  # Ctrl-C is passed on once
     samples: list[dict[str, Any]] = []
     try:
         while not all((place / f"steps-{rank}").exists() for rank in (0, 1)):
