@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Tests at a time; most of them compile small programs on one core.
 WORKERS ?= 2
+# Hundreds of processes start here: without bytecode on the disk each would translate the same modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-runs test-processes setup lint types notebooks docs lock audit bench faults clean
 

@@ -21,6 +21,7 @@ import pytest
 from flax import nnx
 
 import scpl_jax as scpl
+from scpl_jax.data import registry
 
 jax.config.update("jax_default_matmul_precision", "highest")
 # Tests build the same small programs again and again; each is compiled once a session, whichever worker needs it first.
@@ -29,6 +30,8 @@ if "SCPL_JAX_TEST_CACHE" not in os.environ:
     os.environ["SCPL_JAX_TEST_CACHE"] = _CACHE.name
 jax.config.update("jax_compilation_cache_dir", os.environ["SCPL_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+# Data sets that tests and examples prepare don't go to the user's folder either.
+registry.DEFAULT_CACHE_DIR = Path(os.environ["SCPL_JAX_TEST_CACHE"])
 
 
 @pytest.fixture(scope="session")

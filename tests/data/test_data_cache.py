@@ -1,5 +1,7 @@
 import logging
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -138,11 +140,31 @@ def test_nothing_is_cached_when_reading_fails(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_archives_are_cached_and_fast_readers_are_not(tmp_path):
+def test_archives_are_cached_and_made_up_images_are_not(tmp_path):
     write_tar(tmp_path / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", cifar10_binary())
     first = load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
     assert _cache_file(tmp_path).is_file()
     _assert_equal(first, load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache"))
-    load("digits", cache_dir=tmp_path / "other")
     load("synthetic", cache_dir=tmp_path / "other", image_size=8)
     assert not (tmp_path / "other").exists()
+
+
+def test_the_digits_need_scikit_learn_once_only(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from scpl_jax.data import load
+dataset = load("digits", cache_dir=Path(sys.argv[1]), image_size=8)
+print(dataset.train_images.sum(), dataset.test_labels.sum(), "sklearn" in sys.modules)
+"""
+
+    def run():
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    first, second = run(), run()
+    assert first[2:] == ["True"]
+    assert second[2:] == ["False"]
+    assert first[:2] == second[:2]

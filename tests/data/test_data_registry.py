@@ -116,8 +116,8 @@ import sys
 import scpl_jax.data.registry as registry
 heavy = {"PIL", "sklearn", "tensorflow", "tensorflow_datasets"} & set(sys.modules)
 assert not heavy, heavy
-registry.load("auto")
+registry.load("auto", cache_dir=sys.argv[1])
 heavy = {"tensorflow", "tensorflow_datasets"} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)

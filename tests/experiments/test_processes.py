@@ -16,8 +16,9 @@ import pytest
 CIFAR = [sys.executable, "-m", "scpl_jax.experiments.cifar"]
 LAUNCH = [sys.executable, "-m", "scpl_jax.launch", "--processes", "2"]
 # Small enough for seconds; eight epochs of eight steps, so that a signal finds them under way.
-TINY = ["--dataset", "digits", "--stages", "2", "--width", "0.03", "--head-dims", "16,8", "--limit-train", "256"]
-TINY += ["--limit-test", "50", "--batch-size", "32", "--epochs", "8", "--save-every", "3", "--no-tensorboard"]
+TINY = ["--dataset", "digits", "--image-size", "16", "--stages", "2", "--width", "0.03", "--head-dims", "16,8"]
+TINY += ["--limit-train", "256", "--limit-test", "50", "--batch-size", "32", "--epochs", "8", "--save-every", "3"]
+TINY += ["--no-tensorboard"]
 # Sums are in another order with another number of threads: one core a process, so one thread a stage.
 ONE_CORE = (
     "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); os.execvp(sys.argv[1], sys.argv[1:])"

@@ -1,13 +1,17 @@
 """The handwritten digits that scikit-learn brings along: no download, seconds to train on."""
 
+import importlib.util
+
 import numpy as np
 
+from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.images import channel_statistics, resize, to_rgb
 from scpl_jax.data.readers.request import Request
 
 _DEFAULT_SIZE = 32
 _BRIGHTEST = 16
+_READER = "digits 1"
 
 
 def load(request: Request) -> Dataset:
@@ -17,12 +21,26 @@ def load(request: Request) -> Dataset:
     `image_size`) and repeated over three channels. A stratified fifth, the same whatever the seed of a run,
     is held out for testing.
     """
+    library = importlib.util.find_spec("sklearn")
+    assert library is not None  # a dependency of this package
+    # Importing scikit-learn takes longer than everything else here; from the second time on nothing needs it.
+    return cached(
+        Dataset,
+        lambda: _build(request.image_size or _DEFAULT_SIZE),
+        cache_dir=request.cache_dir,
+        reader=_READER,
+        files=[library.origin] if library.origin else [],
+        options=request.image_size,
+    )
+
+
+def _build(image_size: int) -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     grey = np.rint(digits.images * (255.0 / _BRIGHTEST)).astype(np.uint8)
-    images = resize(to_rgb(grey), request.image_size or _DEFAULT_SIZE)
+    images = resize(to_rgb(grey), image_size)
     labels = digits.target.astype(np.int32)
     train, test = train_test_split(np.arange(len(labels)), stratify=labels, test_size=0.2, random_state=0)
     mean, std = channel_statistics(images[train])
