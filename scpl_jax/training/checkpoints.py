@@ -29,6 +29,8 @@ _LOG = logging.getLogger(__name__)
 # values (a folder, a description, a last block that is not full).
 _BESIDES = 256 << 10
 _BESIDES_ARRAY = 12 << 10
+# Threads that write or read files; TensorStore keeps them.
+_FILES_AT_A_TIME = 4
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -67,8 +69,13 @@ def from_arrays(arrays: dict[str, jax.Array], like: StageState) -> StageState:
 
 def describe(state: StageState) -> dict[str, str]:
     """Names, dtypes and shapes of a state's arrays; saved beside them, so that another network's are told apart."""
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    return {name: f"{x.dtype}{list(x.shape)}" for name, x in jax.eval_shape(to_arrays, state).items()}
+    found = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        # Leaf by leaf: traced as a whole, each call would leave an entry in JAX's cache.
+        one = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        one = jax.eval_shape(jax.random.key_data, one) if _is_key(leaf) else one
+        found[jax.tree_util.keystr(path, simple=True, separator="/")] = f"{one.dtype}{list(one.shape)}"
+    return found
 
 
 def _check_same(saved: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
@@ -134,6 +141,7 @@ class CheckpointStore:
         self._root, self._keep = directory.absolute(), keep
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._job: concurrent.futures.Future[None] | None = None
+        self._files: Any = None
         processes.decided_by_first(self._prepare)  # nobody looks before it is tidy
 
     def _prepare(self) -> None:
@@ -233,8 +241,16 @@ class CheckpointStore:
     @contextlib.contextmanager
     def _checkpointer(self) -> Iterator[Any]:
         """An Orbax checkpointer that acts alone, whatever other processes there are."""
+        from orbax.checkpoint._src.serialization import tensorstore_utils
+
+        if self._files is None:
+            self._files = tensorstore_utils.get_ts_context(use_ocdbt=True, file_io_concurrency_limit=_FILES_AT_A_TIME)
         alone = {}
         with contextlib.ExitStack() as stack:
+            # Orbax makes a new context, with threads for 128 files at a time, whenever it saves. They stay for long, and
+            # each keeps some 80 KB: in a run that saves often hundreds gathered.
+            same = unittest.mock.patch.object(tensorstore_utils, "get_ts_context", return_value=self._files)
+            stack.enter_context(same)
             if jax.process_count() > 1:
                 # Of several processes Orbax lets only number 0 write arrays that are not spread over all of them; the
                 # others would leave folders without values. Here each one writes what nobody else has.
