@@ -1,5 +1,6 @@
 """Damaged checkpoints are noticed and passed over; full disks and vanished directories lose nothing that was saved."""
 
+import gc
 import json
 import os
 import shutil
@@ -173,6 +174,23 @@ def test_a_checkpoint_that_will_not_fit_is_not_begun(template, tmp_path, caplog,
     store.save(pipeline, Progress())
     store.close()
     assert damage(copy / "4") is None
+
+
+def test_saving_again_and_again_leaves_nothing_in_memory(tmp_path):
+    store, pipeline = CheckpointStore(tmp_path / "seed-0"), new_pipeline()
+
+    def objects_after(saves):
+        for _ in range(saves):
+            pipeline.step += 1
+            store.save(pipeline, Progress())
+            store.wait()
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = objects_after(60)  # what is gathered up to a limit, such as weak references to paths, is there then
+    after = objects_after(30)
+    store.close()
+    assert after < before + 30  # less than one a save
 
 
 def test_a_vanished_directory_is_reported_and_does_not_come_back(tmp_path, caplog):
