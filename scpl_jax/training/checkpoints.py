@@ -247,8 +247,8 @@ class CheckpointStore:
             self._files = tensorstore_utils.get_ts_context(use_ocdbt=True, file_io_concurrency_limit=_FILES_AT_A_TIME)
         alone = {}
         with contextlib.ExitStack() as stack:
-            # Orbax makes a new context, with threads for 128 files at a time, whenever it saves. They stay for long, and
-            # each keeps some 80 KB: in a run that saves often hundreds gathered.
+            # Orbax makes a new context, with threads for 128 files at a time, whenever it saves. The threads stay for
+            # long, and each keeps some 80 KB: in a run that saved often hundreds gathered.
             same = unittest.mock.patch.object(tensorstore_utils, "get_ts_context", return_value=self._files)
             stack.enter_context(same)
             if jax.process_count() > 1:
