@@ -1,8 +1,9 @@
-"""A convolution whose weight gradient is fast on the CPU.
+"""A convolution that is fast on the CPU.
 
-XLA's CPU backend computes the weight gradient of a convolution over large images at a tenth of the speed of its forward
-pass. As matrix products over image patches it is several times faster, provided that the patches are taken a few images
-at a time so that they stay in the cache.
+Kernels of 3 x 3 over many channels take fewer products in Winograd's form (:mod:`scpl_jax.models.winograd`), in all
+three passes. Of the others XLA's CPU backend computes the weight gradient over large images at a tenth of the speed of
+its forward pass; as matrix products over image patches it is several times faster, provided that the patches are taken
+a few images at a time so that they stay in the cache.
 """
 
 import functools
@@ -13,14 +14,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from scpl_jax.models import winograd
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 # Bytes of patches at a time, about half a second-level cache; half or twice as much changes little.
 _PATCH_BYTES = 2 << 20
-# Below this many output pixels an image XLA's own form is as fast.
-_MIN_PIXELS = 64
+# Below this many output pixels an image XLA's own kernel gradient is as fast.
+_MIN_PIXELS = 256
+# Of Winograd's form: with fewer channels, or fewer channels times pixels, the transforms cost more than they save.
+_MIN_CHANNELS = 32
+_MIN_WORK = 1 << 14
 
 
-def _plain(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any) -> jax.Array:
+def plain_convolution(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any) -> jax.Array:
+    """XLA's own convolution, in the layout that all networks here have."""
     return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_NHWC, precision=precision)
 
 
@@ -39,22 +46,16 @@ def _row_patches(padded: jax.Array, kernel_width: int, stride: int, out_width: i
     return jnp.concatenate(windows, axis=-1)
 
 
-def _chunk_size(batch: int, bytes_per_image: int) -> int:
-    """The largest divisor of the batch whose patches fit into ``_PATCH_BYTES``."""
-    limit = max(1, min(batch, _PATCH_BYTES // bytes_per_image))
-    return next(size for size in range(limit, 0, -1) if batch % size == 0)
-
-
-def _weight_gradient_by_patches(
+def kernel_gradient_by_patches(
     images: jax.Array, cotangent: jax.Array, kernel_shape: Any, strides: Any, padding: Any, precision: Any
 ) -> jax.Array:
-    """One matrix product for each row of the kernel: patches along image rows serve all of them.
+    """The gradient of a kernel by one matrix product for each of its rows: patches along image rows serve all of them.
 
     Whole two-dimensional patches would need one product only, but three times the copying, and are slower.
     """
     kh, kw, channels, features = kernel_shape
     batch, out_h, out_w, _ = cotangent.shape
-    chunk = _chunk_size(batch, 4 * out_h * out_w * kw * channels)
+    chunk = winograd.chunk_size(batch, 4 * out_h * out_w * kw * channels, _PATCH_BYTES)
     dtype = jnp.promote_types(images.dtype, jnp.float32)
 
     def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -80,29 +81,50 @@ def _weight_gradient_by_patches(
     return total.reshape(kernel_shape).astype(images.dtype)
 
 
+def _fewer_products(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> bool:
+    """Whether Winograd's form can be used and, by measurement, is faster."""
+    (_, height, width, channels), (*size, _, features) = images.shape, kernel.shape
+    fits = size == [3, 3] and strides == (1, 1) and padding == ((1, 1), (1, 1)) and height % 2 == width % 2 == 0
+    fewest = min(channels, features)
+    worth = fewest >= _MIN_CHANNELS and fewest * height * width >= _MIN_WORK
+    return fits and worth and images.dtype == jnp.float32
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any) -> jax.Array:
-    return _plain(images, kernel, strides, padding, precision)
+    plain = functools.partial(plain_convolution, strides=strides, padding=padding, precision=precision)
+    if not _fewer_products(images, kernel, strides, padding):
+        return plain(images, kernel)
+    cpu = functools.partial(winograd.forward, precision=precision)
+    return lax.platform_dependent(images, kernel, cpu=cpu, default=plain)
 
 
 def _conv_fwd(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any) -> Any:
-    return _plain(images, kernel, strides, padding, precision), (images, kernel)
+    return _conv(images, kernel, strides, padding, precision), (images, kernel)
 
 
 def _conv_bwd(strides: Any, padding: Any, precision: Any, saved: Any, cotangent: jax.Array) -> Any:
     images, kernel = saved
-    forward = functools.partial(_plain, strides=strides, padding=padding, precision=precision)
-    (to_images,) = jax.vjp(lambda x: forward(x, kernel), images)[1](cotangent)
+    plain = functools.partial(plain_convolution, strides=strides, padding=padding, precision=precision)
 
-    def xla(x: jax.Array, g: jax.Array) -> jax.Array:
-        (gradient,) = jax.vjp(lambda w: forward(x, w), kernel)[1](g)
-        return gradient
+    def xla_images(g: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.vjp(lambda x: plain(x, w), images)[1](g)[0]
+
+    def xla_kernel(x: jax.Array, g: jax.Array) -> jax.Array:
+        return jax.vjp(lambda w: plain(x, w), kernel)[1](g)[0]
 
     def patches(x: jax.Array, g: jax.Array) -> jax.Array:
-        return _weight_gradient_by_patches(x, g, kernel.shape, strides, padding, precision)
+        return kernel_gradient_by_patches(x, g, kernel.shape, strides, padding, precision)
 
-    to_kernel = lax.platform_dependent(images, cotangent, cpu=patches, default=xla)
-    return to_images, to_kernel
+    if not _fewer_products(images, kernel, strides, padding):
+        to_kernel = lax.platform_dependent(images, cotangent, cpu=patches, default=xla_kernel)
+        return xla_images(cotangent, kernel), to_kernel
+    for_images = functools.partial(winograd.image_gradient, precision=precision)
+    for_kernel = functools.partial(winograd.kernel_gradient, precision=precision)
+    return (
+        lax.platform_dependent(cotangent, kernel, cpu=for_images, default=xla_images),
+        lax.platform_dependent(images, cotangent, cpu=for_kernel, default=xla_kernel),
+    )
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
@@ -113,10 +135,10 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Drop-in for :func:`jax.lax.conv_general_dilated` in ``nnx.Conv(conv_general_dilated=...)``.
 
-    Values and gradients are those of the original up to the order of summation. Two-dimensional convolutions over at
-    least 8 x 8 output pixels, not grouped and not dilated, get a faster weight gradient on the CPU; all others, and all
-    other platforms, are XLA's. Forward-mode differentiation (``jax.jvp``) is not supported, as with every
-    ``jax.custom_vjp``.
+    Values and gradients are those of the original up to rounding. On the CPU two-dimensional convolutions over large
+    images, not grouped and not dilated, have forms of their own: those of 3 x 3 over many channels in float32
+    Winograd's in all three passes, others a faster weight gradient. Everything else, and other platforms, are XLA's. Forward-mode
+    differentiation (``jax.jvp``) is not supported, as with every ``jax.custom_vjp``.
 
     Args:
       lhs: images, shape (B, H, W, C), floating.
@@ -154,6 +176,6 @@ def conv_general_dilated(
             (size + lo + hi - k) // s + 1
             for size, (lo, hi), k, s in zip(lhs.shape[1:3], padding, rhs.shape[:2], strides, strict=True)
         )
-        if pixels >= _MIN_PIXELS:
+        if pixels >= _MIN_PIXELS or _fewer_products(lhs, rhs, strides, padding):
             return _conv(lhs, rhs, strides, padding, options.get("precision"))
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)

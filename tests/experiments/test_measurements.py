@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from scpl_jax.experiments import contrastive, measure, memory, throughput
+from scpl_jax.experiments import contrastive, convolutions, measure, memory, throughput
 from scpl_jax.experiments.command_line import run
 from scpl_jax.experiments.flops import matrix_flops
 
@@ -198,6 +198,26 @@ def test_both_forms_of_the_contrastive_loss_are_measured(tmp_path, capsys):
 @pytest.mark.parametrize("options", [["--rows", "1"], ["--rows", "x"], ["--repeats", "0"], ["--largest", "1"]])
 def test_wrong_options_of_contrastive(options, capsys):
     assert run(contrastive.main, options) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_every_form_of_a_convolution_is_measured(tmp_path, capsys):
+    options = ["--shapes", "8,4,6 4,6,2", "--batch-size", "2", "--chunks", "1,2", "--repeats", "1", "--no-torch"]
+    assert run(convolutions.main, [*options, "--output", str(tmp_path / "found.json")]) == 0
+    assert "2 images of 4 x 4, 6 to 2 channels" in capsys.readouterr().out
+    first, second = json.loads((tmp_path / "found.json").read_text())["table"]
+    assert first["flops"] == 2 * 9 * 2 * 8 * 8 * 4 * 6
+    assert first["seconds"].keys() == second["seconds"].keys()
+    for each in convolutions.PASSES:
+        assert {f"{each}, {form}" for form in ("XLA", "Winograd 1 MiB", "Winograd 2 MiB")} <= first["seconds"].keys()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--shapes", "8,4"], ["--shapes", "7,4,4"], ["--shapes", ""], ["--shapes", "8,x,4"], ["--chunks", "0"]],
+)
+def test_wrong_options_of_convolutions(options, capsys):
+    assert run(convolutions.main, options) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 

@@ -1,0 +1,117 @@
+"""The convolution that is fast on the CPU is the plain one, in value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from scpl_jax.models import conv, winograd
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+# batch, side, channels, features, side of the kernel, strides, padding
+SHAPES = {
+    "Winograd": (3, 8, 48, 40, 3, (1, 1), "SAME"),
+    "Winograd of one tile": (2, 2, 64, 64, 3, (1, 1), "SAME"),
+    "Winograd, explicit padding": (1, 16, 64, 64, 3, (1, 1), [(1, 1), (1, 1)]),
+    "odd side": (2, 9, 64, 64, 3, (1, 1), "SAME"),
+    "no padding": (2, 10, 64, 64, 3, (1, 1), "VALID"),
+    "few channels": (4, 16, 3, 40, 3, (1, 1), "SAME"),
+    "stride 2": (3, 16, 40, 64, 3, (2, 2), "SAME"),
+    "stride 2, padded on both sides": (3, 16, 40, 64, 3, (2, 2), [(1, 1), (1, 1)]),
+    "strides that differ": (3, 16, 8, 16, 3, (2, 1), "SAME"),
+    "1 x 1": (3, 8, 40, 64, 1, (1, 1), "SAME"),
+    "1 x 1, stride 2": (3, 16, 40, 64, 1, (2, 2), "SAME"),
+    "5 x 5": (2, 8, 40, 40, 5, (1, 1), "SAME"),
+    "padding on one side": (2, 8, 40, 40, 3, (1, 1), [(2, 0), (0, 2)]),
+    "small image": (2, 4, 8, 8, 3, (2, 2), "SAME"),
+}
+
+
+def both(shape, dtype=np.float32, **options):
+    """Value and gradients of our convolution and of the plain one."""
+    batch, side, channels, features, size, strides, padding = shape
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(batch, side, side, channels)), dtype)
+    kernel = rng.normal(size=(size, size, channels // options.get("feature_group_count", 1), features))
+    kernel = jnp.asarray(kernel / size / np.sqrt(channels), dtype)
+    found = []
+    for function in (conv.conv_general_dilated, lax.conv_general_dilated):
+
+        def apply(x, w, function=function):
+            return function(x, w, strides, padding, dimension_numbers=NUMBERS, **options)
+
+        value, pull = jax.vjp(jax.jit(apply), images, kernel)
+        cotangent = jnp.asarray(np.random.default_rng(1).normal(size=value.shape), dtype)
+        found.append((value, *pull(cotangent)))
+    return found
+
+
+def assert_close(ours, plain, tolerance):
+    for mine, other in zip(ours, plain, strict=True):
+        assert mine.shape == other.shape
+        assert mine.dtype == other.dtype
+        mine, other = np.asarray(mine, np.float64), np.asarray(other, np.float64)
+        np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("memory", ["one image at a time", "all at once"])
+def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, monkeypatch):
+    limit = 1 if memory == "one image at a time" else 1 << 40
+    monkeypatch.setattr(winograd, "_CHUNK_BYTES", limit)
+    monkeypatch.setattr(conv, "_PATCH_BYTES", limit)
+    # The forms are also right where they would not be chosen for their speed.
+    monkeypatch.setattr(conv, "_MIN_PIXELS", 16)
+    monkeypatch.setattr(conv, "_MIN_WORK", 0)
+    assert_close(*both(shape), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rhs_dilation": (2, 2)},
+        {"feature_group_count": 2},
+        {"lhs_dilation": (2, 2)},
+        {"precision": lax.Precision.HIGHEST},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_the_plain_one_are_kept(options):
+    assert_close(*both((1, 16, 64, 64, 3, (1, 1), [(1, 1), (1, 1)]), **options), 1e-5)
+
+
+def test_in_bfloat16_the_value_is_that_of_the_plain_one_to_the_bit():
+    ours, plain = both((1, 16, 64, 64, 3, (1, 1), "SAME"), jnp.bfloat16)
+    np.testing.assert_array_equal(np.asarray(ours[0], np.float32), np.asarray(plain[0], np.float32))
+    assert_close(ours, plain, 2e-2)
+
+
+def test_winograd_in_float32_is_as_exact_as_the_direct_form():
+    rng = np.random.default_rng(0)
+    images, kernel = rng.normal(size=(2, 16, 16, 256)), rng.normal(size=(3, 3, 256, 64))
+    exact = np.zeros((2, 16, 16, 64))
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for i in range(3):
+        for j in range(3):
+            exact += padded[:, i : i + 16, j : j + 16] @ kernel[i, j]
+    images, kernel = np.float32(images), np.float32(kernel)
+    direct = lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=NUMBERS)
+
+    def error(found):
+        return np.sqrt(np.mean((np.asarray(found, np.float64) - exact) ** 2))
+
+    assert error(winograd.forward(images, kernel)) < 3 * error(direct)
+
+
+def test_a_layer_uses_it_under_vmap_and_checkpointing():
+    layer = nnx.Conv(32, 32, (3, 3), conv_general_dilated=conv.conv_general_dilated, rngs=nnx.Rngs(0))
+    plain = nnx.Conv(32, 32, (3, 3), rngs=nnx.Rngs(0))
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 32, 32, 32)), jnp.float32)
+
+    def total(module, images):
+        return jnp.sum(jax.vmap(jax.checkpoint(lambda x: module(x)))(images) ** 2)
+
+    found = [jax.grad(lambda x, module=module: total(module, x))(images) for module in (layer, plain)]
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-5 * float(jnp.abs(found[1]).max()))
