@@ -137,8 +137,8 @@ def conv_general_dilated(
 
     Values and gradients are those of the original up to rounding. On the CPU two-dimensional convolutions over large
     images, not grouped and not dilated, have forms of their own: those of 3 x 3 over many channels in float32
-    Winograd's in all three passes, others a faster weight gradient. Everything else, and other platforms, are XLA's. Forward-mode
-    differentiation (``jax.jvp``) is not supported, as with every ``jax.custom_vjp``.
+    Winograd's in all three passes, others a faster weight gradient. Everything else, and other platforms, are XLA's.
+    Forward-mode differentiation (``jax.jvp``) is not supported, as with every ``jax.custom_vjp``.
 
     Args:
       lhs: images, shape (B, H, W, C), floating.
