@@ -6,7 +6,6 @@ the process's peak resident memory less that before (on a device that tells, its
 """
 
 import dataclasses
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import numpy as np
 
 from scpl_jax.experiments import measure
 from scpl_jax.experiments.command_line import parse_options, run
-from scpl_jax.experiments.machine import versions
+from scpl_jax.experiments.machine import this_machine
 from scpl_jax.experiments.run_options import integers
 from scpl_jax.losses.rows import unit_rows
 from scpl_jax.losses.supcon import plain_loss
@@ -122,8 +121,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{n:>8}{form:>8}{account / 1e6:>13.0f}{shown:>13}", flush=True)
     if options.output is not None:
         settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("output", "only")}
-        machine = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "versions": versions()}
-        write_json(options.output, {"options": settings, "times": table, "memory": memory, **machine})
+        write_json(options.output, {"options": settings, "times": table, "memory": memory, **this_machine()})
     return 0
 
 

@@ -9,7 +9,6 @@ direct form, whatever a form saves, so that they compare times.
 import dataclasses
 import functools
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 
 from scpl_jax.experiments import measure
 from scpl_jax.experiments.command_line import parse_options, run
-from scpl_jax.experiments.machine import versions
+from scpl_jax.experiments.machine import this_machine
 from scpl_jax.experiments.run_options import integers
 from scpl_jax.models import conv, winograd
 from scpl_jax.training.errors import RunError
@@ -39,7 +38,7 @@ class Options:
     those of ResNet-18."""
     batch_size: int = 64
     """Images a batch."""
-    chunks: str = "24"
+    chunks: str = str(winograd.CHUNK_BYTES >> 20)
     """Mebibytes that Winograd's form works on at a time; several, between commas, are measured each."""
     torch: bool = True
     """Also measure PyTorch, if it is installed (pip install 'scpl-jax[torch]')."""
@@ -152,9 +151,8 @@ def main(arguments: Sequence[str]) -> int:
             print(f"  {each:16}" + "".join(f"{name:>18} {speed:4.0f}" for name, speed in speeds.items()), flush=True)
     if options.output is not None:
         settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "output"}
-        found = versions("torch") if any("PyTorch" in name for name in table[0]["seconds"]) else versions()
-        machine = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "versions": found}
-        write_json(options.output, {"options": settings, "table": table, **machine})
+        compared = ("torch",) if any("PyTorch" in name for name in table[0]["seconds"]) else ()
+        write_json(options.output, {"options": settings, "table": table, **this_machine(*compared)})
     return 0
 
 

@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -23,6 +24,11 @@ def versions(*others: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def this_machine(*others: str) -> dict[str, Any]:
+    """The device, how many cores there are, and versions as of :func:`versions`: what stands beside every number."""
+    return {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "versions": versions(*others)}
 
 
 def peak_memory_bytes() -> int:

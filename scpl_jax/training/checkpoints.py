@@ -42,13 +42,17 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def to_arrays(state: StageState) -> dict[str, jax.Array]:
     """A stage's state as a flat dict, path -> array on one device; random keys as their raw numbers.
 
     The arrays are copies on the device: the next step may then donate the originals while these are being written.
     """
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): _copy(leaf) for path, leaf in leaves}
+    return {_name(path): _copy(leaf) for path, leaf in leaves}
 
 
 def _copy(leaf: Any) -> Any:
@@ -62,7 +66,7 @@ def from_arrays(arrays: dict[str, jax.Array], like: StageState) -> StageState:
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     leaves = []
     for path, leaf in paths:
-        value = arrays[jax.tree_util.keystr(path, simple=True, separator="/")]
+        value = arrays[_name(path)]
         leaves.append(jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else value)
     return jax.tree.unflatten(structure, leaves)
 
@@ -74,7 +78,7 @@ def describe(state: StageState) -> dict[str, str]:
         # Leaf by leaf: traced as a whole, each call would leave an entry in JAX's cache.
         one = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         one = jax.eval_shape(jax.random.key_data, one) if _is_key(leaf) else one
-        found[jax.tree_util.keystr(path, simple=True, separator="/")] = f"{one.dtype}{list(one.shape)}"
+        found[_name(path)] = f"{one.dtype}{list(one.shape)}"
     return found
 
 

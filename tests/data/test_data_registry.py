@@ -49,8 +49,8 @@ def test_every_error_is_one_sentence():
         assert ". " not in text
 
 
-def test_digits_are_split_the_same_every_time():
-    dataset = load("digits")
+def test_digits_are_split_the_same_every_time(tmp_path):
+    dataset = load("digits", cache_dir=tmp_path / "one")
     assert dataset.train_images.shape == (1437, 32, 32, 3)
     assert dataset.test_images.shape == (360, 32, 32, 3)
     shares = np.bincount(dataset.test_labels) / np.bincount(np.r_[dataset.train_labels, dataset.test_labels])
@@ -58,7 +58,7 @@ def test_digits_are_split_the_same_every_time():
     # The labels' beginning stands for the split: it may not change from one release to the next.
     assert dataset.test_labels[:12].tolist() == [7, 6, 3, 7, 7, 3, 2, 8, 9, 3, 2, 6]
     assert dataset.train_images.max() == 255
-    again = load("digits")
+    again = load("digits", cache_dir=tmp_path / "two")
     np.testing.assert_array_equal(dataset.test_images, again.test_images)
 
 

@@ -183,7 +183,8 @@ def test_without_tensorflow_nothing_is_prepared(readings):
 @pytest.fixture
 def with_tensorflow(monkeypatch):
     """TensorFlow looks installed, so that these tests run without it too."""
-    monkeypatch.setattr(tfds.importlib.util, "find_spec", lambda name: object())
+    real = tfds.importlib.util.find_spec
+    monkeypatch.setattr(tfds.importlib.util, "find_spec", lambda name: object() if name == "tensorflow" else real(name))
 
 
 @pytest.mark.usefixtures("with_tensorflow")

@@ -60,7 +60,7 @@ def assert_close(ours, plain, tolerance):
 @pytest.mark.parametrize("memory", ["one image at a time", "all at once"])
 def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, monkeypatch):
     limit = 1 if memory == "one image at a time" else 1 << 40
-    monkeypatch.setattr(winograd, "_CHUNK_BYTES", limit)
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", limit)
     monkeypatch.setattr(conv, "_PATCH_BYTES", limit)
     # The forms are also right where they would not be chosen for their speed.
     monkeypatch.setattr(conv, "_MIN_PIXELS", 16)

@@ -1,6 +1,6 @@
 """The handwritten digits that scikit-learn brings along: no download, seconds to train on."""
 
-import importlib.util
+import importlib.metadata
 
 import numpy as np
 
@@ -21,16 +21,15 @@ def load(request: Request) -> Dataset:
     `image_size`) and repeated over three channels. A stratified fifth, the same whatever the seed of a run,
     is held out for testing.
     """
-    library = importlib.util.find_spec("sklearn")
-    assert library is not None  # a dependency of this package
+    size = request.image_size or _DEFAULT_SIZE
     # Importing scikit-learn takes longer than everything else here; from the second time on nothing needs it.
     return cached(
         Dataset,
-        lambda: _build(request.image_size or _DEFAULT_SIZE),
+        lambda: _build(size),
         cache_dir=request.cache_dir,
         reader=_READER,
-        files=[library.origin] if library.origin else [],
-        options=request.image_size,
+        files=[],
+        options=[size, importlib.metadata.version("scikit-learn")],
     )
 
 
