@@ -136,6 +136,22 @@ def test_resume_without_anything_saved_starts_afresh(tiny):
     assert read(path)[0]["epochs"] == 1
 
 
+def test_a_run_that_diverges_stops_and_goes_on_where_more_is_allowed(tiny, capsys):
+    wild = ["--lr", "1e30", "--epochs", "2"]
+    status, path = tiny(*wild, "--max-skipped", "1")
+    assert status == 2
+    assert "--resume and a larger --max-skipped" in capsys.readouterr().err
+    assert len(list((path / "bad_batches").iterdir())) == 1
+    assert tiny(*wild, "--resume", "--no-skip-non-finite")[0] == 2
+    assert "--skip-non-finite False contradicts the run to be resumed" in capsys.readouterr().err
+    assert tiny(*wild, "--resume", "--max-skipped", "0")[0] == 0
+    results, lines = read(path)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert min(lines[-1]["skipped_updates"]) > 1
+    for probe in results["probes"]:
+        assert 0 <= probe["neighbours_accuracy"] == probe["linear_accuracy"] < 0.5
+
+
 def without_times(lines):
     return [{k: v for k, v in line.items() if k not in ("train_seconds", "images_per_second")} for line in lines]
 

@@ -108,3 +108,26 @@ def test_with_data_parallelism_the_probes_are_the_same(dataset):
 def test_masks_are_no_features():
     message = {"x": jnp.ones((2, 5, 3)), "mask": jnp.ones((2, 5), bool), "length": jnp.array([5, 5])}
     assert pooled_features(message, 2).shape == (2, 15)
+
+
+class Times(nnx.Module):
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return self.factor * x
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_probes_of_tiny_and_huge_features_are_those_of_usual_ones(dataset, factor):
+    blocks, example = network([Times(factor)])
+    (found,) = probe_stages(pipeline_of(blocks, example), dataset, 90, batch_size=7)
+    assert found == {"stage": 0, "neighbours_accuracy": 1.0, "linear_accuracy": 1.0}
+
+
+def test_probes_of_features_that_are_not_finite_are_the_most_frequent_class(dataset):
+    blocks, example = network([Keep(), Times(float("nan"))])
+    kept, lost = probe_stages(pipeline_of(blocks, example), dataset, 88, batch_size=7)  # one of class 0 more
+    share = float(np.mean(dataset.test_labels == 0))
+    assert kept["linear_accuracy"] == 1.0
+    assert lost == {"stage": 1, "neighbours_accuracy": share, "linear_accuracy": share}
