@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from scpl_jax.models.dropout import Dropout
 from scpl_jax.models.layers import scaled
-from scpl_jax.models.sequence import Dropout, Embedding, TextClassifier, TextMessage
+from scpl_jax.models.recurrence import recurrence
+from scpl_jax.models.sequence import Embedding, TextClassifier, TextMessage
 
 
 class BiLSTM(nnx.Module):
@@ -19,8 +21,8 @@ class BiLSTM(nnx.Module):
         i, f, o = \sigma(\cdot), \quad g = \tanh(\cdot), \quad c' = f c + i g, \quad h' = o \tanh c'
 
     with the gates in torch's order i, f, g, o, each from :math:`x W + b + h U + b'`. The first state is the final one
-    of the layer before, where there is one. The projection of the inputs is one product outside the loop, and both
-    directions run in one loop.
+    of the layer before, where there is one. Both directions run in one loop,
+    :func:`scpl_jax.models.recurrence.recurrence`.
 
     Args:
       in_features: D of the incoming sequence.
@@ -67,42 +69,24 @@ class BiLSTM(nnx.Module):
         x = message.sequence.astype(self.dtype or message.sequence.dtype)
         kernel, recurrent = self.kernel[...].astype(x.dtype), self.recurrent[...].astype(x.dtype)
         bias = (self.bias[...] + self.recurrent_bias[...]).astype(x.dtype)
-        mask = message.mask if self.masked else jnp.ones_like(message.mask)
-        both = jnp.stack([x, reverse(x, mask)])  # (2, N, L, D)
-        gates = jnp.einsum("snld,sdg->lsng", both, kernel) + bias[:, None]
-        hidden = recurrent.shape[1]
         if message.state is None:
-            h = c = jnp.zeros((2, x.shape[0], hidden), x.dtype)
+            h = c = jnp.zeros((2, x.shape[0], recurrent.shape[1]), x.dtype)
         else:
             h, c = (part.astype(x.dtype) for part in message.state)
-
-        def step(carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array]) -> Any:
-            (h, c), (gate, real) = carry, inputs
-            i, f, g, o = jnp.split(gate + jnp.einsum("snh,shg->sng", h, recurrent), 4, axis=-1)
-            new_c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-            new_h = jax.nn.sigmoid(o) * jnp.tanh(new_c)
-            real = real[None, :, None]
-            return (jnp.where(real, new_h, h), jnp.where(real, new_c, c)), jnp.where(real, new_h, 0)
-
-        (h, c), outputs = jax.lax.scan(step, (h, c), (gates, mask.T))
-        outputs = outputs.transpose(1, 2, 0, 3)  # (2, N, L, H)
-        sequence = jnp.concatenate([outputs[0], reverse(outputs[1], mask)], axis=-1)
+        # Time first, so that a step's values lie together; the backward direction takes the steps from the last one
+        # on, and padding, which is behind the words, changes no state before it has come to them.
+        steps = x.transpose(1, 0, 2)
+        real = (message.mask if self.masked else jnp.ones_like(message.mask)).T
+        (forward, *last), (backward, *first) = recurrence(
+            [
+                (steps, kernel[0], recurrent[0], bias[0], h[0], c[0], real),
+                (steps[::-1], kernel[1], recurrent[1], bias[1], h[1], c[1], real[::-1]),
+            ]
+        )
+        sequence = jnp.concatenate([forward, backward[::-1]], axis=-1).transpose(1, 0, 2)
+        h, c = (jnp.stack(both) for both in zip(last, first, strict=True))
         summary = h[0] + h[1] if self.summary == "sum" else (h[0] + h[1]) / 2
         return TextMessage(self.dropout(sequence), message.mask, summary, (h, c))
-
-
-def reverse(sequence: jax.Array, mask: jax.Array) -> jax.Array:
-    """The words of each sequence the other way round, padding left behind them: (N, L, D), mask (N, L).
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> reverse(jnp.array([[[1.0], [2.0], [0.0]]]), jnp.array([[True, True, False]]))[0, :, 0]
-      Array([2., 1., 0.], dtype=float32)
-    """
-    lengths = mask.sum(axis=1, keepdims=True)
-    position = jnp.arange(sequence.shape[1])[None]
-    index = jnp.where(position < lengths, lengths - 1 - position, position)
-    return jnp.take_along_axis(sequence, index[..., None], axis=1)
 
 
 def lstm(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from scpl_jax.models.dropout import Dropout
 from scpl_jax.models.layers import linear
 
 PAD = 0
@@ -58,25 +59,6 @@ def sinusoids(length: int, size: int) -> jax.Array:
     angles = position * frequency
     both = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return both.reshape(length, -1)[:, :size]
-
-
-class Dropout(nnx.Module):
-    """Sets a share of the values to 0 in training and scales the others up; without random state where the share is 0.
-
-    Raises:
-      ValueError: a share outside [0, 1).
-    """
-
-    def __init__(self, rate: float, *, rngs: nnx.Rngs):
-        if not 0 <= rate < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {rate}")
-        self.layers = nnx.List([nnx.Dropout(rate, rngs=rngs)] if rate else [])
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Any array to one of the same shape."""
-        for layer in self.layers:
-            x = layer(x)
-        return x
 
 
 class Embedding(nnx.Module):

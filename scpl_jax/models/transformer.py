@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from scpl_jax.models.dropout import Dropout
 from scpl_jax.models.layers import linear, scaled
-from scpl_jax.models.sequence import Dropout, Embedding, TextClassifier, TextMessage, masked_mean
+from scpl_jax.models.sequence import Embedding, TextClassifier, TextMessage, masked_mean
 
 Norm = Callable[..., nnx.Module]
 
