@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scpl_jax.models.conv import conv_general_dilated
+from scpl_jax.models.norm import BatchNorm
 
 INITIALISERS = ("torch", "lecun", "he")
 
@@ -97,9 +98,9 @@ def conv(
     )
 
 
-def batch_norm(features: int, *, rngs: nnx.Rngs, affine: bool = True, dtype: Any = None) -> nnx.BatchNorm:
+def batch_norm(features: int, *, rngs: nnx.Rngs, affine: bool = True, dtype: Any = None) -> BatchNorm:
     """Batch norm with torch's constants (running average 0.9 old + 0.1 new, eps 1e-5) and an exact variance."""
-    return nnx.BatchNorm(
+    return BatchNorm(
         features,
         momentum=0.9,
         epsilon=1e-5,
