@@ -8,7 +8,7 @@ and the kernel ``g`` are transformed, multiplied value by value, summed over cha
 
 with the matrices below (Lavin and Gray 2015, arXiv 1509.09308, section 4.1). Their entries are 0, 1, -1 and 1/2, so the
 transforms are sums and no accuracy is lost: the error in float32 is that of the direct form. The larger F(4 x 4, 3 x 3)
-would take 9 products instead of 16 (for direct 36), but its error is ten times as large.
+would take 9 products instead of 16 (for direct 36), but is less exact.
 
 Images are (B, H, W, C) with even H and W, kernels (3, 3, C, F), strides 1, one pixel of zeros around.
 """
