@@ -46,6 +46,7 @@ def _blocks(options: Options, dataset: Dataset, rngs: nnx.Rngs) -> list[nnx.Modu
         image_shape=dataset.image_shape,
         init=options.init,
         dtype=dtype_of(options),
+        library=options.library,
         rngs=rngs,
         **extra,
     )

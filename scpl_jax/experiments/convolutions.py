@@ -1,8 +1,9 @@
 """Speed of convolutions by shape: ``python -m scpl_jax.experiments.convolutions --output FILE.json``.
 
 Forward pass, gradient of the images and gradient of the kernel of 3 x 3 convolutions with strides 1 in every form that
-there is: XLA's, Winograd's (:mod:`scpl_jax.models.winograd`), by patches (:mod:`scpl_jax.models.conv`, kernel gradient
-only) and, where it is installed, PyTorch's. All are measured in turn in one process. Speeds count the operations of the
+there is: XLA's, oneDNN's (:mod:`scpl_jax.models.onednn`), Winograd's (:mod:`scpl_jax.models.winograd`), for the kernel
+matrix products over copies (:mod:`scpl_jax.models.kernel_gradients`), whose products and Winograd's may be oneDNN's,
+and, where it is installed, PyTorch's. All are measured in turn in one process. Speeds count the operations of the
 direct form, whatever a form saves, so that they compare times.
 """
 
@@ -21,7 +22,7 @@ from scpl_jax.experiments import measure
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import this_machine
 from scpl_jax.experiments.run_options import integers
-from scpl_jax.models import conv, winograd
+from scpl_jax.models import conv, kernel_gradients, onednn, winograd
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.files import write_json
 
@@ -67,20 +68,35 @@ class Options:
 def _forms(x: np.ndarray, w: np.ndarray, g: np.ndarray, chunks: Sequence[int]) -> dict[str, Callable[..., Any]]:
     """Each form of each pass, as a function of images, kernel and cotangent."""
     plain = functools.partial(conv.plain_convolution, strides=(1, 1), padding=_PADDING, precision=None)
+    products: dict[str, winograd.Product] = {"XLA": winograd.transposed_product}
+    if onednn.available():
+        products["oneDNN"] = functools.partial(onednn.matmul, transpose_a=True)
     forms: dict[str, Callable[..., Any]] = {
         "forward, XLA": lambda x, w, g: plain(x, w),
         "image gradient, XLA": lambda x, w, g: jax.vjp(lambda x: plain(x, w), x)[1](g)[0],
         "kernel gradient, XLA": lambda x, w, g: jax.vjp(lambda w: plain(x, w), w)[1](g)[0],
-        "kernel gradient, patches": lambda x, w, g: conv.kernel_gradient_by_patches(
-            x, g, w.shape, (1, 1), _PADDING, None
-        ),
+        "kernel gradient, patches": lambda x, w, g: kernel_gradients.by_patches(x, g, w.shape, (1, 1), _PADDING, None),
     }
+    if onednn.available():
+        forms["forward, oneDNN"] = lambda x, w, g: onednn.convolution(x, w, (1, 1), _PADDING)
+        forms["image gradient, oneDNN"] = lambda x, w, g: onednn.convolution(
+            g, w[::-1, ::-1].swapaxes(2, 3), (1, 1), _PADDING
+        )
+    for library, product in products.items():
+        by = "" if library == "XLA" else f" by {library}"
+        forms[f"kernel gradient, shifts{by}"] = lambda x, w, g, product=product: kernel_gradients.by_shifts(
+            x, g, w.shape, _PADDING, product
+        )
     for chunk in chunks:
         name = "Winograd" if len(chunks) == 1 else f"Winograd {chunk} MiB"
         limit = chunk << 20
         forms[f"forward, {name}"] = lambda x, w, g, limit=limit: winograd.forward(x, w, None, limit)
         forms[f"image gradient, {name}"] = lambda x, w, g, limit=limit: winograd.image_gradient(g, w, None, limit)
-        forms[f"kernel gradient, {name}"] = lambda x, w, g, limit=limit: winograd.kernel_gradient(x, g, None, limit)
+        for library, product in products.items():
+            by = "" if library == "XLA" else f" by {library}"
+            forms[f"kernel gradient, {name}{by}"] = lambda x, w, g, limit=limit, product=product: (
+                winograd.kernel_gradient(x, g, product, limit)
+            )
     placed = jax.device_put((x, w, g))
 
     def ready(function: Callable[..., Any]) -> Callable[[], object]:
@@ -148,7 +164,7 @@ def main(arguments: Sequence[str]) -> int:
                 for name, seconds in row["seconds"].items()
                 if name.startswith(each)
             }
-            print(f"  {each:16}" + "".join(f"{name:>18} {speed:4.0f}" for name, speed in speeds.items()), flush=True)
+            print(f"  {each:16}" + "".join(f"{name:>19} {speed:4.0f}" for name, speed in speeds.items()), flush=True)
     if options.output is not None:
         settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "output"}
         compared = ("torch",) if any("PyTorch" in name for name in table[0]["seconds"]) else ()

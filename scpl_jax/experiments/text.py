@@ -69,6 +69,7 @@ def _blocks(options: TextOptions, dataset: TextDataset, rngs: nnx.Rngs) -> list[
         "dropout": options.dropout,
         "init": options.init,
         "dtype": dtype_of(options),
+        "library": options.library,
         "rngs": rngs,
     }
     if options.model == "lstm":

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from scpl_jax.experiments.library import resolve_library
 from scpl_jax.experiments.methods import END_TO_END, check_method
 from scpl_jax.experiments.options import Options as ImageOptions
 from scpl_jax.experiments.run_options import PRECISIONS, integers
@@ -78,6 +79,9 @@ class Options:
     """Also measure the peak memory of each method, in runs of their own."""
     precision: str = "float32"
     """float32, tf32 or bfloat16 (parameters and losses in float32)."""
+    library: str | None = None
+    """What computes convolutions and matrix products on a CPU: xla or onednn, as of the cifar experiment. Default:
+    with --single onednn where it can be had, otherwise xla."""
     output: Path | None = None
     """Write the numbers as JSON."""
     figure: Path | None = None
@@ -138,12 +142,15 @@ class Options:
 
     def workload(self) -> Workload:
         """The network and the batch that are measured."""
+        asked = self.library or (None if self.single else "xla")
+        library = resolve_library(asked, split=self.data_parallel > 1, precision=self.precision)
+        computed: dict[str, Any] = {"dtype": self.dtype, "library": library}
         if self.model not in TEXT_MODELS:
             heads = ImageOptions(head=self.head, head_dims=self.head_dims, head_pool=self.head_pool)
-            return images(self.model, self.width, self.batch_size, heads, self.image_size, self.dtype)
+            return images(self.model, self.width, self.batch_size, heads, self.image_size, **computed)
         names = ("layers", "vocabulary", "embedding_size", "heads", "head", "head_dims")
         others = {name: getattr(self, name) for name in names}
-        return texts(self.model, self.width, self.batch_size, TextOptions(**others), self.length, self.dtype)
+        return texts(self.model, self.width, self.batch_size, TextOptions(**others), self.length, **computed)
 
     def cut_positions(self) -> str | tuple[int, ...]:
         """The cut, that of the paper by its positions."""

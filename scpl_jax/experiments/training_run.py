@@ -15,6 +15,7 @@ import numpy as np
 from scpl_jax.data import Examples, add_label_noise, limit
 from scpl_jax.experiments.building import build_pipeline, joins_of, plan_of, schedule_of, stop_rules
 from scpl_jax.experiments.command_line import parse
+from scpl_jax.experiments.library import with_library
 from scpl_jax.experiments.machine import Recording, names, peak_memory_bytes, say, versions
 from scpl_jax.experiments.run_options import PRECISIONS, AnyOptions, RunOptions, to_json
 from scpl_jax.experiments.tasks import Task
@@ -242,7 +243,7 @@ def train_task(task: Task[AnyOptions], arguments: Sequence[str], started: float)
     processes.decided_by_first(lambda: RunDirectory.check_free(out_dir))
     _configure_jax(asked)
     dataset = _load(task, asked)
-    options = task.resolve(asked, dataset)
+    options = with_library(task.resolve(asked, dataset), dataset.name, config)
     assert options.epochs is not None
     assert options.batch_size is not None
     if options.batch_size > len(dataset.train_labels):

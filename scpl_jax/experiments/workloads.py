@@ -37,7 +37,16 @@ class Workload:
     tokens: int | None = None
 
 
-def images(model: str, width: float, batch_size: int, options: Options, image_size: int, dtype: Any = None) -> Workload:
+def images(
+    model: str,
+    width: float,
+    batch_size: int,
+    options: Options,
+    image_size: int,
+    *,
+    dtype: Any = None,
+    library: str = "xla",
+) -> Workload:
     """Images of noise, ten classes.
 
     Args:
@@ -47,6 +56,7 @@ def images(model: str, width: float, batch_size: int, options: Options, image_si
       options: the others of the cifar experiment that count: those of the heads.
       image_size: side of the images.
       dtype: of the computation; None for float32.
+      library: what computes convolutions and matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
 
     Example:
       >>> workload = images("vgg8", 0.1, 4, Options(head="linear"), 32)
@@ -62,12 +72,23 @@ def images(model: str, width: float, batch_size: int, options: Options, image_si
         "images",
         inputs,
         labels,
-        lambda rngs: build_model(model, 10, width=width, image_shape=inputs.shape[1:], dtype=dtype, rngs=rngs),
+        lambda rngs: build_model(
+            model, 10, width=width, image_shape=inputs.shape[1:], dtype=dtype, library=library, rngs=rngs
+        ),
         lambda name, stages: _rule(options, name, stages, 10, dtype),
     )
 
 
-def texts(model: str, width: float, batch_size: int, options: TextOptions, length: int, dtype: Any = None) -> Workload:
+def texts(
+    model: str,
+    width: float,
+    batch_size: int,
+    options: TextOptions,
+    length: int,
+    *,
+    dtype: Any = None,
+    library: str = "xla",
+) -> Workload:
     """Texts of random words, all of the same length, two classes.
 
     Args:
@@ -78,6 +99,7 @@ def texts(model: str, width: float, batch_size: int, options: TextOptions, lengt
         those of the projection heads.
       length: tokens of each text.
       dtype: of the computation; None for float32.
+      library: what computes convolutions and matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
 
     Example:
       >>> texts("lstm", 0.1, 4, TextOptions(vocabulary=50, embedding_size=6), 12).inputs.shape
@@ -92,6 +114,7 @@ def texts(model: str, width: float, batch_size: int, options: TextOptions, lengt
         "size": options.embedding_size,
         "width": width,
         "dtype": dtype,
+        "library": library,
     }
 
     def blocks(rngs: nnx.Rngs) -> list[nnx.Module]:

@@ -3,6 +3,7 @@
 from scpl_jax.models.cnn import cnn as cnn
 from scpl_jax.models.layers import INITIALISERS as INITIALISERS
 from scpl_jax.models.lstm import lstm as lstm
+from scpl_jax.models.onednn import LIBRARIES as LIBRARIES
 from scpl_jax.models.registry import MODELS as MODELS
 from scpl_jax.models.registry import build_model as build_model
 from scpl_jax.models.registry import paper_cut as paper_cut

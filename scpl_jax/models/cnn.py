@@ -29,6 +29,7 @@ def cnn(
     image_shape: tuple[int, int, int] = (32, 32, 3),
     init: str = "torch",
     dtype: Any = None,
+    library: str = "xla",
     rngs: nnx.Rngs,
 ) -> list[nnx.Module]:
     """Eight convolutions (32 x 4, 64 x 4 channels times ``width``) and a classifier with 1500 x ``width`` hidden units.
@@ -39,6 +40,7 @@ def cnn(
       image_shape: (height, width, channels) of the input, in pixels; any size from 1 x 1 up.
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
       dtype: dtype of the computation; parameters are float32. None: that of the input.
+      library: what computes convolutions and matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
       rngs: source of randomness.
 
     Example:
@@ -47,7 +49,7 @@ def cnn(
       9
     """
     height, width_px, channels = image_shape
-    common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype}
+    common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype, "library": library}
     blocks: list[nnx.Module] = []
     for layer, stride in _LAYERS:
         out = scaled(layer, width)

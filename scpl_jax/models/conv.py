@@ -1,29 +1,34 @@
 """A convolution that is fast on the CPU.
 
-Kernels of 3 x 3 over many channels take fewer products in Winograd's form (:mod:`scpl_jax.models.winograd`), in all
-three passes. Of the others XLA's CPU backend computes the weight gradient over large images at a tenth of the speed of
-its forward pass; as matrix products over image patches it is several times faster, provided that the patches are taken
-a few images at a time so that they stay in the cache.
+Kernels of 3 x 3 over many channels take fewer products in Winograd's form (:mod:`scpl_jax.models.winograd`). Of the
+others XLA's CPU backend computes the kernel's gradient over large images at a tenth of the speed of its forward pass;
+as matrix products over shifted copies (:mod:`scpl_jax.models.kernel_gradients`) it is several times faster. With the
+library oneDNN (:mod:`scpl_jax.models.onednn`) convolutions forward and to the images are its own, and the products of
+the kernel's gradient.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from scpl_jax.models import winograd
+from scpl_jax.models import kernel_gradients, onednn, winograd
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-# Bytes of patches at a time, about half a second-level cache; half or twice as much changes little.
-_PATCH_BYTES = 2 << 20
-# Below this many output pixels an image XLA's own kernel gradient is as fast.
+# What follows is by measurement (python -m scpl_jax.experiments.convolutions).
+# Below this many output pixels an image XLA's own kernel gradient is as fast as matrix products over shifted copies.
 _MIN_PIXELS = 256
-# Of Winograd's form: with fewer channels, or fewer channels times pixels, the transforms cost more than they save.
+# With fewer channels the copies of shifted cotangents cost more than they save.
+_MIN_SHIFTED = 8
+# Of Winograd's form: with fewer channels, or forward with fewer channels times pixels, or in the kernel's gradient with
+# fewer pixels, the transforms cost more than they save.
 _MIN_CHANNELS = 32
 _MIN_WORK = 1 << 14
+_MIN_KERNEL_PIXELS = 64
 
 
 def plain_convolution(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any) -> jax.Array:
@@ -31,81 +36,62 @@ def plain_convolution(images: jax.Array, kernel: jax.Array, strides: Any, paddin
     return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_NHWC, precision=precision)
 
 
-def _row_patches(padded: jax.Array, kernel_width: int, stride: int, out_width: int) -> jax.Array:
-    """Patches along one image row: (B, H, W, C) -> (B, H, W', kw * C)."""
-    batch, height, _, channels = padded.shape
-    windows = [
-        lax.slice(
-            padded,
-            (0, 0, j, 0),
-            (batch, height, j + stride * (out_width - 1) + 1, channels),
-            (1, 1, stride, 1),
-        )
-        for j in range(kernel_width)
-    ]
-    return jnp.concatenate(windows, axis=-1)
-
-
-def kernel_gradient_by_patches(
-    images: jax.Array, cotangent: jax.Array, kernel_shape: Any, strides: Any, padding: Any, precision: Any
-) -> jax.Array:
-    """The gradient of a kernel by one matrix product for each of its rows: patches along image rows serve all of them.
-
-    Whole two-dimensional patches would need one product only, but three times the copying, and are slower.
-    """
-    kh, kw, channels, features = kernel_shape
-    batch, out_h, out_w, _ = cotangent.shape
-    chunk = winograd.chunk_size(batch, 4 * out_h * out_w * kw * channels, _PATCH_BYTES)
-    dtype = jnp.promote_types(images.dtype, jnp.float32)
-
-    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x, g = part
-        patches = _row_patches(jnp.pad(x, ((0, 0), *padding, (0, 0))), kw, strides[1], out_w)
-        rows = [lax.slice_in_dim(patches, i, i + strides[0] * (out_h - 1) + 1, strides[0], axis=1) for i in range(kh)]
-        products = [
-            jnp.matmul(
-                row.reshape(-1, kw * channels).T,
-                g.reshape(-1, features),
-                precision=precision,
-                preferred_element_type=dtype,
-            )
-            for row in rows
-        ]
-        return total + jnp.concatenate(products), None
-
-    parts = (
-        images.reshape(-1, chunk, *images.shape[1:]),
-        cotangent.reshape(-1, chunk, *cotangent.shape[1:]),
-    )
-    total, _ = lax.scan(add, jnp.zeros((kh * kw * channels, features), dtype), parts)
-    return total.reshape(kernel_shape).astype(images.dtype)
-
-
-def _fewer_products(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> bool:
-    """Whether Winograd's form can be used and, by measurement, is faster."""
+def _winograd_fits(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> bool:
     (_, height, width, channels), (*size, _, features) = images.shape, kernel.shape
     fits = size == [3, 3] and strides == (1, 1) and padding == ((1, 1), (1, 1)) and height % 2 == width % 2 == 0
-    fewest = min(channels, features)
-    worth = fewest >= _MIN_CHANNELS and fewest * height * width >= _MIN_WORK
-    return fits and worth and images.dtype == jnp.float32
+    return fits and min(channels, features) >= _MIN_CHANNELS and images.dtype == jnp.float32
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any) -> jax.Array:
+def _own_forward(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> bool:
+    """Whether Winograd's form is used forward and to the images."""
+    work = min(kernel.shape[2:]) * images.shape[1] * images.shape[2]
+    return _winograd_fits(images, kernel, strides, padding) and work >= _MIN_WORK
+
+
+def _own_kernel_gradient(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> str | None:
+    """The form of the kernel's gradient on the CPU; None: XLA's."""
+    if _winograd_fits(images, kernel, strides, padding) and images.shape[1] * images.shape[2] >= _MIN_KERNEL_PIXELS:
+        return "winograd"
+    if _pixels_out(images, kernel, strides, padding) < _MIN_PIXELS:
+        return None
+    return "shifts" if strides == (1, 1) and min(kernel.shape[2:]) >= _MIN_SHIFTED else "patches"
+
+
+def _pixels_out(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> int:
+    return math.prod(
+        (size + lo + hi - k) // s + 1
+        for size, (lo, hi), k, s in zip(images.shape[1:3], padding, kernel.shape[:2], strides, strict=True)
+    )
+
+
+def _by_onednn(library: str, strides: Any, padding: Any, kernel: jax.Array, images: jax.Array) -> bool:
+    """Whether oneDNN computes this convolution: it pads, but does not cut off."""
+    inside = all(0 <= before < k and 0 <= after < k for (before, after), k in zip(padding, kernel.shape, strict=False))
+    return library == "onednn" and onednn.usable(images, kernel) and inside
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _conv(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any, library: str) -> jax.Array:
     plain = functools.partial(plain_convolution, strides=strides, padding=padding, precision=precision)
-    if not _fewer_products(images, kernel, strides, padding):
+    cpu: Callable[..., jax.Array]
+    if _by_onednn(library, strides, padding, kernel, images):
+        cpu = functools.partial(onednn.convolution, strides=strides, padding=padding)
+    elif _own_forward(images, kernel, strides, padding):
+        cpu = functools.partial(winograd.forward, precision=precision)
+    else:
         return plain(images, kernel)
-    cpu = functools.partial(winograd.forward, precision=precision)
-    return lax.platform_dependent(images, kernel, cpu=cpu, default=plain)
+    chosen: jax.Array = lax.platform_dependent(images, kernel, cpu=cpu, default=plain)
+    return chosen
 
 
-def _conv_fwd(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any) -> Any:
-    return _conv(images, kernel, strides, padding, precision), (images, kernel)
+def _conv_fwd(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any, library: str) -> Any:
+    return _conv(images, kernel, strides, padding, precision, library), (images, kernel)
 
 
-def _conv_bwd(strides: Any, padding: Any, precision: Any, saved: Any, cotangent: jax.Array) -> Any:
+def _conv_bwd(strides: Any, padding: Any, precision: Any, library: str, saved: Any, cotangent: jax.Array) -> Any:
     images, kernel = saved
     plain = functools.partial(plain_convolution, strides=strides, padding=padding, precision=precision)
+    by_onednn = _by_onednn(library, strides, padding, kernel, images)
 
     def xla_images(g: jax.Array, w: jax.Array) -> jax.Array:
         return jax.vjp(lambda x: plain(x, w), images)[1](g)[0]
@@ -113,17 +99,43 @@ def _conv_bwd(strides: Any, padding: Any, precision: Any, saved: Any, cotangent:
     def xla_kernel(x: jax.Array, g: jax.Array) -> jax.Array:
         return jax.vjp(lambda w: plain(x, w), kernel)[1](g)[0]
 
-    def patches(x: jax.Array, g: jax.Array) -> jax.Array:
-        return kernel_gradient_by_patches(x, g, kernel.shape, strides, padding, precision)
+    to_images: Callable[..., jax.Array] = xla_images
+    if by_onednn and strides == (1, 1):
+        # The convolution of the cotangent with the kernel turned round, as much wider as the other was narrower.
+        around = tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(kernel.shape[:2], padding, strict=True))
 
-    if not _fewer_products(images, kernel, strides, padding):
-        to_kernel = lax.platform_dependent(images, cotangent, cpu=patches, default=xla_kernel)
-        return xla_images(cotangent, kernel), to_kernel
-    for_images = functools.partial(winograd.image_gradient, precision=precision)
-    for_kernel = functools.partial(winograd.kernel_gradient, precision=precision)
+        def to_images(g: jax.Array, w: jax.Array) -> jax.Array:
+            return onednn.convolution(g, jnp.swapaxes(w[::-1, ::-1], 2, 3), (1, 1), around)
+
+    elif _own_forward(images, kernel, strides, padding):
+        to_images = functools.partial(winograd.image_gradient, precision=precision)
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        if by_onednn:
+            return onednn.matmul(a, b, transpose_a=True)
+        dtype = jnp.promote_types(a.dtype, jnp.float32)
+        return jnp.matmul(a.T, b, precision=precision, preferred_element_type=dtype)
+
+    to_kernel: Callable[..., jax.Array] = xla_kernel
+    match _own_kernel_gradient(images, kernel, strides, padding):
+        case "winograd":
+            to_kernel = functools.partial(winograd.kernel_gradient, product=product)
+        case "shifts":
+            to_kernel = functools.partial(
+                kernel_gradients.by_shifts, kernel_shape=kernel.shape, padding=padding, product=product
+            )
+        case "patches":
+            to_kernel = functools.partial(
+                kernel_gradients.by_patches,
+                kernel_shape=kernel.shape,
+                strides=strides,
+                padding=padding,
+                precision=precision,
+            )
+
     return (
-        lax.platform_dependent(cotangent, kernel, cpu=for_images, default=xla_images),
-        lax.platform_dependent(images, cotangent, cpu=for_kernel, default=xla_kernel),
+        lax.platform_dependent(cotangent, kernel, cpu=to_images, default=xla_images),
+        lax.platform_dependent(images, cotangent, cpu=to_kernel, default=xla_kernel),
     )
 
 
@@ -131,13 +143,14 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 def conv_general_dilated(
-    lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, **options: Any
+    lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, *, library: str = "xla", **options: Any
 ) -> jax.Array:
     """Drop-in for :func:`jax.lax.conv_general_dilated` in ``nnx.Conv(conv_general_dilated=...)``.
 
     Values and gradients are those of the original up to rounding. On the CPU two-dimensional convolutions over large
     images, not grouped and not dilated, have forms of their own: those of 3 x 3 over many channels in float32
-    Winograd's in all three passes, others a faster weight gradient. Everything else, and other platforms, are XLA's.
+    Winograd's, others a faster kernel gradient; or oneDNN computes them, float32 likewise. Everything else, and other
+    platforms, are XLA's.
     Forward-mode differentiation (``jax.jvp``) is not supported, as with every ``jax.custom_vjp``.
 
     Args:
@@ -145,6 +158,7 @@ def conv_general_dilated(
       rhs: kernel, shape (kh, kw, C, F), same dtype.
       window_strides: two strides, in pixels.
       padding: "SAME", "VALID" or two pairs (before, after), in pixels.
+      library: what computes it on the CPU, one of ``scpl_jax.models.LIBRARIES``.
       **options: as of :func:`jax.lax.conv_general_dilated`.
 
     Returns:
@@ -172,10 +186,19 @@ def conv_general_dilated(
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
         padding = tuple((int(lo), int(hi)) for lo, hi in padding)
-        pixels = math.prod(
-            (size + lo + hi - k) // s + 1
-            for size, (lo, hi), k, s in zip(lhs.shape[1:3], padding, rhs.shape[:2], strides, strict=True)
-        )
-        if pixels >= _MIN_PIXELS or _fewer_products(lhs, rhs, strides, padding):
-            return _conv(lhs, rhs, strides, padding, options.get("precision"))
+        if (
+            _by_onednn(library, strides, padding, rhs, lhs)
+            or _own_forward(lhs, rhs, strides, padding)
+            or _own_kernel_gradient(lhs, rhs, strides, padding) is not None
+        ):
+            return _conv(lhs, rhs, strides, padding, options.get("precision"), library)
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+
+
+def convolution_of(library: str) -> Callable[..., jax.Array]:
+    """What ``nnx.Conv`` takes as ``conv_general_dilated`` for the library of this name.
+
+    Raises:
+      ValueError: there is none of this name, or not here.
+    """
+    return functools.partial(conv_general_dilated, library=onednn.check_library(library))

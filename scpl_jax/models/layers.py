@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.models.conv import conv_general_dilated
+from scpl_jax.models.conv import convolution_of
 from scpl_jax.models.norm import BatchNorm
+from scpl_jax.models.products import dot_general
 
 INITIALISERS = ("torch", "lecun", "he")
 
@@ -48,8 +49,12 @@ def linear(
     init: str = "torch",
     use_bias: bool = True,
     dtype: Any = None,
+    library: str = "xla",
 ) -> nnx.Linear:
     """A fully connected layer, parameters in float32, computing in ``dtype``.
+
+    Raises:
+      ValueError: no library of this name, or not here.
 
     Example:
       >>> from flax import nnx
@@ -63,6 +68,7 @@ def linear(
         kernel_init=kernel_init(init),
         bias_init=bias_init(init, in_features),
         dtype=dtype,
+        dot_general=dot_general(library),
         rngs=rngs,
     )
 
@@ -77,10 +83,14 @@ def conv(
     use_bias: bool = False,
     init: str = "torch",
     dtype: Any = None,
+    library: str = "xla",
 ) -> nnx.Conv:
     """A square convolution over NHWC images, padded by kernel // 2 on every side as torch's ``padding`` does.
 
     (XLA's "SAME" pads differently where the stride is not 1.)
+
+    Raises:
+      ValueError: no library of this name, or not here.
     """
     pad = kernel // 2
     return nnx.Conv(
@@ -93,7 +103,7 @@ def conv(
         kernel_init=kernel_init(init),
         bias_init=bias_init(init, in_channels * kernel * kernel),
         dtype=dtype,
-        conv_general_dilated=conv_general_dilated,
+        conv_general_dilated=convolution_of(library),
         rngs=rngs,
     )
 
@@ -139,6 +149,7 @@ class Classifier(nnx.Module):
       num_classes: width of the output.
       hidden: width of the hidden layer with sigmoid; None for a single linear layer.
       pool: average over the image before the first layer, instead of flattening it.
+      library: what computes matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
     """
 
     def __init__(
@@ -151,11 +162,13 @@ class Classifier(nnx.Module):
         pool: bool = False,
         init: str = "torch",
         dtype: Any = None,
+        library: str = "xla",
     ):
         self.pool = pool
         size = in_shape[-1] if pool else math.prod(in_shape)
         sizes = [size, num_classes] if hidden is None else [size, hidden, num_classes]
-        self.layers = nnx.List([linear(a, b, rngs=rngs, init=init, dtype=dtype) for a, b in itertools.pairwise(sizes)])
+        common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype, "library": library}
+        self.layers = nnx.List([linear(a, b, **common) for a, b in itertools.pairwise(sizes)])
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """(B, H, W, C) to (B, classes)."""

@@ -9,6 +9,7 @@ from flax import nnx
 
 from scpl_jax.models.dropout import Dropout
 from scpl_jax.models.layers import scaled
+from scpl_jax.models.onednn import check_library
 from scpl_jax.models.recurrence import recurrence
 from scpl_jax.models.sequence import Embedding, TextClassifier, TextMessage
 
@@ -33,9 +34,10 @@ class BiLSTM(nnx.Module):
       dropout: share of the outputs that training sets to 0.
       rngs: source of randomness.
       dtype: dtype of the computation; parameters are float32. None: that of the input.
+      library: what computes matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
 
     Raises:
-      ValueError: unknown ``summary``.
+      ValueError: unknown ``summary``, or no library of this name, or not here.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class BiLSTM(nnx.Module):
         summary: str = "mean",
         dropout: float = 0.0,
         dtype: Any = None,
+        library: str = "xla",
     ):
         if summary not in ("mean", "sum"):
             raise ValueError(f"summary must be mean or sum, got {summary!r}")
@@ -62,7 +65,7 @@ class BiLSTM(nnx.Module):
         self.bias = uniform(2, 4 * hidden)
         self.recurrent_bias = uniform(2, 4 * hidden)
         self.dropout = Dropout(dropout, rngs=rngs)
-        self.masked, self.summary, self.dtype = masked, summary, dtype
+        self.masked, self.summary, self.dtype, self.library = masked, summary, dtype, check_library(library)
 
     def __call__(self, message: TextMessage) -> TextMessage:
         """Sequence (N, L, D) to (N, L, 2H), summary (N, H), state (2, N, H) twice."""
@@ -81,7 +84,8 @@ class BiLSTM(nnx.Module):
             [
                 (steps, kernel[0], recurrent[0], bias[0], h[0], c[0], real),
                 (steps[::-1], kernel[1], recurrent[1], bias[1], h[1], c[1], real[::-1]),
-            ]
+            ],
+            self.library,
         )
         sequence = jnp.concatenate([forward, backward[::-1]], axis=-1).transpose(1, 0, 2)
         h, c = (jnp.stack(both) for both in zip(last, first, strict=True))
@@ -102,6 +106,7 @@ def lstm(
     dropout: float = 0.0,
     init: str = "torch",
     dtype: Any = None,
+    library: str = "xla",
     rngs: nnx.Rngs,
 ) -> list[nnx.Module]:
     """An embedding, ``layers - 1`` bidirectional LSTM layers, and a classifier with a tanh layer.
@@ -119,6 +124,7 @@ def lstm(
       init: initial distribution of the classifier, one of ``scpl_jax.models.INITIALISERS``; that of the LSTM layers is
         torch's.
       dtype: dtype of the computation; parameters are float32. None: float32.
+      library: what computes matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
       rngs: source of randomness.
 
     Raises:
@@ -135,5 +141,5 @@ def lstm(
     common: dict[str, Any] = {"masked": masked, "dropout": dropout, "dtype": dtype, "rngs": rngs}
     blocks: list[nnx.Module] = [Embedding(vocabulary, size, **common)]
     for index in range(layers - 1):
-        blocks.append(BiLSTM(size if index == 0 else 2 * h, h, summary=summary, **common))
-    return [*blocks, TextClassifier(h, h, num_classes, init=init, dtype=dtype, rngs=rngs)]
+        blocks.append(BiLSTM(size if index == 0 else 2 * h, h, summary=summary, library=library, **common))
+    return [*blocks, TextClassifier(h, h, num_classes, init=init, dtype=dtype, library=library, rngs=rngs)]

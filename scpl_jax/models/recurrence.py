@@ -6,10 +6,14 @@ the gradients of weights and inputs are then one product each over all steps. Fo
 product a step, so that what all inputs give to the gates is never held.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from scpl_jax.models import onednn
+from scpl_jax.models.products import gradient_of_inputs
 
 # Inputs (L, N, D), kernel (D, 4H), recurrent kernel (H, 4H), bias (4H,), state h and c (N, H) each, and which steps are
 # real, (L, N) bool.
@@ -37,8 +41,8 @@ def _loop(directions: list[Direction], keep: bool) -> Any:
     return jax.lax.scan(step, first, [(x, real) for x, *_, real in directions])
 
 
-@jax.custom_vjp
-def recurrence(directions: list[Direction]) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def recurrence(directions: list[Direction], library: str = "xla") -> list[tuple[jax.Array, jax.Array, jax.Array]]:
     r"""LSTM layers over time, one for each direction, side by side in one loop.
 
     .. math::
@@ -57,6 +61,7 @@ def recurrence(directions: list[Direction]) -> list[tuple[jax.Array, jax.Array, 
         - which steps are real, (L, N), bool; all others are padding.
 
         All floating arrays have the same dtype.
+      library: what computes the gradient of the inputs on the CPU, one of ``scpl_jax.models.LIBRARIES``.
 
     Returns:
       Of each direction outputs (L, N, H) and the state after the last step, h and c, (N, H).
@@ -73,7 +78,7 @@ def recurrence(directions: list[Direction]) -> list[tuple[jax.Array, jax.Array, 
     return [(outputs, h, c) for (h, c), (outputs,) in zip(states, kept, strict=True)]
 
 
-def _recurrence_fwd(directions: list[Direction]) -> Any:
+def _recurrence_fwd(directions: list[Direction], library: str) -> Any:
     states, kept = _loop(directions, keep=True)
     saved = [
         (x, kernel, recurrent, real, *rest)
@@ -82,7 +87,7 @@ def _recurrence_fwd(directions: list[Direction]) -> Any:
     return [(outputs, h, c) for (h, c), (outputs, *_) in zip(states, kept, strict=True)], saved
 
 
-def _recurrence_bwd(saved: Any, cotangents: Any) -> Any:
+def _recurrence_bwd(library: str, saved: Any, cotangents: Any) -> Any:
     def step(states: Any, inputs: Any) -> Any:
         before, found = [], []
         for (_, _, recurrent, *_), (dh, dc), (dy, real, gates, c) in zip(saved, states, inputs, strict=True):
@@ -103,7 +108,8 @@ def _recurrence_bwd(saved: Any, cotangents: Any) -> Any:
     gradients = []
     for gate, (x, kernel, _, _, _, h, _), (dh, dc) in zip(found, saved, first, strict=True):
         flat = gate.reshape(-1, gate.shape[-1])
-        of_x = (flat @ kernel.T).reshape(x.shape)
+        by_library = library == "onednn" and onednn.usable(gate, kernel)
+        of_x = gradient_of_inputs(gate, kernel) if by_library else (flat @ kernel.T).reshape(x.shape)
         of_kernels = (x.reshape(-1, x.shape[-1]).T @ flat, h.reshape(-1, h.shape[-1]).T @ flat)
         gradients.append((of_x, *of_kernels, flat.sum(0), dh, dc, None))
     return (gradients,)

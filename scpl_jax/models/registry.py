@@ -44,7 +44,7 @@ def build_model(name: str, num_classes: int, *, rngs: nnx.Rngs, **options: Any) 
       name: one of :data:`MODELS`.
       num_classes: width of the logits.
       rngs: source of randomness.
-      **options: ``width``, ``image_shape``, ``init``, ``dtype``, and for ResNets ``shortcut``.
+      **options: ``width``, ``image_shape``, ``init``, ``dtype``, ``library``, and for ResNets ``shortcut``.
 
     Raises:
       ValueError: the name is unknown, or an option does not fit the network.

@@ -18,9 +18,9 @@ def _activation(x: jax.Array) -> jax.Array:
 class Stem(nnx.Module):
     """3 x 3 convolution, batch norm, leaky ReLU: the CIFAR stem, which keeps the image size."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs, init: str, dtype: Any):
-        self.conv = conv(in_channels, out_channels, 3, rngs=rngs, init=init, dtype=dtype)
-        self.norm = batch_norm(out_channels, rngs=rngs, dtype=dtype)
+    def __init__(self, in_channels: int, out_channels: int, *, dtype: Any, **options: Any):
+        self.conv = conv(in_channels, out_channels, 3, dtype=dtype, **options)
+        self.norm = batch_norm(out_channels, rngs=options["rngs"], dtype=dtype)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(B, H, W, C) to (B, H, W, F)."""
@@ -52,14 +52,16 @@ class Residual(nnx.Module):
         rngs: nnx.Rngs,
         init: str,
         dtype: Any,
+        library: str = "xla",
     ):
         out_channels = width * expansion
         strided = len(kernels) - 2
+        common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype, "library": library}
         convs, norms, channels = [], [], in_channels
         for index, kernel in enumerate(kernels):
             out = out_channels if index == len(kernels) - 1 else width
             step = stride if index == strided else 1
-            convs.append(conv(channels, out, kernel, stride=step, rngs=rngs, init=init, dtype=dtype))
+            convs.append(conv(channels, out, kernel, stride=step, **common))
             norms.append(batch_norm(out, rngs=rngs, dtype=dtype))
             channels = out
         self.convs, self.norms = nnx.List(convs), nnx.List(norms)
@@ -67,7 +69,7 @@ class Residual(nnx.Module):
         size = 1 if shortcut == "1x1" else 3
         self.shortcut = nnx.List(
             [
-                conv(in_channels, out_channels, size, stride=stride, rngs=rngs, init=init, dtype=dtype),
+                conv(in_channels, out_channels, size, stride=stride, **common),
                 batch_norm(out_channels, rngs=rngs, dtype=dtype),
             ]
             if changes
@@ -97,6 +99,7 @@ def resnet(
     shortcut: Shortcut = "1x1",
     init: str = "torch",
     dtype: Any = None,
+    library: str = "xla",
     rngs: nnx.Rngs,
 ) -> list[nnx.Module]:
     """A ResNet with CIFAR stem (3 x 3 convolution, no pool), as a list: stem, residual units, classifier.
@@ -110,6 +113,7 @@ def resnet(
       shortcut: "1x1", or "3x3" as one of the two ResNet-18 classes of the SCPL reference has it.
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
       dtype: dtype of the computation; parameters are float32. None: that of the input.
+      library: what computes convolutions and matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
       rngs: source of randomness.
 
     Raises:
@@ -124,7 +128,7 @@ def resnet(
         raise ValueError(f"unknown shortcut {shortcut!r}; choose 1x1 or 3x3")
     height, width_px, in_channels = image_shape
     channels = scaled(64, width)
-    common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype}
+    common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype, "library": library}
     blocks: list[nnx.Module] = [Stem(in_channels, channels, **common)]
     expansion, kernels = (4, (1, 3, 1)) if bottleneck else (1, (3, 3))
     for group, count in enumerate(repeats):

@@ -119,13 +119,23 @@ class TextClassifier(nnx.Module):
       rngs: source of randomness.
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
       dtype: dtype of the computation; None for that of the summary.
+      library: what computes matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
     """
 
     def __init__(
-        self, size: int, hidden: int, num_classes: int, *, rngs: nnx.Rngs, init: str = "torch", dtype: Any = None
+        self,
+        size: int,
+        hidden: int,
+        num_classes: int,
+        *,
+        rngs: nnx.Rngs,
+        init: str = "torch",
+        dtype: Any = None,
+        library: str = "xla",
     ):
-        self.hidden = linear(size, hidden, rngs=rngs, init=init, dtype=dtype)
-        self.out = linear(hidden, num_classes, rngs=rngs, init=init, dtype=dtype)
+        common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype, "library": library}
+        self.hidden = linear(size, hidden, **common)
+        self.out = linear(hidden, num_classes, **common)
 
     def __call__(self, message: TextMessage) -> jax.Array:
         """Logits (N, classes)."""

@@ -10,6 +10,7 @@ from flax import nnx
 
 from scpl_jax.models.dropout import Dropout
 from scpl_jax.models.layers import linear, scaled
+from scpl_jax.models.products import attention_mixture, attention_scores
 from scpl_jax.models.sequence import Embedding, TextClassifier, TextMessage, masked_mean
 
 Norm = Callable[..., nnx.Module]
@@ -27,12 +28,16 @@ class Attention(nnx.Module):
       ValueError: the heads do not divide D.
     """
 
-    def __init__(self, size: int, heads: int, *, rngs: nnx.Rngs, dropout: float = 0.0, **options: Any):
+    def __init__(
+        self, size: int, heads: int, *, rngs: nnx.Rngs, dropout: float = 0.0, library: str = "xla", **options: Any
+    ):
         if size % heads:
             raise ValueError(f"{heads} attention heads can't share {size} features; choose a number that divides them")
-        self.query, self.key, self.value, self.out = (linear(size, size, rngs=rngs, **options) for _ in range(4))
+        self.query, self.key, self.value, self.out = (
+            linear(size, size, rngs=rngs, library=library, **options) for _ in range(4)
+        )
         self.dropout = Dropout(dropout, rngs=rngs)
-        self.heads = heads
+        self.heads, self.library = heads, library
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """(N, L, D), and (N, L) bool, False where it is padding, to (N, L, D)."""
@@ -42,11 +47,11 @@ class Attention(nnx.Module):
             return y.reshape(n, length, self.heads, size // self.heads)
 
         q, k, v = (split(layer(x)) for layer in (self.query, self.key, self.value))
-        scores = jnp.einsum("nqhd,nkhd->nhqk", q, k).astype(jnp.float32) / math.sqrt(size // self.heads)
+        scores = attention_scores(q, k, self.library).astype(jnp.float32) / math.sqrt(size // self.heads)
         # Not -inf: a text without a word would give NaN.
         scores = jnp.where(mask[:, None, None, :], scores, -1e9)
         weights = self.dropout(jax.nn.softmax(scores, axis=-1).astype(x.dtype))
-        return self.out(jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(n, length, size))
+        return self.out(attention_mixture(weights, v, self.library).reshape(n, length, size))
 
 
 class EncoderLayer(nnx.Module):
@@ -126,6 +131,7 @@ def transformer(
     dropout: float = 0.1,
     init: str = "torch",
     dtype: Any = None,
+    library: str = "xla",
     rngs: nnx.Rngs,
 ) -> list[nnx.Module]:
     """An embedding, ``layers - 1`` Transformer encoders, and a classifier with a tanh layer.
@@ -144,6 +150,7 @@ def transformer(
       dropout: share of the values that training sets to 0.
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
       dtype: dtype of the computation; parameters are float32. None: float32.
+      library: what computes matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
       rngs: source of randomness.
 
     Raises:
@@ -162,5 +169,5 @@ def transformer(
         Embedding(vocabulary, size, masked=masked, positions=positions, dropout=dropout, **common)
     ]
     for _ in range(layers - 1):
-        blocks.append(Encoder(size, heads, h, norm=norm, dropout=dropout, init=init, **common))
-    return [*blocks, TextClassifier(size, h, num_classes, init=init, **common)]
+        blocks.append(Encoder(size, heads, h, norm=norm, dropout=dropout, init=init, library=library, **common))
+    return [*blocks, TextClassifier(size, h, num_classes, init=init, library=library, **common)]

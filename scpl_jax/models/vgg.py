@@ -23,8 +23,9 @@ class VGGBlock(nnx.Module):
         rngs: nnx.Rngs,
         init: str = "torch",
         dtype: Any = None,
+        library: str = "xla",
     ):
-        self.conv = conv(in_channels, out_channels, 3, rngs=rngs, init=init, dtype=dtype)
+        self.conv = conv(in_channels, out_channels, 3, rngs=rngs, init=init, dtype=dtype, library=library)
         self.norm = batch_norm(out_channels, rngs=rngs, dtype=dtype)
         self.pool = pool
 
@@ -42,6 +43,7 @@ def vgg(
     image_shape: tuple[int, int, int] = (32, 32, 3),
     init: str = "torch",
     dtype: Any = None,
+    library: str = "xla",
     rngs: nnx.Rngs,
 ) -> list[nnx.Module]:
     """A VGG network as a list of blocks; the last one is the classifier (flatten, linear, sigmoid, linear).
@@ -53,6 +55,7 @@ def vgg(
       image_shape: (height, width, channels) of the input, in pixels.
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
       dtype: dtype of the computation; parameters are float32. None: that of the input.
+      library: what computes convolutions and matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
       rngs: source of randomness.
 
     Raises:
@@ -71,15 +74,16 @@ def vgg(
             f"the network halves an image {pools} times and needs at least {2**pools} x {2**pools} pixels, "
             f"got {height} x {width_px}; give larger images"
         )
+    common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype, "library": library}
     blocks: list[nnx.Module] = []
     for index, layer in enumerate(layers):
         if layer == "M":
             continue
         pool = index + 1 < len(layers) and layers[index + 1] == "M"
-        blocks.append(VGGBlock(channels, layer, pool=pool, rngs=rngs, init=init, dtype=dtype))
+        blocks.append(VGGBlock(channels, layer, pool=pool, **common))
         channels = layer
     shape = (height >> pools, width_px >> pools, channels)
-    blocks.append(Classifier(shape, num_classes, hidden=hidden, rngs=rngs, init=init, dtype=dtype))
+    blocks.append(Classifier(shape, num_classes, hidden=hidden, **common))
     return blocks
 
 
@@ -92,7 +96,7 @@ def vgg8(num_classes: int = 10, *, width: float = 1.0, rngs: nnx.Rngs, **options
       num_classes: width of the logits.
       width: multiplier of every number of channels and of the hidden units.
       rngs: source of randomness.
-      **options: ``image_shape``, ``init``, ``dtype`` as of :func:`vgg`.
+      **options: ``image_shape``, ``init``, ``dtype``, ``library`` as of :func:`vgg`.
 
     Example:
       >>> from flax import nnx

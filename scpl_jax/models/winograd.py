@@ -14,6 +14,7 @@ Images are (B, H, W, C) with even H and W, kernels (3, 3, C, F), strides 1, one 
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +30,18 @@ _PLACES = list(itertools.product(range(4), range(4)))
 CHUNK_BYTES = 24 << 20
 
 Places = list[list[jax.Array]]
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a.T @ b`` by XLA: (K, M) and (K, N) to (M, N).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> transposed_product(jnp.ones((5, 2)), jnp.ones((5, 1))).tolist()
+      [[5.0], [5.0]]
+    """
+    return jnp.matmul(a.T, b)
 
 
 def chunk_size(batch: int, bytes_per_image: int, limit: int) -> int:
@@ -126,11 +139,17 @@ def image_gradient(
 
 
 def kernel_gradient(
-    images: jax.Array, cotangent: jax.Array, precision: Any = None, chunk_bytes: int | None = None
+    images: jax.Array, cotangent: jax.Array, product: Product = transposed_product, chunk_bytes: int | None = None
 ) -> jax.Array:
     """The gradient with respect to the kernel (3, 3, C, F), of images (B, H, W, C) and a cotangent (B, H, W, F).
 
     The transposes of the three transforms: ``G^T [(B d B^T) * (A^T Y A)] G``, summed over tiles.
+
+    Args:
+      images: float32.
+      cotangent: float32.
+      product: computes ``a.T @ b``.
+      chunk_bytes: as of :func:`forward`.
     """
     channels, features = images.shape[-1], cotangent.shape[-1]
     chunk = _images_at_a_time(images.shape, features, chunk_bytes)
@@ -138,10 +157,7 @@ def kernel_gradient(
     def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         values, cotangents = _transform(_INPUT, _tiles(part[0])), _transform(_OUTPUT.T, _pixels(part[1]))
         products = [
-            jnp.matmul(
-                values[i][j].reshape(-1, channels).T, cotangents[i][j].reshape(-1, features), precision=precision
-            )
-            for i, j in _PLACES
+            product(values[i][j].reshape(-1, channels), cotangents[i][j].reshape(-1, features)) for i, j in _PLACES
         ]
         return total + jnp.stack(products).reshape(4, 4, channels, features), None
 

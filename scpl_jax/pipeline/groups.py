@@ -1,9 +1,11 @@
 """Stages compiled into one program, and the compilation of programs for the sub-meshes that this process has."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +15,9 @@ from jax.sharding import Mesh
 from scpl_jax.pipeline.placement import batch_sharding, is_local, replicated
 from scpl_jax.pipeline.transfer import elsewhere
 from scpl_jax.stages.decouple import Stage
+
+# In the text of a program: a call of oneDNN, see scpl_jax.models.onednn.
+_NOT_SERIALISABLE = "__onednn$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +124,33 @@ class Builder:
         """Compile all of them; XLA does it outside Python's lock, so in threads it takes as long as the slowest."""
         if not self._jobs:
             return
+        kept: list[tuple[Any, list[Program]]] = []
+        not_kept: list[tuple[Any, list[Program]]] = []
+        for (_, text, *_), entry in self._jobs.items():
+            (not_kept if _NOT_SERIALISABLE in text else kept).append(entry)
         with concurrent.futures.ThreadPoolExecutor(max_workers=len(self._jobs)) as pool:
-            jobs = list(self._jobs.values())
-            for (_, programs), compiled in zip(jobs, pool.map(lambda entry: entry[0].compile(), jobs), strict=True):
-                for program in programs:
-                    program.set(compiled)
+            _compile(kept, pool)
+            with _writing_no_cache():
+                _compile(not_kept, pool)
         self._jobs = {}
+
+
+def _compile(entries: list[tuple[Any, list["Program"]]], pool: concurrent.futures.Executor) -> None:
+    for (_, programs), compiled in zip(entries, pool.map(lambda entry: entry[0].compile(), entries), strict=True):
+        for program in programs:
+            program.set(compiled)
+
+
+@contextlib.contextmanager
+def _writing_no_cache() -> Iterator[None]:
+    """Keep no program in the persistent compilation cache: JAX would try to, and warn."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 class Program:

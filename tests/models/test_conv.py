@@ -7,8 +7,14 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from scpl_jax.models import conv, winograd
+from scpl_jax.models import conv, kernel_gradients, onednn, winograd
 
+# Programs by oneDNN can't be kept in the compilation cache that the tests share.
+pytestmark = pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry")
+LIBRARIES = [
+    "xla",
+    pytest.param("onednn", marks=pytest.mark.skipif(not onednn.available(), reason="no oneDNN in this jaxlib")),
+]
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 # batch, side, channels, features, side of the kernel, strides, padding
 SHAPES = {
@@ -26,18 +32,23 @@ SHAPES = {
     "5 x 5": (2, 8, 40, 40, 5, (1, 1), "SAME"),
     "padding on one side": (2, 8, 40, 40, 3, (1, 1), [(2, 0), (0, 2)]),
     "small image": (2, 4, 8, 8, 3, (2, 2), "SAME"),
+    "kernel as large as the image": (2, 4, 8, 8, 4, (1, 1), "VALID"),
+    "more padding than kernel": (2, 8, 8, 8, 3, (1, 1), [(3, 0), (1, 4)]),
+    "cut off": (2, 8, 8, 8, 3, (1, 1), [(-1, 1), (1, -2)]),
+    "other height than width": (2, 8, 8, 16, (3, 5), (1, 1), [(1, 0), (2, 1)]),
 }
 
 
-def both(shape, dtype=np.float32, **options):
+def both(shape, dtype=np.float32, library="xla", **options):
     """Value and gradients of our convolution and of the plain one."""
     batch, side, channels, features, size, strides, padding = shape
+    sizes = (size, size) if isinstance(size, int) else size
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(batch, side, side, channels)), dtype)
-    kernel = rng.normal(size=(size, size, channels // options.get("feature_group_count", 1), features))
-    kernel = jnp.asarray(kernel / size / np.sqrt(channels), dtype)
+    kernel = rng.normal(size=(*sizes, channels // options.get("feature_group_count", 1), features))
+    kernel = jnp.asarray(kernel / sizes[0] / np.sqrt(channels), dtype)
     found = []
-    for function in (conv.conv_general_dilated, lax.conv_general_dilated):
+    for function in (conv.convolution_of(library), lax.conv_general_dilated):
 
         def apply(x, w, function=function):
             return function(x, w, strides, padding, dimension_numbers=NUMBERS, **options)
@@ -58,14 +69,17 @@ def assert_close(ours, plain, tolerance):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("memory", ["one image at a time", "all at once"])
-def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, monkeypatch):
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, library, monkeypatch):
     limit = 1 if memory == "one image at a time" else 1 << 40
     monkeypatch.setattr(winograd, "CHUNK_BYTES", limit)
-    monkeypatch.setattr(conv, "_PATCH_BYTES", limit)
+    monkeypatch.setattr(kernel_gradients, "_PATCH_BYTES", limit)
+    monkeypatch.setattr(kernel_gradients, "_SHIFT_BYTES", limit)
     # The forms are also right where they would not be chosen for their speed.
     monkeypatch.setattr(conv, "_MIN_PIXELS", 16)
     monkeypatch.setattr(conv, "_MIN_WORK", 0)
-    assert_close(*both(shape), 1e-5)
+    monkeypatch.setattr(conv, "_MIN_KERNEL_PIXELS", 0)
+    assert_close(*both(shape, library=library), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +92,14 @@ def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, monkeypat
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_options_of_the_plain_one_are_kept(options):
-    assert_close(*both((1, 16, 64, 64, 3, (1, 1), [(1, 1), (1, 1)]), **options), 1e-5)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_options_of_the_plain_one_are_kept(options, library):
+    assert_close(*both((1, 16, 64, 64, 3, (1, 1), [(1, 1), (1, 1)]), library=library, **options), 1e-5)
 
 
-def test_in_bfloat16_the_value_is_that_of_the_plain_one_to_the_bit():
-    ours, plain = both((1, 16, 64, 64, 3, (1, 1), "SAME"), jnp.bfloat16)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_in_bfloat16_the_value_is_that_of_the_plain_one_to_the_bit(library):
+    ours, plain = both((1, 16, 64, 64, 3, (1, 1), "SAME"), jnp.bfloat16, library)
     np.testing.assert_array_equal(np.asarray(ours[0], np.float32), np.asarray(plain[0], np.float32))
     assert_close(ours, plain, 2e-2)
 
@@ -105,8 +121,10 @@ def test_winograd_in_float32_is_as_exact_as_the_direct_form():
     assert error(winograd.forward(images, kernel)) < 3 * error(direct)
 
 
-def test_a_layer_uses_it_under_vmap_and_checkpointing():
-    layer = nnx.Conv(32, 32, (3, 3), conv_general_dilated=conv.conv_general_dilated, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_layer_uses_it_under_vmap_and_checkpointing(library):
+    function = conv.convolution_of(library)
+    layer = nnx.Conv(32, 32, (3, 3), conv_general_dilated=function, rngs=nnx.Rngs(0))
     plain = nnx.Conv(32, 32, (3, 3), rngs=nnx.Rngs(0))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 32, 32, 32)), jnp.float32)
 

@@ -1,0 +1,138 @@
+"""Convolutions and matrix products by the copy of oneDNN that is inside jaxlib for Linux on x86-64.
+
+XLA's CPU backend has calls of its own for oneDNN's primitives, which its compiler puts into a program only where it is
+built to; a program may contain them all the same. They are faster than what XLA generates, for products of many small
+matrices with permuted axes and for convolutions over few channels by several times. What they cost: XLA can't serialise
+a program with such a call, so no compilation cache can keep it: it is compiled anew in every process, and JAX, if it is
+to keep programs, warns unless they are those of a :class:`scpl_jax.Pipeline`.
+
+The calls have no derivative, and XLA does not split them over devices. What is differentiable and chooses between the
+two is in :mod:`scpl_jax.models.conv` and :mod:`scpl_jax.models.products`.
+"""
+
+import functools
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+
+# Who computes convolutions and matrix products on the CPU; on other platforms it is always XLA.
+LIBRARIES = ("xla", "onednn")
+_CONVOLUTION, _PRODUCT = "__onednn$convolution", "__onednn$matmul"
+# What the calls are configured by is no public interface: the first release without a tested one is excluded.
+_VERSIONS = ((0, 10, 0), (0, 11, 0))
+
+
+@functools.cache
+def available() -> bool:
+    """Whether this machine's jaxlib has oneDNN, in a form known here.
+
+    Example:
+      >>> available() in (True, False)
+      True
+    """
+    here = sys.platform == "linux" and platform.machine() == "x86_64"
+    return here and _VERSIONS[0] <= jaxlib.version.__version_info__[:3] < _VERSIONS[1]
+
+
+def check_library(library: str) -> str:
+    """The name, if it is one of :data:`LIBRARIES` and can be had here.
+
+    Raises:
+      ValueError: it is not.
+
+    Example:
+      >>> check_library("xla")
+      'xla'
+    """
+    if library not in LIBRARIES:
+        raise ValueError(f"unknown library {library!r}; choose {' or '.join(LIBRARIES)}")
+    if library == "onednn" and not available():
+        oldest, newest = (".".join(map(str, version[:2])) for version in _VERSIONS)
+        raise ValueError(
+            f"the library onednn needs Linux on x86-64 with jaxlib from {oldest} to before {newest}, here are "
+            f"{sys.platform}, {platform.machine()} and jaxlib {jaxlib.version.__version__}; choose xla"
+        )
+    return library
+
+
+def usable(*arrays: jax.Array) -> bool:
+    """Whether the calls are for arrays of these dtypes: float32 only, which oneDNN has on every processor."""
+    return all(array.dtype == jnp.float32 for array in arrays)
+
+
+def _call(target: str, config: dict[str, Any], shape: Sequence[int], *operands: Any, **layouts: Any) -> jax.Array:
+    result = jax.ShapeDtypeStruct(tuple(shape), operands[0].dtype)
+    call = jax.ffi.ffi_call(
+        target,
+        result,
+        custom_call_api_version=2,
+        legacy_backend_config=json.dumps(config),
+        vmap_method="sequential",
+        **layouts,
+    )
+    called: jax.Array = call(*operands)
+    return called
+
+
+def convolution(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.Array:
+    """The convolution of images (B, H, W, C) with a kernel (kh, kw, C, F): (B, H', W', F), all float32.
+
+    Args:
+      images: float32.
+      kernel: float32.
+      strides: two, in pixels.
+      padding: two pairs (before, after), in pixels, none negative.
+    """
+    sizes = kernel.shape[:2]
+    out = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(images.shape[1:3], padding, sizes, strides, strict=True)]
+    before, after = zip(*padding, strict=True)
+    data = {"data": {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}}
+    config = {
+        "dims": 4,
+        "input": data,
+        "kernel": {"filter": {"input_feature_dim": 2, "output_feature_dim": 3, "spatial_dims": [0, 1]}},
+        "output": data,
+        "window": {
+            "size": list(sizes),
+            "pad_left": list(before),
+            "pad_right": list(after),
+            "strides": list(strides),
+            "window_dilations": [1, 1],
+        },
+        "feature_groups": 1,
+    }
+    shape = (images.shape[0], *out, kernel.shape[3])
+    return _call(_CONVOLUTION, {"onednn_conv_config": config}, shape, images, kernel)
+
+
+def matmul(
+    a: jax.Array,
+    b: jax.Array,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    layouts: tuple[Sequence[int], Sequence[int], Sequence[int]] | None = None,
+) -> jax.Array:
+    """Products of matrices, float32, in the last two axes, the axes before them being those of a batch.
+
+    Args:
+      a: (..., M, K), or (..., K, M) if ``transpose_a``.
+      b: (..., K, N), or (..., N, K) if ``transpose_b``.
+      transpose_a: see ``a``.
+      transpose_b: see ``b``.
+      layouts: the order in which the axes of a, b and the result lie in memory, the one whose values lie together last.
+        Default: as in NumPy, that of the axes.
+
+    Returns:
+      (..., M, N).
+    """
+    shape = (*a.shape[:-2], a.shape[-1] if transpose_a else a.shape[-2], b.shape[-2] if transpose_b else b.shape[-1])
+    config = {"onednn_matmul_config": {"transpose_a": transpose_a, "transpose_b": transpose_b}}
+    placed = {} if layouts is None else {"input_layouts": layouts[:2], "output_layouts": layouts[2]}
+    return _call(_PRODUCT, config, shape, a, b, **placed)
