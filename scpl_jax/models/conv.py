@@ -24,11 +24,13 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 _MIN_PIXELS = 256
 # With fewer channels the copies of shifted cotangents cost more than they save.
 _MIN_SHIFTED = 8
-# Of Winograd's form: with fewer channels, or forward with fewer channels times pixels, or in the kernel's gradient with
-# fewer pixels, the transforms cost more than they save.
+# Of Winograd's form: with fewer channels the transforms cost more than they save in any case. In the kernel's gradient
+# they are worth it from so many pixels on, forward and to the images instead of XLA's convolution from so many channels
+# times pixels on; with so many channels in times channels out in all passes, and instead of oneDNN's convolution too.
 _MIN_CHANNELS = 32
-_MIN_WORK = 1 << 14
 _MIN_KERNEL_PIXELS = 64
+_MIN_WORK = 1 << 14
+_MANY_CHANNELS = 1 << 15
 
 
 def plain_convolution(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any) -> jax.Array:
@@ -42,15 +44,19 @@ def _winograd_fits(images: jax.Array, kernel: jax.Array, strides: Any, padding: 
     return fits and min(channels, features) >= _MIN_CHANNELS and images.dtype == jnp.float32
 
 
-def _own_forward(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> bool:
+def _own_forward(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, by_onednn: bool) -> bool:
     """Whether Winograd's form is used forward and to the images."""
+    if not _winograd_fits(images, kernel, strides, padding):
+        return False
     work = min(kernel.shape[2:]) * images.shape[1] * images.shape[2]
-    return _winograd_fits(images, kernel, strides, padding) and work >= _MIN_WORK
+    return math.prod(kernel.shape[2:]) >= _MANY_CHANNELS or (not by_onednn and work >= _MIN_WORK)
 
 
 def _own_kernel_gradient(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> str | None:
     """The form of the kernel's gradient on the CPU; None: XLA's."""
-    if _winograd_fits(images, kernel, strides, padding) and images.shape[1] * images.shape[2] >= _MIN_KERNEL_PIXELS:
+    if _winograd_fits(images, kernel, strides, padding) and (
+        images.shape[1] * images.shape[2] >= _MIN_KERNEL_PIXELS or math.prod(kernel.shape[2:]) >= _MANY_CHANNELS
+    ):
         return "winograd"
     if _pixels_out(images, kernel, strides, padding) < _MIN_PIXELS:
         return None
@@ -73,11 +79,12 @@ def _by_onednn(library: str, strides: Any, padding: Any, kernel: jax.Array, imag
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _conv(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any, library: str) -> jax.Array:
     plain = functools.partial(plain_convolution, strides=strides, padding=padding, precision=precision)
+    by_onednn = _by_onednn(library, strides, padding, kernel, images)
     cpu: Callable[..., jax.Array]
-    if _by_onednn(library, strides, padding, kernel, images):
-        cpu = functools.partial(onednn.convolution, strides=strides, padding=padding)
-    elif _own_forward(images, kernel, strides, padding):
+    if _own_forward(images, kernel, strides, padding, by_onednn):
         cpu = functools.partial(winograd.forward, precision=precision)
+    elif by_onednn:
+        cpu = functools.partial(onednn.convolution, strides=strides, padding=padding)
     else:
         return plain(images, kernel)
     chosen: jax.Array = lax.platform_dependent(images, kernel, cpu=cpu, default=plain)
@@ -99,16 +106,16 @@ def _conv_bwd(strides: Any, padding: Any, precision: Any, library: str, saved: A
     def xla_kernel(x: jax.Array, g: jax.Array) -> jax.Array:
         return jax.vjp(lambda w: plain(x, w), kernel)[1](g)[0]
 
-    to_images: Callable[..., jax.Array] = xla_images
-    if by_onednn and strides == (1, 1):
+    def onednn_images(g: jax.Array, w: jax.Array) -> jax.Array:
         # The convolution of the cotangent with the kernel turned round, as much wider as the other was narrower.
         around = tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(kernel.shape[:2], padding, strict=True))
+        return onednn.convolution(g, jnp.swapaxes(w[::-1, ::-1], 2, 3), (1, 1), around)
 
-        def to_images(g: jax.Array, w: jax.Array) -> jax.Array:
-            return onednn.convolution(g, jnp.swapaxes(w[::-1, ::-1], 2, 3), (1, 1), around)
-
-    elif _own_forward(images, kernel, strides, padding):
+    to_images: Callable[..., jax.Array] = xla_images
+    if _own_forward(images, kernel, strides, padding, by_onednn):
         to_images = functools.partial(winograd.image_gradient, precision=precision)
+    elif by_onednn and strides == (1, 1):
+        to_images = onednn_images
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         if by_onednn:
@@ -186,11 +193,9 @@ def conv_general_dilated(
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
         padding = tuple((int(lo), int(hi)) for lo, hi in padding)
-        if (
-            _by_onednn(library, strides, padding, rhs, lhs)
-            or _own_forward(lhs, rhs, strides, padding)
-            or _own_kernel_gradient(lhs, rhs, strides, padding) is not None
-        ):
+        by_onednn = _by_onednn(library, strides, padding, rhs, lhs)
+        own_gradient = _own_kernel_gradient(lhs, rhs, strides, padding) is not None
+        if by_onednn or own_gradient or _own_forward(lhs, rhs, strides, padding, by_onednn):
             return _conv(lhs, rhs, strides, padding, options.get("precision"), library)
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 

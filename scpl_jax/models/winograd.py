@@ -57,17 +57,20 @@ def chunk_size(batch: int, bytes_per_image: int, limit: int) -> int:
 
 def _sum(row: np.ndarray, values: list[jax.Array]) -> jax.Array:
     total = None
-    for factor, value in zip(row, values, strict=True):
-        if factor == 1:
-            total = value if total is None else total + value
-        elif factor == -1:
-            total = -value if total is None else total - value
+    for factor, value in zip(row.tolist(), values, strict=True):
+        if factor == 0:
+            continue
+        term = value if abs(factor) == 1 else abs(factor) * value
+        if total is None:
+            total = term if factor > 0 else -term
+        else:
+            total = total + term if factor > 0 else total - term
     assert total is not None
     return total
 
 
 def _transform(matrix: np.ndarray, values: Places) -> Places:
-    """``matrix @ values @ matrix.T`` where every value is an array and every factor 0, 1 or -1."""
+    """``matrix @ values @ matrix.T`` where every value is an array; sums, of which a compiler makes one pass."""
     columns = [[_sum(row, list(column)) for row in matrix] for column in zip(*values, strict=True)]
     return [[_sum(row, list(line)) for row in matrix] for line in zip(*columns, strict=True)]
 
@@ -111,15 +114,30 @@ def forward(images: jax.Array, kernel: jax.Array, precision: Any = None, chunk_b
       >>> forward(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 1)))[0, :2, :2, 0].tolist()
       [[8.0, 12.0], [12.0, 18.0]]
     """
+    return _convolve(images, kernel, precision, chunk_bytes, turned=False)
+
+
+def image_gradient(
+    cotangent: jax.Array, kernel: jax.Array, precision: Any = None, chunk_bytes: int | None = None
+) -> jax.Array:
+    """The gradient with respect to the images (B, H, W, C), of a cotangent (B, H, W, F) and a kernel (3, 3, C, F)."""
+    return _convolve(cotangent, kernel, precision, chunk_bytes, turned=True)
+
+
+def _convolve(images: jax.Array, kernel: jax.Array, precision: Any, chunk_bytes: int | None, turned: bool) -> jax.Array:
+    """With the kernel, or ``turned`` with the kernel turned round and its channels transposed."""
     batch, height, width, channels = images.shape
-    features = kernel.shape[-1]
-    transformed = jnp.einsum("ai,bj,ijcf->abcf", _KERNEL, _KERNEL, kernel).astype(kernel.dtype)
+    features = kernel.shape[2 if turned else 3]
+    points = kernel[::-1, ::-1] if turned else kernel
+    transformed = _transform(_KERNEL, [[points[i, j] for j in range(3)] for i in range(3)])
+
+    def product(values: jax.Array, matrix: jax.Array) -> jax.Array:
+        # The channels are transposed in the product: before it, all of the kernel would be copied.
+        return jnp.matmul(values, matrix.T if turned else matrix, precision=precision)
 
     def some(part: jax.Array) -> jax.Array:
         values = _transform(_INPUT, _tiles(part))
-        products: Places = [
-            [jnp.matmul(values[i][j], transformed[i, j], precision=precision) for j in range(4)] for i in range(4)
-        ]
+        products: Places = [[product(values[i][j], transformed[i][j]) for j in range(4)] for i in range(4)]
         (a, b), (c, d) = _transform(_OUTPUT, products)
         rows = jnp.stack([jnp.stack([a, b], 3), jnp.stack([c, d], 3)], 2)  # (b, H / 2, 2, W / 2, 2, F)
         return rows.reshape(-1, height, width, features)
@@ -129,13 +147,6 @@ def forward(images: jax.Array, kernel: jax.Array, precision: Any = None, chunk_b
         return some(images)
     parts = images.reshape(-1, chunk, height, width, channels)
     return lax.map(some, parts).reshape(batch, height, width, features)
-
-
-def image_gradient(
-    cotangent: jax.Array, kernel: jax.Array, precision: Any = None, chunk_bytes: int | None = None
-) -> jax.Array:
-    """The gradient with respect to the images (B, H, W, C), of a cotangent (B, H, W, F)."""
-    return forward(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), precision, chunk_bytes)
 
 
 def kernel_gradient(
@@ -159,8 +170,9 @@ def kernel_gradient(
         products = [
             product(values[i][j].reshape(-1, channels), cotangents[i][j].reshape(-1, features)) for i, j in _PLACES
         ]
-        return total + jnp.stack(products).reshape(4, 4, channels, features), None
+        return total + jnp.stack(products), None
 
     parts = (images.reshape(-1, chunk, *images.shape[1:]), cotangent.reshape(-1, chunk, *cotangent.shape[1:]))
-    total, _ = lax.scan(add, jnp.zeros((4, 4, channels, features), images.dtype), parts)
-    return jnp.einsum("ai,bj,abcf->ijcf", _KERNEL, _KERNEL, total).astype(images.dtype)
+    total, _ = lax.scan(add, jnp.zeros((16, channels, features), images.dtype), parts)
+    gradient = _transform(_KERNEL.T, [[total[4 * i + j] for j in range(4)] for i in range(4)])
+    return jnp.stack([jnp.stack(row) for row in gradient])

@@ -78,6 +78,7 @@ def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, library, 
     # The forms are also right where they would not be chosen for their speed.
     monkeypatch.setattr(conv, "_MIN_PIXELS", 16)
     monkeypatch.setattr(conv, "_MIN_WORK", 0)
+    monkeypatch.setattr(conv, "_MANY_CHANNELS", 48 * 40)
     monkeypatch.setattr(conv, "_MIN_KERNEL_PIXELS", 0)
     assert_close(*both(shape, library=library), 1e-5)
 
