@@ -75,7 +75,6 @@ def _forms(x: np.ndarray, w: np.ndarray, g: np.ndarray, chunks: Sequence[int]) -
         "forward, XLA": lambda x, w, g: plain(x, w),
         "image gradient, XLA": lambda x, w, g: jax.vjp(lambda x: plain(x, w), x)[1](g)[0],
         "kernel gradient, XLA": lambda x, w, g: jax.vjp(lambda w: plain(x, w), w)[1](g)[0],
-        "kernel gradient, patches": lambda x, w, g: kernel_gradients.by_patches(x, g, w.shape, (1, 1), _PADDING, None),
     }
     if onednn.available():
         forms["forward, oneDNN"] = lambda x, w, g: onednn.convolution(x, w, (1, 1), _PADDING)
@@ -84,6 +83,9 @@ def _forms(x: np.ndarray, w: np.ndarray, g: np.ndarray, chunks: Sequence[int]) -
         )
     for library, product in products.items():
         by = "" if library == "XLA" else f" by {library}"
+        forms[f"kernel gradient, patches{by}"] = lambda x, w, g, product=product: kernel_gradients.by_patches(
+            x, g, w.shape, (1, 1), _PADDING, product
+        )
         forms[f"kernel gradient, shifts{by}"] = lambda x, w, g, product=product: kernel_gradients.by_shifts(
             x, g, w.shape, _PADDING, product
         )

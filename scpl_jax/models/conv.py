@@ -137,7 +137,7 @@ def _conv_bwd(strides: Any, padding: Any, precision: Any, library: str, saved: A
                 kernel_shape=kernel.shape,
                 strides=strides,
                 padding=padding,
-                precision=precision,
+                product=product,
             )
 
     return (

@@ -73,8 +73,7 @@ def assert_close(ours, plain, tolerance):
 def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, library, monkeypatch):
     limit = 1 if memory == "one image at a time" else 1 << 40
     monkeypatch.setattr(winograd, "CHUNK_BYTES", limit)
-    monkeypatch.setattr(kernel_gradients, "_PATCH_BYTES", limit)
-    monkeypatch.setattr(kernel_gradients, "_SHIFT_BYTES", limit)
+    monkeypatch.setattr(kernel_gradients, "_COPY_BYTES", limit)
     # The forms are also right where they would not be chosen for their speed.
     monkeypatch.setattr(conv, "_MIN_PIXELS", 16)
     monkeypatch.setattr(conv, "_MIN_WORK", 0)
