@@ -24,8 +24,9 @@ import jaxlib
 # Who computes convolutions and matrix products on the CPU; on other platforms it is always XLA.
 LIBRARIES = ("xla", "onednn")
 _CONVOLUTION, _PRODUCT = "__onednn$convolution", "__onednn$matmul"
-# What the calls are configured by is no public interface: the first release without a tested one is excluded.
-_VERSIONS = ((0, 10, 0), (0, 11, 0))
+# What the calls are configured by is no public interface, and a wrong configuration ends the process: only releases of
+# the kind that was tested.
+_VERSIONS = ((0, 10, 2), (0, 11, 0))
 
 
 @functools.cache
@@ -53,7 +54,7 @@ def check_library(library: str) -> str:
     if library not in LIBRARIES:
         raise ValueError(f"unknown library {library!r}; choose {' or '.join(LIBRARIES)}")
     if library == "onednn" and not available():
-        oldest, newest = (".".join(map(str, version[:2])) for version in _VERSIONS)
+        oldest, newest = (".".join(map(str, version)) for version in _VERSIONS)
         raise ValueError(
             f"the library onednn needs Linux on x86-64 with jaxlib from {oldest} to before {newest}, here are "
             f"{sys.platform}, {platform.machine()} and jaxlib {jaxlib.version.__version__}; choose xla"
