@@ -39,12 +39,9 @@ def resolve_library(asked: str | None, *, dataset: str = "", split: bool = False
     elif precision == "bfloat16":
         hindrance = "--library onednn is for float32, got --precision bfloat16"
     elif not onednn.available():
-        try:
-            onednn.check_library("onednn")
-        except ValueError as error:
-            hindrance = f"--library onednn: {error}"
+        hindrance = f"--library onednn: {onednn.requirement()}"
     if asked == "onednn" and hindrance is not None:
-        raise RunError(hindrance if hindrance.endswith("choose xla") else f"{hindrance}; choose xla")
+        raise RunError(f"{hindrance}; choose xla")
     if asked is not None:
         return asked
     return "onednn" if hindrance is None and dataset not in _SHORT_RUNS else "xla"

@@ -115,8 +115,8 @@ class RunOptions:
     """float32, tf32 or bfloat16; parameters and losses are always float32."""
     library: str | None = None
     """What computes convolutions and matrix products on a CPU: xla, or onednn (on x86-64 under Linux, faster steps; but
-    the programs are compiled anew at every start). Default: onednn where it can be
-    had, one device computes a stage and the data did not come with this package; otherwise xla."""
+    the programs are compiled anew at every start). Default: onednn where it can be had, one device computes a stage and
+    the data did not come with this package; otherwise xla."""
     seed: int = 0
     """Seed of initial values, order and augmentation."""
     runs: int = 1

@@ -72,7 +72,9 @@ def _pixels_out(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any
 
 def _by_onednn(library: str, strides: Any, padding: Any, kernel: jax.Array, images: jax.Array) -> bool:
     """Whether oneDNN computes this convolution: it pads, but does not cut off."""
-    inside = all(0 <= before < k and 0 <= after < k for (before, after), k in zip(padding, kernel.shape, strict=False))
+    inside = all(
+        0 <= before < k and 0 <= after < k for (before, after), k in zip(padding, kernel.shape[:2], strict=True)
+    )
     return library == "onednn" and onednn.usable(images, kernel) and inside
 
 
@@ -80,15 +82,12 @@ def _by_onednn(library: str, strides: Any, padding: Any, kernel: jax.Array, imag
 def _conv(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any, library: str) -> jax.Array:
     plain = functools.partial(plain_convolution, strides=strides, padding=padding, precision=precision)
     by_onednn = _by_onednn(library, strides, padding, kernel, images)
-    cpu: Callable[..., jax.Array]
+    cpu: Callable[..., jax.Array] = plain
     if _own_forward(images, kernel, strides, padding, by_onednn):
         cpu = functools.partial(winograd.forward, precision=precision)
     elif by_onednn:
         cpu = functools.partial(onednn.convolution, strides=strides, padding=padding)
-    else:
-        return plain(images, kernel)
-    chosen: jax.Array = lax.platform_dependent(images, kernel, cpu=cpu, default=plain)
-    return chosen
+    return onednn.on_cpu(cpu, plain, images, kernel)
 
 
 def _conv_fwd(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any, library: str) -> Any:
@@ -117,11 +116,9 @@ def _conv_bwd(strides: Any, padding: Any, precision: Any, library: str, saved: A
     elif by_onednn and strides == (1, 1):
         to_images = onednn_images
 
-    def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        if by_onednn:
-            return onednn.matmul(a, b, transpose_a=True)
-        dtype = jnp.promote_types(a.dtype, jnp.float32)
-        return jnp.matmul(a.T, b, precision=precision, preferred_element_type=dtype)
+    product: winograd.Product = functools.partial(winograd.transposed_product, precision=precision)
+    if by_onednn:
+        product = functools.partial(onednn.matmul, transpose_a=True)
 
     to_kernel: Callable[..., jax.Array] = xla_kernel
     match _own_kernel_gradient(images, kernel, strides, padding):
@@ -141,8 +138,8 @@ def _conv_bwd(strides: Any, padding: Any, precision: Any, library: str, saved: A
             )
 
     return (
-        lax.platform_dependent(cotangent, kernel, cpu=to_images, default=xla_images),
-        lax.platform_dependent(images, cotangent, cpu=to_kernel, default=xla_kernel),
+        onednn.on_cpu(to_images, xla_images, cotangent, kernel),
+        onednn.on_cpu(to_kernel, xla_kernel, images, cotangent),
     )
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from scpl_jax.models.winograd import Product, chunk_size
+from scpl_jax.models.winograd import Product, chunk_size, sum_over_parts
 
 # Bytes of copies at a time; a quarter or four times as much is slower.
 _COPY_BYTES = 8 << 20
@@ -24,15 +24,6 @@ def _padded(images: jax.Array, padding: Any) -> jax.Array:
 def _shifted(padded: jax.Array, stride: int, size: int, offset: int, axis: int) -> jax.Array:
     """As many pixels along an axis as the output has, those that one entry of the kernel meets."""
     return lax.slice_in_dim(padded, offset, offset + stride * (size - 1) + 1, stride, axis=axis)
-
-
-def _sum_over_parts(add: Any, shape: tuple[int, ...], dtype: Any, chunk: int, *batches: jax.Array) -> jax.Array:
-    """The sum of ``add`` over parts of ``chunk`` images, in float32 at least."""
-    dtype = jnp.promote_types(dtype, jnp.float32)
-    parts = tuple(batch.reshape(-1, chunk, *batch.shape[1:]) for batch in batches)
-    total: jax.Array
-    total, _ = lax.scan(lambda total, part: (total + add(*part), None), jnp.zeros(shape, dtype), parts)
-    return total
 
 
 def by_patches(
@@ -58,15 +49,11 @@ def by_patches(
 
     def add(x: jax.Array, g: jax.Array) -> jax.Array:
         padded = _padded(x, padding)
-        patches = [
-            _shifted(rows, strides[1], out_w, j, axis=2)
-            for i in range(kh)
-            for rows in (_shifted(padded, strides[0], out_h, i, axis=1),)
-            for j in range(kw)
-        ]
+        rows = [_shifted(padded, strides[0], out_h, i, axis=1) for i in range(kh)]
+        patches = [_shifted(row, strides[1], out_w, j, axis=2) for row in rows for j in range(kw)]
         return product(jnp.concatenate(patches, axis=-1).reshape(-1, size), g.reshape(-1, features))
 
-    total = _sum_over_parts(add, (size, features), images.dtype, chunk, images, cotangent)
+    total = sum_over_parts(add, (size, features), images.dtype, chunk, images, cotangent)
     return total.reshape(kernel_shape).astype(images.dtype)
 
 
@@ -98,5 +85,5 @@ def by_shifts(images: jax.Array, cotangent: jax.Array, kernel_shape: Any, paddin
         shifted = jnp.concatenate([around[:, kh - 1 - i : kh - 1 - i + rows] for i in range(kh)], axis=-1)
         return product(columns.reshape(-1, kw * channels), shifted.reshape(-1, kh * features))
 
-    total = _sum_over_parts(add, (kw * channels, kh * features), images.dtype, chunk, images, cotangent)
+    total = sum_over_parts(add, (kw * channels, kh * features), images.dtype, chunk, images, cotangent)
     return total.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3).astype(images.dtype)

@@ -14,12 +14,13 @@ import functools
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jaxlib
+from jax import lax
 
 # Who computes convolutions and matrix products on the CPU; on other platforms it is always XLA.
 LIBRARIES = ("xla", "onednn")
@@ -27,6 +28,14 @@ _CONVOLUTION, _PRODUCT = "__onednn$convolution", "__onednn$matmul"
 # What the calls are configured by is no public interface, and a wrong configuration ends the process: only releases of
 # the kind that was tested.
 _VERSIONS = ((0, 10, 2), (0, 11, 0))
+
+
+def on_cpu(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """``cpu`` of the arrays in a program for the CPU, ``default`` of them in one for other platforms."""
+    if cpu is default:
+        return default(*arrays)
+    chosen: jax.Array = lax.platform_dependent(*arrays, cpu=cpu, default=default)
+    return chosen
 
 
 @functools.cache
@@ -39,6 +48,15 @@ def available() -> bool:
     """
     here = sys.platform == "linux" and platform.machine() == "x86_64"
     return here and _VERSIONS[0] <= jaxlib.version.__version_info__[:3] < _VERSIONS[1]
+
+
+def requirement() -> str:
+    """What oneDNN needs and what is here instead, as the beginning of a sentence."""
+    oldest, newest = (".".join(map(str, version)) for version in _VERSIONS)
+    return (
+        f"the library onednn needs Linux on x86-64 with jaxlib from {oldest} to before {newest}, here are "
+        f"{sys.platform}, {platform.machine()} and jaxlib {jaxlib.version.__version__}"
+    )
 
 
 def check_library(library: str) -> str:
@@ -54,11 +72,7 @@ def check_library(library: str) -> str:
     if library not in LIBRARIES:
         raise ValueError(f"unknown library {library!r}; choose {' or '.join(LIBRARIES)}")
     if library == "onednn" and not available():
-        oldest, newest = (".".join(map(str, version)) for version in _VERSIONS)
-        raise ValueError(
-            f"the library onednn needs Linux on x86-64 with jaxlib from {oldest} to before {newest}, here are "
-            f"{sys.platform}, {platform.machine()} and jaxlib {jaxlib.version.__version__}; choose xla"
-        )
+        raise ValueError(f"{requirement()}; choose xla")
     return library
 
 

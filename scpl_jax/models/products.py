@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from scpl_jax.models import onednn
+from scpl_jax.models.winograd import transposed_product
 
 # Over this many outputs XLA's gradient of a layer's kernel is the faster one.
 _MANY = 512
@@ -25,17 +26,12 @@ def _flat(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _on_cpu(function: Callable[..., jax.Array], default: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    chosen: jax.Array = lax.platform_dependent(*arrays, cpu=function, default=default)
-    return chosen
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dense(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
     def by_onednn(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return onednn.matmul(_flat(x), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
-    return _on_cpu(by_onednn, functools.partial(jnp.matmul, precision=precision), x, kernel)
+    return onednn.on_cpu(by_onednn, functools.partial(jnp.matmul, precision=precision), x, kernel)
 
 
 def _dense_fwd(x: jax.Array, kernel: jax.Array, precision: Any) -> Any:
@@ -56,16 +52,16 @@ def gradient_of_inputs(cotangent: jax.Array, kernel: jax.Array, precision: Any =
     def by_onednn(g: jax.Array, w: jax.Array) -> jax.Array:
         return onednn.matmul(_flat(g), w, transpose_b=True).reshape(*g.shape[:-1], w.shape[0])
 
-    return _on_cpu(by_onednn, lambda g, w: jnp.matmul(g, w.T, precision=precision), cotangent, kernel)
+    return onednn.on_cpu(by_onednn, lambda g, w: jnp.matmul(g, w.T, precision=precision), cotangent, kernel)
 
 
 def _gradient_of_kernel(x: jax.Array, cotangent: jax.Array, precision: Any) -> jax.Array:
     def by_xla(x: jax.Array, g: jax.Array) -> jax.Array:
-        return jnp.matmul(_flat(x).T, _flat(g), precision=precision)
+        return transposed_product(_flat(x), _flat(g), precision)
 
     if cotangent.shape[-1] > _MANY:
         return by_xla(x, cotangent)
-    return _on_cpu(lambda x, g: onednn.matmul(_flat(x), _flat(g), transpose_a=True), by_xla, x, cotangent)
+    return onednn.on_cpu(lambda x, g: onednn.matmul(_flat(x), _flat(g), transpose_a=True), by_xla, x, cotangent)
 
 
 def dense(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None, **options: Any) -> jax.Array:
@@ -101,7 +97,7 @@ def _scores(queries: jax.Array, keys: jax.Array) -> jax.Array:
     def by_onednn(q: jax.Array, k: jax.Array) -> jax.Array:
         return onednn.matmul(_by_heads(q), _by_heads(k), transpose_b=True, layouts=(_HEADS, _HEADS, _PLAIN))
 
-    return _on_cpu(by_onednn, functools.partial(jnp.einsum, "nqhd,nkhd->nhqk"), queries, keys)
+    return onednn.on_cpu(by_onednn, functools.partial(jnp.einsum, "nqhd,nkhd->nhqk"), queries, keys)
 
 
 def _mixed(weights: jax.Array, values: jax.Array, transpose: bool) -> jax.Array:
@@ -112,7 +108,7 @@ def _mixed(weights: jax.Array, values: jax.Array, transpose: bool) -> jax.Array:
         return _by_heads(mixed)
 
     plain = "nhqk,nqhd->nkhd" if transpose else "nhqk,nkhd->nqhd"
-    return _on_cpu(by_onednn, functools.partial(jnp.einsum, plain), weights, values)
+    return onednn.on_cpu(by_onednn, functools.partial(jnp.einsum, plain), weights, values)
 
 
 @jax.custom_vjp

@@ -33,15 +33,33 @@ Places = list[list[jax.Array]]
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """``a.T @ b`` by XLA: (K, M) and (K, N) to (M, N).
+def transposed_product(a: jax.Array, b: jax.Array, precision: Any = None) -> jax.Array:
+    """``a.T @ b`` by XLA: (K, M) and (K, N) to (M, N), in float32 at least.
 
     Example:
       >>> import jax.numpy as jnp
       >>> transposed_product(jnp.ones((5, 2)), jnp.ones((5, 1))).tolist()
       [[5.0], [5.0]]
     """
-    return jnp.matmul(a.T, b)
+    dtype = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.matmul(a.T, b, precision=precision, preferred_element_type=dtype)
+
+
+def sum_over_parts(
+    add: Callable[..., jax.Array], shape: tuple[int, ...], dtype: Any, chunk: int, *batches: jax.Array
+) -> jax.Array:
+    """The sum of ``add`` over parts of ``chunk`` images, of this shape, in float32 at least.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> sum_over_parts(lambda part: part.sum(0), (2,), jnp.float32, 2, jnp.ones((6, 2))).tolist()
+      [6.0, 6.0]
+    """
+    dtype = jnp.promote_types(dtype, jnp.float32)
+    parts = tuple(batch.reshape(-1, chunk, *batch.shape[1:]) for batch in batches)
+    total: jax.Array
+    total, _ = lax.scan(lambda total, part: (total + add(*part), None), jnp.zeros(shape, dtype), parts)
+    return total
 
 
 def chunk_size(batch: int, bytes_per_image: int, limit: int) -> int:
@@ -165,14 +183,13 @@ def kernel_gradient(
     channels, features = images.shape[-1], cotangent.shape[-1]
     chunk = _images_at_a_time(images.shape, features, chunk_bytes)
 
-    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        values, cotangents = _transform(_INPUT, _tiles(part[0])), _transform(_OUTPUT.T, _pixels(part[1]))
+    def add(x: jax.Array, g: jax.Array) -> jax.Array:
+        values, cotangents = _transform(_INPUT, _tiles(x)), _transform(_OUTPUT.T, _pixels(g))
         products = [
             product(values[i][j].reshape(-1, channels), cotangents[i][j].reshape(-1, features)) for i, j in _PLACES
         ]
-        return total + jnp.stack(products), None
+        return jnp.stack(products)
 
-    parts = (images.reshape(-1, chunk, *images.shape[1:]), cotangent.reshape(-1, chunk, *cotangent.shape[1:]))
-    total, _ = lax.scan(add, jnp.zeros((16, channels, features), images.dtype), parts)
+    total = sum_over_parts(add, (16, channels, features), images.dtype, chunk, images, cotangent)
     gradient = _transform(_KERNEL.T, [[total[4 * i + j] for j in range(4)] for i in range(4)])
     return jnp.stack([jnp.stack(row) for row in gradient])
