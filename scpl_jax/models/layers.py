@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,14 @@ def kernel_init(name: str) -> Callable[..., jax.Array]:
     }
     if name not in table:
         raise ValueError(f"unknown initialisation {name!r}; choose one of {', '.join(INITIALISERS)}")
-    return table[name]
+    distribution = table[name]
+
+    def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, *_: Any, **__: Any) -> jax.Array:
+        # The same numbers, and fan_in, as for the shape itself; programs that draw in four axes take long to compile.
+        drawn: jax.Array = distribution(key, (math.prod(shape[:-1]), shape[-1]), dtype)
+        return drawn.reshape(shape)
+
+    return draw
 
 
 def bias_init(name: str, fan_in: int) -> Callable[..., jax.Array]:
@@ -122,6 +129,19 @@ def batch_norm(features: int, *, rngs: nnx.Rngs, affine: bool = True, dtype: Any
     )
 
 
+@jax.custom_jvp
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.maximum(a, b)
+
+
+@_larger.defjvp
+def _larger_jvp(values: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> Any:
+    # JAX's own derivative asks which of the two equals the result. Where the compiler computes an operand anew for
+    # that, rounded differently (a product and a sum in one step), it can be neither. Which is larger has an answer.
+    (a, b), (of_a, of_b) = values, tangents
+    return _larger(a, b), jnp.where(a == b, (of_a + of_b) / 2, jnp.where(a > b, of_a, of_b))
+
+
 def max_pool_2x2(images: jax.Array) -> jax.Array:
     """2 x 2 max pooling with stride 2 over (B, H, W, C); an odd last row or column is dropped, as in torch.
 
@@ -136,9 +156,9 @@ def max_pool_2x2(images: jax.Array) -> jax.Array:
     """
     h, w = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
     x = images[:, :h, :w]
-    upper = jnp.maximum(x[:, ::2, ::2], x[:, ::2, 1::2])
-    lower = jnp.maximum(x[:, 1::2, ::2], x[:, 1::2, 1::2])
-    return jnp.maximum(upper, lower)
+    upper = _larger(x[:, ::2, ::2], x[:, ::2, 1::2])
+    lower = _larger(x[:, 1::2, ::2], x[:, 1::2, 1::2])
+    return _larger(upper, lower)
 
 
 class Classifier(nnx.Module):

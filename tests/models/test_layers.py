@@ -1,0 +1,46 @@
+"""Layers that the networks share: pooling against XLA's window reduction, initial values against Flax's."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from scpl_jax.models.layers import INITIALISERS, kernel_init, max_pool_2x2
+
+
+def of_windows(images):
+    return lax.reduce_window(images, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+def test_max_pool_is_the_largest_of_each_window(size):
+    """Value, gradient and directional derivative; an odd last row or column is dropped."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    images, direction = (jax.random.normal(key, (3, *size, 5)) for key in keys[:2])
+    cotangent = jax.random.normal(keys[2], of_windows(images).shape)
+    (here, to_here), (there, to_there) = jax.vjp(max_pool_2x2, images), jax.vjp(of_windows, images)
+    chex.assert_trees_all_equal(here, there)
+    chex.assert_trees_all_equal(to_here(cotangent), to_there(cotangent))
+    _, along = jax.jvp(max_pool_2x2, (images,), (direction,))
+    np.testing.assert_allclose(jnp.vdot(along, cotangent), jnp.vdot(direction, to_here(cotangent)[0]), rtol=1e-5)
+
+
+def test_equal_values_in_a_window_share_the_gradient():
+    images = jnp.array([[1.0, 1.0], [1.0, 0.0]]).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: max_pool_2x2(x).sum())(images)
+    chex.assert_trees_all_equal(gradient.ravel(), jnp.array([0.25, 0.25, 0.5, 0.0]))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 6), (1, 1, 4, 6), (5, 7)])
+@pytest.mark.parametrize("name", INITIALISERS)
+def test_initial_values_are_flaxs(name, shape):
+    there = {
+        "torch": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+        "lecun": nnx.initializers.lecun_normal(),
+        "he": nnx.initializers.he_normal(),
+    }[name]
+    key = jax.random.key(1)
+    chex.assert_trees_all_equal(kernel_init(name)(key, shape, jnp.float32), there(key, shape, jnp.float32))
