@@ -22,7 +22,10 @@ from flax import nnx
 
 import scpl_jax as scpl
 from scpl_jax.data import registry
+from scpl_jax.experiments.machine import avoid_fusion_emitters
 
+# What is tested is the code that the commands run.
+avoid_fusion_emitters()
 jax.config.update("jax_default_matmul_precision", "highest")
 # Tests build the same small programs again and again; each is compiled once a session, whichever worker needs it first.
 if "SCPL_JAX_TEST_CACHE" not in os.environ:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
-from scpl_jax.experiments.machine import keep_freed_memory
+from scpl_jax.experiments.machine import avoid_fusion_emitters, keep_freed_memory
 from scpl_jax.experiments.run_options import AnyOptions, contradiction, from_json
 from scpl_jax.pipeline import processes
 from scpl_jax.training.errors import RunError
@@ -148,6 +148,7 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)
     keep_freed_memory()
+    avoid_fusion_emitters()
     try:
         status = main(sys.argv[1:] if arguments is None else arguments)
         processes.leave()

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from scpl_jax.models.onednn import is_tested_jaxlib
 from scpl_jax.pipeline import Pipeline, Timeline, idle_shares, processes
 
 
@@ -55,6 +56,24 @@ def keep_freed_memory() -> bool:
     trim_threshold, mmap_max, arena_max = -1, -4, -8  # of malloc.h
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(*pair) for pair in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)))
+
+
+_FUSION_EMITTERS = "--xla_cpu_use_fusion_emitters"
+
+
+def avoid_fusion_emitters() -> bool:
+    """Let XLA generate code for CPUs as it did before its fusion emitters; whether it does.
+
+    For the networks here it then compiles in about half the time, and many steps are faster
+    (experiments/single/README.md has the numbers). To be called before JAX compiles anything. What ``XLA_FLAGS`` says
+    of it already, stays; and nothing is changed for a jaxlib that this was not tested with, as an unknown flag ends the
+    process.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _FUSION_EMITTERS in flags or not is_tested_jaxlib():
+        return f"{_FUSION_EMITTERS}=false" in flags
+    os.environ["XLA_FLAGS"] = f"{flags} {_FUSION_EMITTERS}=false".strip()
+    return True
 
 
 def say(text: str) -> None:

@@ -26,8 +26,8 @@ from jax import lax
 LIBRARIES = ("xla", "onednn")
 _CONVOLUTION, _PRODUCT = "__onednn$convolution", "__onednn$matmul"
 # What the calls are configured by is no public interface, and a wrong configuration ends the process: only releases of
-# the kind that was tested.
-_VERSIONS = ((0, 10, 2), (0, 11, 0))
+# the kind that was tested, from the first to before the second.
+_JAXLIB = ((0, 10, 2), (0, 11, 0))
 
 
 def on_cpu(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
@@ -38,6 +38,17 @@ def on_cpu(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array], *ar
     return chosen
 
 
+def is_tested_jaxlib() -> bool:
+    """Whether what is no public interface of jaxlib, and differs from release to release, was tested with this one.
+
+    Example:
+      >>> is_tested_jaxlib() in (True, False)
+      True
+    """
+    oldest, newest = _JAXLIB
+    return oldest <= jaxlib.version.__version_info__[:3] < newest
+
+
 @functools.cache
 def available() -> bool:
     """Whether this machine's jaxlib has oneDNN, in a form known here.
@@ -46,13 +57,12 @@ def available() -> bool:
       >>> available() in (True, False)
       True
     """
-    here = sys.platform == "linux" and platform.machine() == "x86_64"
-    return here and _VERSIONS[0] <= jaxlib.version.__version_info__[:3] < _VERSIONS[1]
+    return sys.platform == "linux" and platform.machine() == "x86_64" and is_tested_jaxlib()
 
 
 def requirement() -> str:
     """What oneDNN needs and what is here instead, as the beginning of a sentence."""
-    oldest, newest = (".".join(map(str, version)) for version in _VERSIONS)
+    oldest, newest = (".".join(map(str, version)) for version in _JAXLIB)
     return (
         f"the library onednn needs Linux on x86-64 with jaxlib from {oldest} to before {newest}, here are "
         f"{sys.platform}, {platform.machine()} and jaxlib {jaxlib.version.__version__}"
