@@ -23,11 +23,11 @@ BAD_CLASS = 3
 
 
 class _FragileLoss(nnx.Module):
-    def __init__(self, inner, factor, added):
-        self.inner, self.factor, self.added = inner, factor, added
+    def __init__(self, inner, factor, added, bad_class):
+        self.inner, self.factor, self.added, self.bad_class = inner, factor, added, bad_class
 
     def __call__(self, features, labels):
-        bad = (labels == BAD_CLASS).any()
+        bad = (labels == self.bad_class).any()
         return jnp.where(bad, self.factor, 1.0) * self.inner(features, labels) + jnp.where(bad, self.added, 0.0)
 
 
@@ -37,9 +37,10 @@ class Fragile(scpl.SupCon):
 
     factor: float = float("nan")
     added: float = 0.0
+    bad_class: int = BAD_CLASS
 
     def build(self, features, *, rngs):
-        return _FragileLoss(super().build(features, rngs=rngs), self.factor, self.added)
+        return _FragileLoss(super().build(features, rngs=rngs), self.factor, self.added, self.bad_class)
 
 
 GOOD = scpl.SupCon(head="mlp-bn", head_dims=(8, 6))
@@ -77,8 +78,15 @@ def pipeline_of(small_vgg, objective, **options):
 @pytest.mark.parametrize("fuse", [False, True], ids=["two devices", "fused"])
 def test_a_bad_stage_keeps_its_state_and_no_other_stage_is_affected(small_vgg, bad, fuse):
     devices = jax.devices()[: 1 if fuse else 2]
-    fragile = pipeline_of(small_vgg, [Fragile(head="mlp-bn", head_dims=(8, 6), **bad), GOOD], devices=devices)
-    sound = pipeline_of(small_vgg, GOOD, devices=devices)
+    # The same program but for the class, which no batch has: so the other stage's values are equal to the last bit.
+    fragile, sound = (
+        pipeline_of(
+            small_vgg,
+            [Fragile(head="mlp-bn", head_dims=(8, 6), bad_class=one, **bad), GOOD],
+            devices=devices,
+        )
+        for one in (BAD_CLASS, BAD_CLASS + 1)
+    )
     *before, last = batches({4})
     for batch in before:
         fragile.train_step(*batch)
@@ -131,7 +139,12 @@ def test_good_steps_are_the_same_with_and_without_looking(small_vgg):
     for batch in batches(set()):
         seen.train_step(*batch)
         blind.train_step(*batch)
-    chex.assert_trees_all_close([values(s) for s in seen.states], [values(s) for s in blind.states], rtol=1e-5)
+    for one, other in zip(seen.states, blind.states, strict=True):
+        for value, expected in zip(values(one), values(other), strict=True):
+            # Two programs, rounded differently: Adam turns that into as much of an array's largest entry, not of each.
+            exact = np.issubdtype(expected.dtype, np.integer)
+            tolerance = 0 if exact else 1e-5 * np.abs(expected).max()
+            np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance)
 
 
 def test_a_gradient_alone_is_enough(small_vgg):
