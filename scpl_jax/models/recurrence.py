@@ -2,8 +2,9 @@
 
 Differentiated step by step, the loop would add to the gradients of the weights at every step, sums as large as the
 weights themselves. Here the loop backward only hands on the cotangents of the states and collects those of the gates;
-the gradients of weights and inputs are then one product each over all steps. Forward, inputs and states go through one
-product a step, so that what all inputs give to the gates is never held.
+the gradients of weights and inputs are then one product each over all steps. Forward, with many rows a step, inputs and
+states go through one product a step, so that what all inputs give to the gates is never held; with few rows that
+product would be too small to be fast, and the inputs of all steps go through theirs before the loop.
 """
 
 import functools
@@ -15,6 +16,10 @@ import jax.numpy as jnp
 from scpl_jax.models import onednn
 from scpl_jax.models.products import gradient_of_inputs
 
+# From so many rows a step on, one product of inputs and states is as fast: on two cores training with 64 rows takes 6
+# to 14 % longer with it, with 128 up to 14 %, with 256 no longer (experiments/single/README.md).
+_MANY_ROWS = 256
+
 # Inputs (L, N, D), kernel (D, 4H), recurrent kernel (H, 4H), bias (4H,), state h and c (N, H) each, and which steps are
 # real, (L, N) bool.
 Direction = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
@@ -22,13 +27,19 @@ Direction = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Arr
 
 def _loop(directions: list[Direction], keep: bool) -> Any:
     """Outputs (L, N, H) and last h and c of each direction; with ``keep`` also gates and states before each step."""
-    kernels = [jnp.concatenate([kernel, recurrent]) for _, kernel, recurrent, *_ in directions]
-    biases = [bias for _, _, _, bias, *_ in directions]
+    early = directions[0][0].shape[1] < _MANY_ROWS
+    if early:
+        fed = [x @ kernel + bias for x, kernel, _, bias, *_ in directions]
+        kernels = [recurrent for _, _, recurrent, *_ in directions]
+    else:
+        fed = [x for x, *_ in directions]
+        kernels = [jnp.concatenate([kernel, recurrent]) for _, kernel, recurrent, *_ in directions]
 
     def step(states: Any, inputs: Any) -> Any:
         after, kept = [], []
-        for both, bias, (h, c), (x, real) in zip(kernels, biases, states, inputs, strict=True):
-            i, f, g, o = jnp.split(jnp.concatenate([x, h], axis=-1) @ both + bias, 4, axis=-1)
+        for (_, _, _, bias, *_), kernel, (h, c), (x, real) in zip(directions, kernels, states, inputs, strict=True):
+            z = h @ kernel + x if early else jnp.concatenate([x, h], axis=-1) @ kernel + bias
+            i, f, g, o = jnp.split(z, 4, axis=-1)
             i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
             new_c = f * c + i * g
             new_h, there = o * jnp.tanh(new_c), real[:, None]
@@ -38,7 +49,7 @@ def _loop(directions: list[Direction], keep: bool) -> Any:
         return after, kept
 
     first = [(h, c) for *_, h, c, _ in directions]
-    return jax.lax.scan(step, first, [(x, real) for x, *_, real in directions])
+    return jax.lax.scan(step, first, [(x, real) for x, (*_, real) in zip(fed, directions, strict=True)])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -6,9 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scpl_jax.models import recurrence as module
 from scpl_jax.models.recurrence import recurrence
 
 LENGTH, ROWS, FEATURES, HIDDEN = 5, 3, 4, 6
+
+
+@pytest.fixture(params=["few rows", "many rows"], autouse=True)
+def form(request, monkeypatch):
+    """Inputs go through their product before the loop, or in it."""
+    monkeypatch.setattr(module, "_MANY_ROWS", ROWS + 1 if request.param == "few rows" else 1)
 
 
 def step_by_step(directions):
