@@ -64,7 +64,7 @@ _FUSION_EMITTERS = "--xla_cpu_use_fusion_emitters"
 def avoid_fusion_emitters() -> bool:
     """Let XLA generate code for CPUs as it did before its fusion emitters; whether it does.
 
-    For the networks here it then compiles in about half the time, and many steps are faster
+    For the networks here it then compiles in less time, down to half, and most steps are faster
     (experiments/single/README.md has the numbers). To be called before JAX compiles anything. What ``XLA_FLAGS`` says
     of it already, stays; and nothing is changed for a jaxlib that this was not tested with, as an unknown flag ends the
     process.
