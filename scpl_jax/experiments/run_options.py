@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from scpl_jax.experiments.methods import END_TO_END, check_method
+from scpl_jax.models import LIBRARIES
 from scpl_jax.training.errors import RunError
 
 # What --precision means for matrix products of float32; float32 is float32 on a GPU too.
@@ -182,6 +183,7 @@ class RunOptions:
         """
         choices: dict[str, tuple[str, ...]] = {
             "precision": tuple(PRECISIONS),
+            "library": LIBRARIES,
             "lr_every": ("step", "epoch"),
             "costs": ("estimate", "measured"),
             "across_hosts": ("stages", "data"),
@@ -189,8 +191,9 @@ class RunOptions:
             **self.choices(),
         }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise RunError(f"{flag(name)} {getattr(self, name)} is unknown; choose {' or '.join(allowed)}")
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise RunError(f"{flag(name)} {value} is unknown; choose {' or '.join(allowed)}")
         check_method(self.method, self.stages)
         least = {
             **self.least(),

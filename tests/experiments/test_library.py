@@ -41,6 +41,8 @@ def test_the_default_is_onednn_but_for_short_runs_and_where_it_cannot_be_had(mon
 def test_what_can_not_be_had_is_refused_in_one_sentence(monkeypatch):
     with pytest.raises(RunError, match="--library mkl is unknown; choose xla or onednn"):
         resolve_library("mkl")
+    with pytest.raises(RunError, match="--library mkl is unknown; choose xla or onednn"):
+        Options(library="mkl").check()  # before any data is loaded
     monkeypatch.setattr(onednn, "available", lambda: False)
     with pytest.raises(RunError, match=r"--library onednn: the library onednn needs Linux .*; choose xla$"):
         resolve_library("onednn")
