@@ -183,17 +183,17 @@ class RunOptions:
         """
         choices: dict[str, tuple[str, ...]] = {
             "precision": tuple(PRECISIONS),
-            "library": LIBRARIES,
             "lr_every": ("step", "epoch"),
             "costs": ("estimate", "measured"),
             "across_hosts": ("stages", "data"),
             "al_codes": ("plain", "released"),
             **self.choices(),
         }
+        if self.library is not None:
+            choices["library"] = LIBRARIES
         for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise RunError(f"{flag(name)} {value} is unknown; choose {' or '.join(allowed)}")
+            if getattr(self, name) not in allowed:
+                raise RunError(f"{flag(name)} {getattr(self, name)} is unknown; choose {' or '.join(allowed)}")
         check_method(self.method, self.stages)
         least = {
             **self.least(),

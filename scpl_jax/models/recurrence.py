@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from scpl_jax.models import onednn
 from scpl_jax.models.products import gradient_of_inputs
 
-# From so many rows a step on, one product of inputs and states is as fast; with 64 or 128 training takes longer with it
-# (experiments/single/README.md).
+# From so many rows a step on, one product of inputs and states is as fast; with few, as 64, training takes longer with
+# it (experiments/single/README.md).
 _MANY_ROWS = 256
 
 # Inputs (L, N, D), kernel (D, 4H), recurrent kernel (H, 4H), bias (4H,), state h and c (N, H) each, and which steps are
