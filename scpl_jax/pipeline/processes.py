@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +34,7 @@ _CONNECTIONS = 4
 _names = itertools.count()
 _calls: dict[str, Iterator[int]] = collections.defaultdict(itertools.count)  # of gather, by series
 _spare_cpu_devices = False
+_held_ports: list[socket.socket] = []
 
 
 def initialise(
@@ -64,7 +66,7 @@ def initialise(
         local = host in ("127.0.0.1", "localhost", "::1")
         own = "127.0.0.1" if local else _own_address(host, port)
         bind = coordinator_address if local else None
-    jax.config.update("jax_cross_host_transfer_socket_address", f"{own}:{_free_port(own)}")
+    jax.config.update("jax_cross_host_transfer_socket_address", f"{own}:{_own_port(own)}")
     # Without these it would listen on all interfaces.
     jax.config.update("jax_cross_host_transport_addresses", ",".join([f"{own}:0"] * _CONNECTIONS))
     _add_spare_cpu_device()
@@ -164,11 +166,23 @@ def _own_address(host: str, port: int) -> str:
         return address
 
 
-def _free_port(host: str) -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _own_port(host: str) -> int:
+    """A free port, which on Linux nobody else is given until the backend listens at it.
+
+    That is only at the first message, many seconds later. There two sockets may have one port as long as at most one
+    of them listens and both allow it, as the backend's does.
+    """
+    holder = socket.socket()
+    on_linux = sys.platform == "linux"
+    if on_linux:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind((host, 0))
+    port: int = holder.getsockname()[1]
+    if on_linux:
+        _held_ports.append(holder)
+    else:
+        holder.close()
+    return port
 
 
 def is_first() -> bool:

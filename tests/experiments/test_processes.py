@@ -1,5 +1,6 @@
 """Runs of several real processes on 127.0.0.1, by the command line."""
 
+import contextlib
 import json
 import os
 import re
@@ -19,9 +20,11 @@ LAUNCH = [sys.executable, "-m", "scpl_jax.launch", "--processes", "2"]
 TINY = ["--dataset", "digits", "--image-size", "16", "--stages", "2", "--width", "0.03", "--head-dims", "16,8"]
 TINY += ["--limit-train", "256", "--limit-test", "50", "--batch-size", "32", "--epochs", "8", "--save-every", "3"]
 TINY += ["--no-tensorboard"]
-# Sums are in another order with another number of threads: one core a process, so one thread a stage.
+# Sums are in another order with another number of threads: one core a process, and as many devices, so threads, as a
+# process of several has by itself.
 ONE_CORE = (
-    "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); os.execvp(sys.argv[1], sys.argv[1:])"
+    "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    "os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=2'; os.execvp(sys.argv[1], sys.argv[1:])"
 )
 
 
@@ -29,9 +32,8 @@ ONE_CORE = (
 def environment(tmp_path_factory):
     variables = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS",)}
     cache = tmp_path_factory.mktemp("cache")
-    # One device, and so one thread, in every process: results equal to the bit need equal numbers of threads. What
-    # compilation saves counts more here than how fast the programs are.
-    variables["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    # What compilation saves counts more here than how fast the programs are.
+    variables["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     return {**variables, "XDG_CACHE_HOME": str(cache), "HOME": str(cache), "JAX_PLATFORMS": "cpu"}
 
 
@@ -41,10 +43,26 @@ def command(out, *options, processes=1):
     return [*LAUNCH, *pinned, "--", *run] if processes == 2 else [sys.executable, "-c", ONE_CORE, *run]
 
 
-def finish(arguments, environment, status=0):
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
+def finish(arguments, environment, status=0, seconds=200):
+    """Run to the end. A run that takes longer says where all of its threads are."""
+    variables = {**environment, "PYTHONFAULTHANDLER": "1"}
+    process = subprocess.Popen(
+        arguments, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in map(int, children or [process.pid]):
+            os.kill(pid, signal.SIGABRT)
+        try:
+            stdout, stderr = process.communicate(timeout=30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"no end after {seconds} s\n{stdout}{stderr}") from None
+    assert process.returncode == status, stdout + stderr
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
 
 def until(arguments, environment, text, act):
