@@ -143,8 +143,10 @@ def memory_of(options: Options) -> dict[str, int]:
     before = measure.resident_bytes()
     network = measure.network(options.workload(), options.stages, options.cut_positions(), options.other_rules)
     pipeline = measure.pipelines(network, [name], {"devices": jax.devices()[:1]})[name]
-    pipeline.compile(network.inputs, network.labels)
-    peak = measure.peak_bytes(pipeline, network.inputs, network.labels, options.steps, options.max_in_flight)
+    inputs, labels = network.inputs, network.labels
+    del network  # the stages of the other methods
+    pipeline.compile(inputs, labels)
+    peak = measure.peak_bytes(pipeline, inputs, labels, options.steps, options.max_in_flight)
     on_device = any(device.memory_stats() for device in jax.local_devices())
     return {"peak_memory_bytes": peak, "memory_before_bytes": 0 if on_device else before}
 

@@ -129,38 +129,6 @@ def batch_norm(features: int, *, rngs: nnx.Rngs, affine: bool = True, dtype: Any
     )
 
 
-@jax.custom_jvp
-def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.maximum(a, b)
-
-
-@_larger.defjvp
-def _larger_jvp(values: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> Any:
-    # JAX's own derivative asks which of the two equals the result. Where the compiler computes an operand anew for
-    # that, rounded differently (a product and a sum in one step), it can be neither. Which is larger has an answer.
-    (a, b), (of_a, of_b) = values, tangents
-    return _larger(a, b), jnp.where(a == b, (of_a + of_b) / 2, jnp.where(a > b, of_a, of_b))
-
-
-def max_pool_2x2(images: jax.Array) -> jax.Array:
-    """2 x 2 max pooling with stride 2 over (B, H, W, C); an odd last row or column is dropped, as in torch.
-
-    A maximum of four strided views: its gradient is element-wise, where that of a window reduction is a scatter, which
-    is several times slower on a CPU. Of equal values each pair shares the gradient equally.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> max_pool_2x2(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0]
-      Array([[ 5.,  7.],
-             [13., 15.]], dtype=float32)
-    """
-    h, w = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
-    x = images[:, :h, :w]
-    upper = _larger(x[:, ::2, ::2], x[:, ::2, 1::2])
-    lower = _larger(x[:, 1::2, ::2], x[:, 1::2, 1::2])
-    return _larger(upper, lower)
-
-
 class Classifier(nnx.Module):
     """Flatten, or average pool, then one or two linear layers with an activation between: features to logits.
 

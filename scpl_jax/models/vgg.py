@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
-from scpl_jax.models.layers import Classifier, batch_norm, conv, max_pool_2x2, scaled
+from scpl_jax.models.layers import Classifier, batch_norm, conv, scaled
 
 VGG8_LAYERS: tuple[int | Literal["M"], ...] = (128, 256, "M", 256, 512, "M", 512, "M", 512, "M")
 
@@ -31,8 +31,9 @@ class VGGBlock(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(B, H, W, C) to (B, H', W', F); H' = H // 2 with the pool, H without."""
-        x = jax.nn.relu(self.norm(self.conv(images)))
-        return max_pool_2x2(x) if self.pool else x
+        x = self.conv(images)
+        # A ReLU keeps the order of values, so it may come behind the pool, where there are fewer of them.
+        return jax.nn.relu(self.norm.and_max_pool(x) if self.pool else self.norm(x))
 
 
 def vgg(

@@ -55,11 +55,22 @@ def sum_over_parts(
       >>> sum_over_parts(lambda part: part.sum(0), (2,), jnp.float32, 2, jnp.ones((6, 2))).tolist()
       [6.0, 6.0]
     """
-    dtype = jnp.promote_types(dtype, jnp.float32)
-    parts = tuple(batch.reshape(-1, chunk, *batch.shape[1:]) for batch in batches)
+
+    def body(index: Any, total: jax.Array) -> jax.Array:
+        return total + add(*(part_of(batch, index, chunk) for batch in batches))
+
     total: jax.Array
-    total, _ = lax.scan(lambda total, part: (total + add(*part), None), jnp.zeros(shape, dtype), parts)
+    total = lax.fori_loop(0, len(batches[0]) // chunk, body, jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32)))
     return total
+
+
+def part_of(batch: jax.Array, index: Any, chunk: int) -> jax.Array:
+    """Part number ``index`` of ``chunk`` images.
+
+    Cut out, not reshaped into parts: XLA would compute an array once more for a second shape of it.
+    """
+    part: jax.Array = lax.dynamic_slice_in_dim(batch, index * chunk, chunk)
+    return part
 
 
 def chunk_size(batch: int, bytes_per_image: int, limit: int) -> int:
@@ -144,7 +155,7 @@ def image_gradient(
 
 def _convolve(images: jax.Array, kernel: jax.Array, precision: Any, chunk_bytes: int | None, turned: bool) -> jax.Array:
     """With the kernel, or ``turned`` with the kernel turned round and its channels transposed."""
-    batch, height, width, channels = images.shape
+    batch, height, width, _ = images.shape
     features = kernel.shape[2 if turned else 3]
     points = kernel[::-1, ::-1] if turned else kernel
     transformed = _transform(_KERNEL, [[points[i, j] for j in range(3)] for i in range(3)])
@@ -163,8 +174,15 @@ def _convolve(images: jax.Array, kernel: jax.Array, precision: Any, chunk_bytes:
     chunk = _images_at_a_time(images.shape, features, chunk_bytes)
     if chunk == batch:
         return some(images)
-    parts = images.reshape(-1, chunk, height, width, channels)
-    return lax.map(some, parts).reshape(batch, height, width, features)
+
+    def body(index: Any, result: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(result, some(part_of(images, index, chunk)), index * chunk, 0)
+
+    # Every entry is written over. Zeros depend on nothing, so they would be there, and take memory, from the beginning
+    # of the program on; a maximum is not computed anew by what needs it, with all that it depends on.
+    unwritten = jnp.broadcast_to(images[0, 0, 0].max(), (batch, height, width, features))
+    result: jax.Array = lax.fori_loop(0, batch // chunk, body, unwritten)
+    return result
 
 
 def kernel_gradient(

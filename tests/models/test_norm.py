@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from scpl_jax.models import norm
 from scpl_jax.models.norm import BatchNorm
+from scpl_jax.models.pooling import max_pool_2x2
 
 OPTIONS = {"momentum": 0.9, "epsilon": 1e-5, "use_fast_variance": False}
 
@@ -23,16 +25,20 @@ def both(**options):
     return layers
 
 
-def step(layer, x):
+def plain(layer, x):
+    return layer(x)
+
+
+def step(layer, x, apply=plain):
     """Value, gradients of parameters and input, and everything the layer then holds."""
     graph, params, rest = nnx.split(layer, nnx.Param, ...)
-    weights = np.random.default_rng(1).normal(size=x.shape)
 
     @jax.jit
     def run(params, x):
         def loss(params, x):
             module = nnx.merge(graph, params, rest, copy=True)
-            y = module(x)
+            y = apply(module, x)
+            weights = np.random.default_rng(1).normal(size=y.shape)
             return jnp.sum(jnp.tanh(y) * weights), (y, nnx.state(module, nnx.BatchStat))
 
         return jax.grad(loss, (0, 1), has_aux=True)(params, x)
@@ -65,3 +71,35 @@ def test_in_evaluation_and_with_a_mask_it_is_flax_itself():
     for layer in (ours, theirs):
         layer.eval()
     np.testing.assert_array_equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("size", [(8, 6), (5, 7)])
+@pytest.mark.parametrize("rows_at_a_time", [None, 1, 2])
+def test_pooled_it_is_the_pool_of_its_result(monkeypatch, size, affine, rows_at_a_time):
+    """Also where scales are negative, so that the smallest value of a window is the largest behind them."""
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(6, *size, 5)), jnp.float32)
+    layers = both(use_scale=affine, use_bias=affine)
+    if affine:
+        assert 0 < np.sum(np.asarray(layers[0].scale[...]) < 0) < 5
+    if rows_at_a_time is not None:
+        monkeypatch.setattr(norm, "_CHUNK_BYTES", rows_at_a_time * 2 * x.nbytes // size[0])
+    ours = step(layers[0], x, lambda layer, x: layer.and_max_pool(x))
+    theirs = step(layers[1], x, lambda layer, x: max_pool_2x2(layer(x)))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_pooled_the_type_is_kept():
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(6, 4, 4, 5)), jnp.bfloat16)
+    ours, theirs = both(dtype=jnp.bfloat16)
+    ours = step(ours, x, lambda layer, x: layer.and_max_pool(x))
+    theirs = step(theirs, x, lambda layer, x: max_pool_2x2(layer(x)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
+
+
+def test_in_evaluation_it_pools_what_flax_makes():
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(6, 4, 4, 5)), jnp.float32)
+    ours, theirs = both()
+    for layer in (ours, theirs):
+        layer.eval()
+    np.testing.assert_array_equal(ours.and_max_pool(x), max_pool_2x2(theirs(x)))
