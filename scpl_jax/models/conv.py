@@ -20,15 +20,18 @@ from scpl_jax.models import kernel_gradients, onednn, winograd
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 # What follows is by measurement (python -m scpl_jax.experiments.convolutions).
-# Below this many output pixels an image XLA's own kernel gradient is as fast as matrix products over shifted copies.
+# Below this many output pixels an image XLA's own kernel gradient is as fast as matrix products over copies; as those
+# over shifted copies by oneDNN below the second number.
 _MIN_PIXELS = 256
+_MIN_PIXELS_ONEDNN = 64
 # With fewer channels the copies of shifted cotangents cost more than they save.
 _MIN_SHIFTED = 8
 # Of Winograd's form: with fewer channels the transforms cost more than they save in any case. In the kernel's gradient
-# they are worth it from so many pixels on, forward and to the images instead of XLA's convolution from so many channels
-# times pixels on; with so many channels in times channels out in all passes, and instead of oneDNN's convolution too.
+# they are worth it from so many pixels times channels in times channels out on, forward and to the images instead of
+# XLA's convolution from so many channels times pixels on; with so many channels in times channels out in all passes,
+# and instead of oneDNN's convolution too.
 _MIN_CHANNELS = 32
-_MIN_KERNEL_PIXELS = 64
+_MIN_KERNEL_WORK = 1 << 19
 _MIN_WORK = 1 << 14
 _MANY_CHANNELS = 1 << 15
 
@@ -52,15 +55,18 @@ def _own_forward(images: jax.Array, kernel: jax.Array, strides: Any, padding: An
     return math.prod(kernel.shape[2:]) >= _MANY_CHANNELS or (not by_onednn and work >= _MIN_WORK)
 
 
-def _own_kernel_gradient(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> str | None:
+def _own_kernel_gradient(
+    images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, by_onednn: bool
+) -> str | None:
     """The form of the kernel's gradient on the CPU; None: XLA's."""
-    if _winograd_fits(images, kernel, strides, padding) and (
-        images.shape[1] * images.shape[2] >= _MIN_KERNEL_PIXELS or math.prod(kernel.shape[2:]) >= _MANY_CHANNELS
-    ):
+    channels = math.prod(kernel.shape[2:])
+    enough = channels * images.shape[1] * images.shape[2] >= _MIN_KERNEL_WORK or channels >= _MANY_CHANNELS
+    if enough and _winograd_fits(images, kernel, strides, padding):
         return "winograd"
-    if _pixels_out(images, kernel, strides, padding) < _MIN_PIXELS:
+    shifts = strides == (1, 1) and min(kernel.shape[2:]) >= _MIN_SHIFTED
+    if _pixels_out(images, kernel, strides, padding) < (_MIN_PIXELS_ONEDNN if shifts and by_onednn else _MIN_PIXELS):
         return None
-    return "shifts" if strides == (1, 1) and min(kernel.shape[2:]) >= _MIN_SHIFTED else "patches"
+    return "shifts" if shifts else "patches"
 
 
 def _pixels_out(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> int:
@@ -121,7 +127,7 @@ def _conv_bwd(strides: Any, padding: Any, precision: Any, library: str, saved: A
         product = functools.partial(onednn.matmul, transpose_a=True)
 
     to_kernel: Callable[..., jax.Array] = xla_kernel
-    match _own_kernel_gradient(images, kernel, strides, padding):
+    match _own_kernel_gradient(images, kernel, strides, padding, by_onednn):
         case "winograd":
             to_kernel = functools.partial(winograd.kernel_gradient, product=product)
         case "shifts":
@@ -191,7 +197,7 @@ def conv_general_dilated(
             padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
         padding = tuple((int(lo), int(hi)) for lo, hi in padding)
         by_onednn = _by_onednn(library, strides, padding, rhs, lhs)
-        own_gradient = _own_kernel_gradient(lhs, rhs, strides, padding) is not None
+        own_gradient = _own_kernel_gradient(lhs, rhs, strides, padding, by_onednn) is not None
         if by_onednn or own_gradient or _own_forward(lhs, rhs, strides, padding, by_onednn):
             return _conv(lhs, rhs, strides, padding, options.get("precision"), library)
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)

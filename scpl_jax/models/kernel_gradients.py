@@ -75,15 +75,17 @@ def by_shifts(images: jax.Array, cotangent: jax.Array, kernel_shape: Any, paddin
     """
     kh, kw, channels, features = kernel_shape
     batch, out_h, out_w, _ = cotangent.shape
+    (above, below), (left, right) = padding
     rows = out_h + kh - 1
     chunk = chunk_size(batch, 4 * rows * out_w * (kw * channels + kh * features), _COPY_BYTES)
 
     def add(x: jax.Array, g: jax.Array) -> jax.Array:
-        padded = _padded(x, padding)
-        columns = jnp.concatenate([_shifted(padded, 1, out_w, j, axis=2) for j in range(kw)], axis=-1)
-        around = jnp.pad(g, ((0, 0), (kh - 1, kh - 1), (0, 0), (0, 0)))
-        shifted = jnp.concatenate([around[:, kh - 1 - i : kh - 1 - i + rows] for i in range(kh)], axis=-1)
-        return product(columns.reshape(-1, kw * channels), shifted.reshape(-1, kh * features))
+        columns = [_padded(x, ((above, below), (left - j, right - (kw - 1 - j)))) for j in range(kw)]
+        shifted = [_padded(g, ((i, kh - 1 - i), (0, 0))) for i in range(kh)]
+        return product(
+            jnp.concatenate(columns, axis=-1).reshape(-1, kw * channels),
+            jnp.concatenate(shifted, axis=-1).reshape(-1, kh * features),
+        )
 
     total = sum_over_parts(add, (kw * channels, kh * features), images.dtype, chunk, images, cotangent)
     return total.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3).astype(images.dtype)

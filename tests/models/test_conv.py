@@ -76,9 +76,10 @@ def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, library, 
     monkeypatch.setattr(kernel_gradients, "_COPY_BYTES", limit)
     # The forms are also right where they would not be chosen for their speed.
     monkeypatch.setattr(conv, "_MIN_PIXELS", 16)
+    monkeypatch.setattr(conv, "_MIN_PIXELS_ONEDNN", 16)
     monkeypatch.setattr(conv, "_MIN_WORK", 0)
     monkeypatch.setattr(conv, "_MANY_CHANNELS", 48 * 40)
-    monkeypatch.setattr(conv, "_MIN_KERNEL_PIXELS", 0)
+    monkeypatch.setattr(conv, "_MIN_KERNEL_WORK", 0)
     assert_close(*both(shape, library=library), 1e-5)
 
 
