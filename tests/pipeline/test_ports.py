@@ -1,4 +1,4 @@
-"""How processes find each other; real runs of several are in tests/experiments/test_processes.py."""
+"""The ports by which processes send arrays; real runs of several are in tests/experiments/test_processes.py."""
 
 import socket
 import sys
