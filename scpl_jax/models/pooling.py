@@ -40,7 +40,7 @@ def max_pool_2x2(images: jax.Array) -> jax.Array:
 
 
 def windows(images: jax.Array) -> jax.Array:
-    """Even images (B, H, W, C) as (B, H / 2, 2, W / 2, 2, C): the second and fourth axes but one are in a window."""
+    """Even images (B, H, W, C) as (B, H / 2, 2, W / 2, 2, C): axes 2 and 4 run over the pixels of a window."""
     batch, height, width, channels = images.shape
     return images.reshape(batch, height // 2, 2, width // 2, 2, channels)
 

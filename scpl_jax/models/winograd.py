@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from scpl_jax.models.pooling import windows
+
 _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])  # B
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # G
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])  # A
@@ -106,9 +108,8 @@ def _transform(matrix: np.ndarray, values: Places) -> Places:
 
 def _tiles(images: jax.Array) -> Places:
     """The pixel at each place of a 4 x 4 tile: 4 x 4 arrays (B, H / 2, W / 2, C) of overlapping tiles."""
-    batch, height, width, channels = images.shape
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    pairs = padded.reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2, channels)
+    _, height, width, _ = images.shape
+    pairs = windows(jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))))
 
     def place(i: int, j: int) -> jax.Array:
         return pairs[:, i // 2 : i // 2 + height // 2, i % 2, j // 2 : j // 2 + width // 2, j % 2]
@@ -118,8 +119,7 @@ def _tiles(images: jax.Array) -> Places:
 
 def _pixels(images: jax.Array) -> Places:
     """The pixel at each place of a 2 x 2 tile: 2 x 2 arrays (B, H / 2, W / 2, C)."""
-    batch, height, width, channels = images.shape
-    pairs = images.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    pairs = windows(images)
     return [[pairs[:, :, i, :, j] for j in range(2)] for i in range(2)]
 
 
