@@ -20,8 +20,8 @@ from scpl_jax.models import kernel_gradients, onednn, winograd
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 # What follows is by measurement (python -m scpl_jax.experiments.convolutions).
-# Below this many output pixels an image XLA's own kernel gradient is as fast as matrix products over copies; as those
-# over shifted copies by oneDNN below the second number.
+# Below this many output pixels an image XLA's own kernel gradient is as fast as matrix products over copies; below the
+# second number as those over shifted copies by oneDNN.
 _MIN_PIXELS = 256
 _MIN_PIXELS_ONEDNN = 64
 # With fewer channels the copies of shifted cotangents cost more than they save.

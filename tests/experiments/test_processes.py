@@ -43,14 +43,14 @@ def command(out, *options, processes=1):
     return [*LAUNCH, *pinned, "--", *run] if processes == 2 else [sys.executable, "-c", ONE_CORE, *run]
 
 
-def finish(arguments, environment, status=0, seconds=200):
+def finish(arguments, environment, status=0):
     """Run to the end. A run that takes longer says where all of its threads are."""
     variables = {**environment, "PYTHONFAULTHANDLER": "1"}
     process = subprocess.Popen(
         arguments, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        stdout, stderr = process.communicate(timeout=seconds)
+        stdout, stderr = process.communicate(timeout=200)
     except subprocess.TimeoutExpired:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for pid in map(int, children or [process.pid]):
@@ -60,7 +60,7 @@ def finish(arguments, environment, status=0, seconds=200):
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"no end after {seconds} s\n{stdout}{stderr}") from None
+        raise AssertionError(f"no end after 200 s\n{stdout}{stderr}") from None
     assert process.returncode == status, stdout + stderr
     return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
