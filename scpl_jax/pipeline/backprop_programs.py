@@ -1,7 +1,7 @@
 """A training step of stages that are trained together by the classifier's loss, after a GPipe schedule.
 
 Naive model parallelism is the case of one micro-batch, and ordinary backpropagation that of one group: forward,
-backward and update are then one program.
+backward and update are then one program, or the update is another (:func:`~scpl_jax.pipeline.local_programs.is_apart`).
 """
 
 import functools
@@ -14,7 +14,15 @@ import numpy as np
 import optax
 
 from scpl_jax.pipeline.groups import Builder, Group, Pacer, Program, abstract
-from scpl_jax.pipeline.local_programs import Metrics, Record, States, flag_of
+from scpl_jax.pipeline.local_programs import (
+    UPDATE_OPTIONS,
+    Metrics,
+    Record,
+    States,
+    flag_of,
+    is_apart,
+    zeros_of,
+)
 from scpl_jax.pipeline.placement import batch_sharding, replicated
 from scpl_jax.pipeline.schedule import gpipe
 from scpl_jax.pipeline.transfer import hand_over, to_devices
@@ -120,8 +128,10 @@ class BackpropPrograms:
             self._forward.append(program)
         builder.compile()
 
-        kinds = {(m == 0, m == micro_batches - 1) for m in range(micro_batches)}
         self._backward: list[dict[tuple[bool, bool], Program]] = []
+        self._updates: list[Program | None] = []
+        # Where updates are apart, memory for the sums of gradients and metrics, the same in every step.
+        self._memory: list[Any] = []
         cotangent: Any = None
         for index in reversed(range(len(groups))):
             group, place = groups[index], batch_sharding(groups[index].mesh)
@@ -129,26 +139,46 @@ class BackpropPrograms:
                 given = (abstract(message, place), abstract(labels, place))
             else:
                 given = (self._forward[index].outputs[1], abstract(cotangent, place))
+            apart = is_apart(parts_of[index][0], group.mesh)
+            kinds = {(m == 0, m == micro_batches - 1 and not apart) for m in range(micro_batches)}
             programs: dict[tuple[bool, bool], Program] = {}
-            total: Any = None
+            total: Any = self._sums_of(index, (*parts_of[index], carry_of[index], *given)) if apart else None
+            self._memory.insert(0, zeros_of(total))
             # In the order first, middle, last: the first one's output tells the shape of the sums.
             for begins, ends in sorted(kinds, key=lambda kind: (kind[1], not kind[0])):
-                arguments = (*parts_of[index], carry_of[index], *given, None if begins else total, flag_of(group))
+                arguments = (*parts_of[index], carry_of[index], *given, total, flag_of(group))
                 # Parameters may share memory with saved activations of the stage.
                 donated = (2, 3, 7) if index < len(groups) - 1 and not remat else (0, 2, 3)
-                programs[begins, ends], (cotangent, sums, _) = builder.add(
-                    functools.partial(self._work, index, ends),
+                programs[begins, ends], (cotangent, sums, carry) = builder.add(
+                    functools.partial(self._work, index, begins, ends),
                     group.mesh,
                     arguments,
                     (True, False, False),
                     donate=donated if ends else (7,),
                 )
                 total = total if ends else sums
+            update: Program | None = None
+            if apart:
+                update, _ = builder.add(
+                    functools.partial(_update, group.stages, *self._settings),
+                    group.mesh,
+                    (parts_of[index], carry, *self._gradient(index, total), flag_of(group)),
+                    (False, False),
+                    donate=(0,),
+                    options=UPDATE_OPTIONS,
+                )
             self._backward.insert(0, programs)
+            self._updates.insert(0, update)
+
+    def _sums_of(self, index: int, arguments: tuple[Any, ...]) -> Any:
+        """Shapes and places of a group's sums of gradients and metrics."""
+        sums = jax.eval_shape(functools.partial(self._work, index, True, False), *arguments, None, False)[1]
+        return abstract(sums, replicated(self._groups[index].mesh))
 
     def _work(
         self,
         index: int,
+        begins: bool,
         ends: bool,
         params: Any,
         rest: Any,
@@ -160,31 +190,35 @@ class BackpropPrograms:
         total: Any,
         flag: jax.Array,
     ) -> tuple[Any, Any, Any]:
-        """A micro-batch's backward pass; for the last group with its forward pass; for the last one with the update.
+        """A micro-batch's backward pass; for the last group with its forward pass; if ``ends`` with the update.
+
+        ``total`` are the sums of the micro-batches before; where the step ``begins``, at most memory for them.
 
         Returns:
           (gradient of the message, sums so far or the new states, carry or metrics).
         """
-        stages = self._groups[index].stages
+        stages, total = self._groups[index].stages, None if begins else total
         if index == len(self._groups) - 1:
             cotangent, sums, carry = backprop.forward_backward(
                 stages, index == 0, self._micro_batches, params, carry, given, wanted, total
             )
-            gradient, metrics = sums
         else:
             cotangent, sums = backprop.backward(stages, index == 0, self._remat, params, given, wanted, total)
-            gradient, metrics = sums, {}
         if not ends:
             return cotangent, sums, carry
         parts = (params, rest, opt_state, totals)
-        return cotangent, *_update(stages, *self._settings, parts, carry, gradient, metrics, flag)
+        return cotangent, *_update(stages, *self._settings, parts, carry, *self._gradient(index, sums), flag)
+
+    def _gradient(self, index: int, sums: Any) -> tuple[Any, dict[str, Any]]:
+        """(gradient, metrics) from a group's sums; only the last group has metrics."""
+        return sums if index == len(self._groups) - 1 else (sums, {})
 
     @property
     def temporary_bytes(self) -> list[int]:
         """What the largest program of each group needs beside arguments and results, by the compiler's account."""
-        forward = [program.temporary_bytes for program in self._forward] + [0]
-        backward = [max(program.temporary_bytes for program in programs.values()) for programs in self._backward]
-        return [max(pair) for pair in zip(forward, backward, strict=True)]
+        grouped = zip([*self._forward, None], self._updates, self._backward, strict=True)
+        programs = [(forward, update, *backward.values()) for forward, update, backward in grouped]
+        return [max(program.temporary_bytes for program in some if program is not None) for some in programs]
 
     def _carry(self, index: int, states: States) -> backprop.Carry:
         """What the first micro-batch of a group begins with."""
@@ -203,7 +237,7 @@ class BackpropPrograms:
         carries = [self._carry(index, states) for index in range(len(groups))]
         parts = [_parts(states[group.members]) for group in groups]
         saved: dict[tuple[int, int], Any] = {}
-        sums: list[Any] = [None] * len(groups)
+        sums = list(self._memory)
         outcomes: list[Any] = [None] * len(groups)
         for task in self._schedule:
             index, m = task.stage, task.micro_batch
@@ -222,17 +256,25 @@ class BackpropPrograms:
                 else:
                     pair = (saved.pop((index, m)), taken)
                 self._pacer.before(groups[index])
-                program = self._backward[index][m == 0, m == final]
+                update = self._updates[index]
+                program = self._backward[index][m == 0, m == final and update is None]
                 gave, sums[index], rest = program(*parts[index], carries[index], *pair, sums[index], flags[index])
-                if m == final:
+                if m == final and update is None:
                     outcomes[index] = (sums[index], rest)
                 elif task.kind == "forward_backward":
                     carries[index] = rest
+                gave = gave or rest
+                self._pacer.after(groups[index], gave)
                 if index:
                     given[index - 1, m] = hand_over(gave, batch_sharding(groups[index - 1].mesh))
-                else:
-                    gave = rest
-                self._pacer.after(groups[index], gave)
+                if m == final and update is not None:
+                    # Behind the message: the group before waits for that, nobody for the update.
+                    self._pacer.before(groups[index])
+                    self._memory[index] = sums[index]
+                    own = self._gradient(index, sums[index])
+                    outcomes[index] = update(parts[index], rest, *own, flags[index])
+                    gave = outcomes[index][1]
+                    self._pacer.after(groups[index], gave)
             if record is not None:
                 record(f"{task.kind} {m}", groups[index], taken, gave)
         new = tuple(state for some, _ in outcomes for state in some)

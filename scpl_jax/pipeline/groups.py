@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +78,7 @@ class Builder:
 
     def __init__(self) -> None:
         # What tells a program from others -> how to compile it, and where the result is needed.
-        self._jobs: dict[Any, tuple[Any, list[Program]]] = {}
+        self._jobs: dict[Any, tuple[Callable[[], Any], list[Program]]] = {}
 
     def add(
         self,
@@ -87,6 +88,7 @@ class Builder:
         batched: tuple[bool | None, ...],
         *,
         donate: tuple[int, ...] = (),
+        options: dict[str, Any] | None = None,
     ) -> tuple["Program", Any]:
         """Plan a program.
 
@@ -96,6 +98,7 @@ class Builder:
           arguments: shapes and dtypes of its arguments, with their shardings.
           batched: for each of its outputs whether it is split over the batch or replicated; None leaves it to XLA.
           donate: arguments whose memory may be used again.
+          options: of XLA, for this program only.
 
         Returns:
           (the program, to be called once :meth:`compile` is done; its outputs' shapes, with their shardings).
@@ -116,16 +119,16 @@ class Builder:
             program.stand_in = elsewhere(placed)
         else:
             # Stages of equal blocks on one sub-mesh are the same program; deep networks have many.
-            key = (mesh, job.as_text(), job.in_tree, job.out_tree)
-            self._jobs.setdefault(key, (job, []))[1].append(program)
+            key = (mesh, job.as_text(), job.in_tree, job.out_tree, str(options))
+            self._jobs.setdefault(key, (functools.partial(job.compile, options), []))[1].append(program)
         return program, placed
 
     def compile(self) -> None:
         """Compile all of them; XLA does it outside Python's lock, so in threads it takes as long as the slowest."""
         if not self._jobs:
             return
-        kept: list[tuple[Any, list[Program]]] = []
-        not_kept: list[tuple[Any, list[Program]]] = []
+        kept: list[tuple[Callable[[], Any], list[Program]]] = []
+        not_kept: list[tuple[Callable[[], Any], list[Program]]] = []
         for (_, text, *_), entry in self._jobs.items():
             (not_kept if _NOT_SERIALISABLE in text else kept).append(entry)
         with concurrent.futures.ThreadPoolExecutor(max_workers=len(self._jobs)) as pool:
@@ -135,8 +138,8 @@ class Builder:
         self._jobs = {}
 
 
-def _compile(entries: list[tuple[Any, list["Program"]]], pool: concurrent.futures.Executor) -> None:
-    for (_, programs), compiled in zip(entries, pool.map(lambda entry: entry[0].compile(), entries), strict=True):
+def _compile(entries: list[tuple[Callable[[], Any], list["Program"]]], pool: concurrent.futures.Executor) -> None:
+    for (_, programs), compiled in zip(entries, pool.map(lambda entry: entry[0](), entries), strict=True):
         for program in programs:
             program.set(compiled)
 

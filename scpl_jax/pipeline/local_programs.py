@@ -1,22 +1,32 @@
-"""A training step of stages with local losses, for batches of one shape: one program a group, forward only."""
+"""A training step of stages with local losses, for batches of one shape: forward only."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from scpl_jax.pipeline.groups import Builder, Group, Pacer, Program, abstract
 from scpl_jax.pipeline.placement import batch_sharding, replicated
-from scpl_jax.pipeline.transfer import hand_over
+from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages.decouple import Stage
-from scpl_jax.stages.step import StageState, train_step
+from scpl_jax.stages.step import StageState, apply_gradient, gradients, train_step
 
 # record(name of the task, stages, what it took, what it gave): for timelines
 Record = Callable[[str, Group, Any, Any], None]
 States = tuple[StageState, ...]
 Metrics = list[dict[str, Any]]
+
+_EMITTERS = "xla_cpu_use_fusion_emitters"
+# An update writes each array in place of itself. Without its fusion emitters XLA's code goes number by number there, as
+# it can't tell that what is read and what is written is the same (experiments/single/README.md has the times).
+UPDATE_OPTIONS = {_EMITTERS: True}
+# Parameters of a program from which on that saves more than a second program costs.
+_MANY = 2**19
 
 
 def flag_of(group: Group) -> Any:
@@ -42,8 +52,40 @@ def _local_step(
     return tuple(new), message, metrics
 
 
+def _gradients(
+    stages: Sequence[Stage], params: Sequence[Any], rests: Sequence[Any], _: Any, message: Any, labels: jax.Array
+) -> tuple[Any, Any, Any]:
+    """The same without the updates. The fourth argument is memory for the gradients."""
+    found, outcomes = [], []
+    for stage, own, rest in zip(stages, params, rests, strict=True):
+        gradient, (message, rest, metrics) = gradients(stage, own, rest, message, labels)
+        found.append(gradient)
+        outcomes.append((rest, metrics))
+    return tuple(found), message, tuple(outcomes)
+
+
+def _update(
+    optimizer: optax.GradientTransformation,
+    skip_non_finite: bool,
+    examples: int,
+    states: States,
+    found: Sequence[Any],
+    outcomes: Sequence[Any],
+    with_norms: Any,
+) -> tuple[States, Metrics]:
+    """Each stage's update by what :func:`_gradients` returns."""
+    new, metrics = [], []
+    for state, gradient, (rest, values) in zip(states, found, outcomes, strict=True):
+        state, values = apply_gradient(
+            optimizer, state, gradient, rest, values, examples, with_norms, skip_non_finite=skip_non_finite
+        )
+        new.append(state)
+        metrics.append(values)
+    return tuple(new), metrics
+
+
 class LocalPrograms:
-    """A training step of stages that are trained by local losses: one program a group, forward only."""
+    """A training step of stages that are trained by local losses: a program a group, or two, see :func:`is_apart`."""
 
     def __init__(
         self,
@@ -57,21 +99,47 @@ class LocalPrograms:
     ):
         self._groups, self._pacer = groups, Pacer(groups)
         self._steps: list[Program] = []
+        self._updates: list[Program | None] = []
+        # Gradients lie in the same memory in every step; batches under way would each take as much otherwise.
+        self._memory: list[Any] = []
         for group in groups:
             message, labels = abstract((message, labels), batch_sharding(group.mesh))
-            program, (_, message, _) = builder.add(
-                functools.partial(_local_step, group.stages, optimizer, skip_non_finite),
-                group.mesh,
-                (abstract(states[group.members], replicated(group.mesh)), message, labels, flag_of(group)),
-                (False, True, False),
-                donate=(0,),
-            )
+            own = abstract(states[group.members], replicated(group.mesh))
+            params, rests = _read(own)
+            update: Program | None = None
+            if is_apart(params, group.mesh):
+                program, (found, message, outcomes) = builder.add(
+                    functools.partial(_gradients, group.stages),
+                    group.mesh,
+                    (params, rests, params, message, labels),
+                    (False, True, False),
+                    donate=(2,),
+                )
+                update, _ = builder.add(
+                    functools.partial(_update, optimizer, skip_non_finite, labels.shape[0]),
+                    group.mesh,
+                    (own, found, outcomes, flag_of(group)),
+                    (False, False),
+                    donate=(0,),
+                    options=UPDATE_OPTIONS,
+                )
+            else:
+                program, (_, message, _) = builder.add(
+                    functools.partial(_local_step, group.stages, optimizer, skip_non_finite),
+                    group.mesh,
+                    (own, message, labels, flag_of(group)),
+                    (False, True, False),
+                    donate=(0,),
+                )
             self._steps.append(program)
+            self._updates.append(update)
+            self._memory.append(None if update is None else zeros_of(params))
 
     @property
     def temporary_bytes(self) -> list[int]:
-        """What each group's program needs beside arguments and results, by the compiler's account."""
-        return [program.temporary_bytes for program in self._steps]
+        """What each group's larger program needs beside arguments and results, by the compiler's account."""
+        pairs = zip(self._steps, self._updates, strict=True)
+        return [max(program.temporary_bytes for program in pair if program is not None) for pair in pairs]
 
     def __call__(
         self,
@@ -88,18 +156,51 @@ class LocalPrograms:
         """
         new: list[StageState] = []
         metrics: Metrics = []
-        for group, program, flag in zip(self._groups, self._steps, flags, strict=True):
+        message, labels = hand_over((message, labels), batch_sharding(self._groups[0].mesh))
+        for index, group in enumerate(self._groups):
+            own = states[group.members]
             if active is not None and group.stages[0].index >= active:
-                new.extend(states[group.members])
+                new.extend(own)
                 metrics.extend({"gradient_norms": {}} for _ in group.stages)
                 continue
-            message, labels = hand_over((message, labels), batch_sharding(group.mesh))
-            given = message
+            given, step, update = message, self._steps[index], self._updates[index]
             self._pacer.before(group)
-            states_of_group, message, values = program(states[group.members], message, labels, flag)
-            self._pacer.after(group, values)
-            new.extend(states_of_group)
+            if update is None:
+                updated, message, values = step(own, message, labels, flags[index])
+            else:
+                found, message, outcomes = step(*_read(own), self._memory[index], message, labels)
+            self._pacer.after(group, message)
+            if index + 1 < len(self._groups):
+                # Before an update of its own: the next stage waits for its message, nobody for the update.
+                message, labels = hand_over((message, labels), batch_sharding(self._groups[index + 1].mesh))
+            if update is not None:
+                self._pacer.before(group)
+                updated, values = update(own, found, outcomes, flags[index])
+                self._pacer.after(group, values)
+                self._memory[index] = found
+            new.extend(updated)
             metrics.extend(values)
             if record is not None:
                 record("step", group, given, values)
         return tuple(new), metrics
+
+
+def _read(states: States) -> tuple[Any, Any]:
+    """What the gradients depend on: parameters and other variables of each stage."""
+    return tuple(state.params for state in states), tuple(state.rest for state in states)
+
+
+def is_apart(params: Any, mesh: Mesh) -> bool:
+    """Whether updates are a program of their own, compiled with :data:`UPDATE_OPTIONS`.
+
+    They are on CPUs where ``XLA_FLAGS`` switches XLA's fusion emitters off, as the commands do, if the parameters are
+    so many that one more program to dispatch costs less.
+    """
+    off = f"--{_EMITTERS}=false" in os.environ.get("XLA_FLAGS", "").split()
+    count = sum(x.size for x in jax.tree.leaves(params))
+    return off and count >= _MANY and mesh.devices.flat[0].platform == "cpu"
+
+
+def zeros_of(tree: Any) -> Any:
+    """Zeros where the shapes, dtypes and placements of :func:`~scpl_jax.pipeline.groups.abstract` say."""
+    return jax.tree.map(lambda x: to_devices(np.zeros(x.shape, x.dtype), x.sharding), tree)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -212,23 +212,45 @@ def apply_gradient(
     Returns:
       (new state, metrics with ``gradient_norms`` added, and, where bad numbers are looked for, ``skipped``: bool).
     """
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    totals = {name: total + metrics[name] for name, total in state.totals.items() if name in metrics}
-    totals["batches"] = state.totals["batches"] + 1
-    if "examples" in state.totals:
-        totals["examples"] = state.totals["examples"] + examples
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(layer_norms, gradient))
     norms = jax.lax.cond(with_norms, layer_norms, lambda _: zeros, gradient)
-    new = StageState(params, rest, opt_state, {"skipped": state.totals["skipped"], **totals})
-    metrics = {**metrics, "gradient_norms": norms}
-    if skip_non_finite:
-        losses = [value for name, value in metrics.items() if name in ("loss", "classifier_loss")]
-        finite = jnp.isfinite(sum(losses, optax.tree.norm(gradient, squared=True)))
-        new = jax.tree.map(functools.partial(jnp.where, finite), new, state)
-        new.totals["skipped"] += jnp.int32(~finite)
-        metrics["skipped"] = ~finite
-    return new, metrics
+
+    def update(state: StageState, gradient: Any, rest: Any, metrics: dict[str, jax.Array]) -> StageState:
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        totals = {name: total + metrics[name] for name, total in state.totals.items() if name in metrics}
+        totals["batches"] = state.totals["batches"] + 1
+        if "examples" in state.totals:
+            totals["examples"] = state.totals["examples"] + examples
+        return StageState(params, rest, opt_state, {"skipped": state.totals["skipped"], **totals})
+
+    outcome = (gradient, rest, metrics)
+    if not skip_non_finite:
+        return update(state, *outcome), {**metrics, "gradient_norms": norms}
+    losses = [value for name, value in metrics.items() if name in ("loss", "classifier_loss")]
+    finite = jnp.isfinite(sum(losses, optax.tree.norm(gradient, squared=True)))
+    new = _if_finite(finite, update, state, *outcome)
+    new.totals["skipped"] += jnp.int32(~finite)
+    return new, {**metrics, "gradient_norms": norms, "skipped": ~finite}
+
+
+def _if_finite(finite: jax.Array, update: Callable[..., StageState], state: StageState, *outcome: Any) -> StageState:
+    """``update(state, *outcome)`` where ``finite``, else the state.
+
+    On a CPU by a branch: a choice between arrays would need the moments before the update beside those after it, which
+    XLA then copies. On a GPU the host would wait for the branch's condition, so there it is a choice.
+    """
+
+    def branch(finite: jax.Array, state: StageState, *outcome: Any) -> StageState:
+        new: StageState = jax.lax.cond(finite, update, lambda state, *_: state, state, *outcome)
+        return new
+
+    def choice(finite: jax.Array, state: StageState, *outcome: Any) -> StageState:
+        new: StageState = jax.tree.map(functools.partial(jnp.where, finite), update(state, *outcome), state)
+        return new
+
+    new: StageState = jax.lax.platform_dependent(finite, state, *outcome, cpu=branch, default=choice)
+    return new
 
 
 def evaluate(stage: Stage, params: Any, rest: Any, message: Any) -> tuple[Any, jax.Array | None]:
