@@ -21,6 +21,7 @@ from scpl_jax.pipeline.local_programs import (
     States,
     flag_of,
     is_apart,
+    needed_bytes,
     zeros_of,
 )
 from scpl_jax.pipeline.placement import batch_sharding, replicated
@@ -215,10 +216,9 @@ class BackpropPrograms:
 
     @property
     def temporary_bytes(self) -> list[int]:
-        """What the largest program of each group needs beside arguments and results, by the compiler's account."""
-        grouped = zip([*self._forward, None], self._updates, self._backward, strict=True)
-        programs = [(forward, update, *backward.values()) for forward, update, backward in grouped]
-        return [max(program.temporary_bytes for program in some if program is not None) for some in programs]
+        """What the largest program of each group needs beside arguments and results, and the memory of its sums."""
+        grouped = zip([*self._forward, None], self._updates, self._backward, self._memory, strict=True)
+        return [needed_bytes((*some, *backward.values()), memory) for *some, backward, memory in grouped]
 
     def _carry(self, index: int, states: States) -> backprop.Carry:
         """What the first micro-batch of a group begins with."""

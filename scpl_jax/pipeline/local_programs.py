@@ -137,9 +137,10 @@ class LocalPrograms:
 
     @property
     def temporary_bytes(self) -> list[int]:
-        """What each group's larger program needs beside arguments and results, by the compiler's account."""
-        pairs = zip(self._steps, self._updates, strict=True)
-        return [max(program.temporary_bytes for program in pair if program is not None) for pair in pairs]
+        """What each group's larger program needs beside arguments and results, and the memory of its gradients."""
+        return [
+            needed_bytes(some, memory) for *some, memory in zip(self._steps, self._updates, self._memory, strict=True)
+        ]
 
     def __call__(
         self,
@@ -204,3 +205,9 @@ def is_apart(params: Any, mesh: Mesh) -> bool:
 def zeros_of(tree: Any) -> Any:
     """Zeros where the shapes, dtypes and placements of :func:`~scpl_jax.pipeline.groups.abstract` say."""
     return jax.tree.map(lambda x: to_devices(np.zeros(x.shape, x.dtype), x.sharding), tree)
+
+
+def needed_bytes(programs: Sequence[Program | None], memory: Any) -> int:
+    """What the largest of the programs needs by the compiler's account, and each device's part of ``memory``."""
+    kept = sum(x.nbytes for x in jax.tree.leaves(memory) if x.addressable_shards)
+    return kept + max(program.temporary_bytes for program in programs if program is not None)

@@ -29,7 +29,7 @@ class Block(nnx.Module):
 
 
 def programs_and_results(objective, monkeypatch, flags, bad=None, **options):
-    """Names of the programs; metrics of four steps, states after them, skipped updates."""
+    """Names of the programs; metrics of four steps, states after them, skipped updates, bytes."""
     monkeypatch.setenv("XLA_FLAGS", flags)
     rngs = nnx.Rngs(0)
     blocks = [Block(rngs), Block(rngs), nnx.Linear(WIDE[0], 3, rngs=rngs)]
@@ -57,6 +57,7 @@ def programs_and_results(objective, monkeypatch, flags, bad=None, **options):
         metrics,
         jax.device_get(pipeline.states),
         [(skip.step, skip.stage) for skip in pipeline.take_skipped()],
+        pipeline.temporary_bytes(*batch(0)),
     )
 
 
@@ -82,6 +83,7 @@ def test_updates_of_their_own_are_the_same(monkeypatch, objective, options, bad)
     apart = programs_and_results(objective, monkeypatch, "--xla_cpu_use_fusion_emitters=false", bad, **options)
     assert [any("update" in name for name in some) for some in (together[0], apart[0])] == [False, True]
     assert apart[3] == together[3]
+    assert min(apart[4]) > 4 * 2 * WIDE[0] * WIDE[1]  # the gradients of a block, which stay
     assert {step for step, _ in apart[3]} == ({bad} if bad is not None else set())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), apart[1:3], together[1:3])
     norms = [[max(one["gradient_norms"].values()) for one in step] for step in apart[1]]
