@@ -14,7 +14,7 @@ from scpl_jax.pipeline.groups import Builder, Group, Pacer, Program, abstract
 from scpl_jax.pipeline.placement import batch_sharding, replicated
 from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages.decouple import Stage
-from scpl_jax.stages.step import StageState, apply_gradient, gradients, train_step
+from scpl_jax.stages.step import StageState, apply_gradient, gradients
 
 # record(name of the task, stages, what it took, what it gave): for timelines
 Record = Callable[[str, Group, Any, Any], None]
@@ -44,12 +44,10 @@ def _local_step(
     with_norms: Any,
 ) -> tuple[States, Any, Metrics]:
     """One step of neighbouring stages, one behind the other; their updates do not depend on one another."""
-    new, metrics = [], []
-    for stage, state in zip(stages, states, strict=True):
-        state, message, values = train_step(stage, optimizer, state, message, labels, with_norms, skip_non_finite)
-        new.append(state)
-        metrics.append(values)
-    return tuple(new), message, metrics
+    params, rests = _read(states)
+    found, message, outcomes = _gradients(stages, params, rests, None, message, labels)
+    new, metrics = _update(optimizer, skip_non_finite, labels.shape[0], states, found, outcomes, with_norms)
+    return new, message, metrics
 
 
 def _gradients(
@@ -157,13 +155,10 @@ class LocalPrograms:
         """
         new: list[StageState] = []
         metrics: Metrics = []
-        message, labels = hand_over((message, labels), batch_sharding(self._groups[0].mesh))
-        for index, group in enumerate(self._groups):
+        trained = [group for group in self._groups if active is None or group.stages[0].index < active]
+        message, labels = hand_over((message, labels), batch_sharding(trained[0].mesh))
+        for index, group in enumerate(trained):
             own = states[group.members]
-            if active is not None and group.stages[0].index >= active:
-                new.extend(own)
-                metrics.extend({"gradient_norms": {}} for _ in group.stages)
-                continue
             given, step, update = message, self._steps[index], self._updates[index]
             self._pacer.before(group)
             if update is None:
@@ -171,9 +166,9 @@ class LocalPrograms:
             else:
                 found, message, outcomes = step(*_read(own), self._memory[index], message, labels)
             self._pacer.after(group, message)
-            if index + 1 < len(self._groups):
+            if index + 1 < len(trained):
                 # Before an update of its own: the next stage waits for its message, nobody for the update.
-                message, labels = hand_over((message, labels), batch_sharding(self._groups[index + 1].mesh))
+                message, labels = hand_over((message, labels), batch_sharding(trained[index + 1].mesh))
             if update is not None:
                 self._pacer.before(group)
                 updated, values = update(own, found, outcomes, flags[index])
@@ -183,7 +178,8 @@ class LocalPrograms:
             metrics.extend(values)
             if record is not None:
                 record("step", group, given, values)
-        return tuple(new), metrics
+        metrics.extend({"gradient_norms": {}} for _ in states[len(new) :])
+        return (*new, *states[len(new) :]), metrics
 
 
 def _read(states: States) -> tuple[Any, Any]:
