@@ -98,13 +98,14 @@ def build_pipeline(
     schedule = schedule_of(options, total_steps, steps_per_epoch)
     optimizer = build_optimizer(options.optimizer, schedule)
     prepare, prepare_eval = task.prepare(options, dataset)
+    apart = options.fuse is None and (options.timeline or bool(joins_of(options)))
     return Pipeline(
         build_stages(task, options, dataset, seed, plan),
         optimizer,
         devices_of(options.devices),
         data_parallel=options.data_parallel,
         across_hosts=options.across_hosts,
-        fuse=options.fuse,
+        fuse=False if apart else options.fuse,
         micro_batches=(options.micro_batches or 4) if options.method == "gpipe" else 1,
         remat=options.remat,
         prepare=prepare,

@@ -96,7 +96,8 @@ def network(workload: Workload, stages: int, cut: str | Sequence[int], others: S
 
 
 def pipelines(network: Network, methods: Sequence[str], placement: dict[str, Any]) -> dict[str, Pipeline]:
-    """A pipeline for each method: "scpl", "bp", "gpipe M" or another rule; behind it " fused" or " remat"."""
+    """A pipeline for each method: "scpl", "bp", "gpipe M" or another rule; behind it " remat", or how stages share
+    programs: " fused" or " separate", without it as in a training run."""
     made: dict[str, Pipeline] = {}
     for method in methods:
         options = dict(placement)
@@ -104,7 +105,8 @@ def pipelines(network: Network, methods: Sequence[str], placement: dict[str, Any
         if name == "scpl" or name in network.others:
             # The sub-meshes are those of SCPL's stages for all.
             stages = network.local if name == "scpl" else _priced_like(network.others[name], network.local)
-            made[method] = Pipeline(stages, optax.adam(1e-3), fuse="fused" in more, **options)
+            fuse = True if "fused" in more else False if "separate" in more else None
+            made[method] = Pipeline(stages, optax.adam(1e-3), fuse=fuse, **options)
         else:
             micro_batches = next((int(word) for word in more if word.isdigit()), 1)
             made[method] = Pipeline(
@@ -130,7 +132,7 @@ def own_parts(pipeline: Pipeline, stages: Sequence[Stage]) -> list[tuple[Pipelin
         mine = [index for index, other in enumerate(pipeline.meshes) if other == mesh]
         renumbered = [dataclasses.replace(stages[index], index=number) for number, index in enumerate(mine)]
         devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-        parts.append((Pipeline(renumbered, optax.adam(1e-3), devices, data_parallel=len(devices)), mine[0]))
+        parts.append((Pipeline(renumbered, optax.adam(1e-3), devices, data_parallel=len(devices), fuse=None), mine[0]))
     return parts
 
 
@@ -231,12 +233,6 @@ def task_seconds(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
     return {
         stages: {task: statistics.median(seconds) for task, seconds in tasks.items()} for stages, tasks in found.items()
     }
-
-
-def message_bytes(stages: Sequence[Stage], inputs: np.ndarray) -> list[int]:
-    """Bytes that each stage hands to the next one; 0 for the last."""
-    handed_on = _messages(stages, inputs)[1:]
-    return [*(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(message)) for message in handed_on), 0]
 
 
 class ResidentMemory:

@@ -5,7 +5,9 @@ import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from scpl_jax.experiments.methods import END_TO_END, check_method
 from scpl_jax.models import LIBRARIES
@@ -40,6 +42,27 @@ FREE_ON_RESUME = frozenset(
         "max_skipped",
     }
 )
+
+
+def _switched(words: list[str]) -> bool | None:
+    choices = {"yes": True, "no": False, "auto": None}
+    word = words[0] if words else "yes"
+    if word not in choices:
+        raise ValueError(f"choose {' or '.join(choices)}")
+    return choices[word]
+
+
+# On where the option stands alone; None is "auto".
+Switch = Annotated[
+    bool | None,
+    PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[{yes,no,auto}]",
+        instance_from_str=_switched,
+        is_instance=lambda value: value is None or isinstance(value, bool),
+        str_from_instance=lambda value: ["auto" if value is None else "yes" if value else "no"],
+    ),
+]
 
 
 @dataclasses.dataclass
@@ -128,8 +151,10 @@ class RunOptions:
     """Devices a stage, over which its batch is split."""
     across_hosts: str = "stages"
     """What is spread over the processes of a run: stages (each in one process) or data (each over all of them)."""
-    fuse: bool = False
-    """Compile stages that share devices into one program."""
+    fuse: Switch = None
+    """Compile stages that share devices into one program: yes (also --fuse alone), no or auto. auto: on CPUs where
+    messages are small (8 MiB), but with --timeline each stage by itself, and so where stages join one after another
+    (dascpl); with yes they join with the first one of their program."""
     micro_batches: int | None = None
     """gpipe: parts that a batch is worked through in. Default: 4."""
     remat: bool = False

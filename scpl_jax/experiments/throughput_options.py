@@ -18,7 +18,7 @@ from scpl_jax.training.errors import RunError
 
 KNOWN = ("scpl", *END_TO_END)
 METHODS = "scpl,scpl synchronous,bp,gpipe 2,gpipe 4,gpipe 8,gpipe 4 remat"
-SINGLE = "scpl,scpl fused,bp"
+SINGLE = "scpl,bp"
 
 
 @dataclasses.dataclass
@@ -111,7 +111,7 @@ class Options:
             numbers = [word for word in words[1:] if word.isdigit() and int(word) > 0]
             if words[0] not in END_TO_END:
                 check_method(words[0], 1)
-            allowed = {"bp": {"remat"}, "gpipe": {"remat", *numbers}}.get(words[0], {"synchronous", "fused"})
+            allowed = {"bp": {"remat"}, "gpipe": {"remat", *numbers}}.get(words[0], {"synchronous", "fused", "separate"})
             if not set(words[1:]) <= allowed:
                 raise RunError(f"--method {method!r} is unknown; choose from scpl, scpl synchronous, bp, gpipe 4, ...")
             if words[0] == "gpipe" and len(numbers) != 1:

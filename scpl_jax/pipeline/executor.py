@@ -45,7 +45,9 @@ class Pipeline:
         batch.
       across_hosts: what is spread over the processes of a multi-process run, "stages" or "data"; see
         :func:`scpl_jax.pipeline.sub_meshes`.
-      fuse: compile neighbouring stages that share devices into one program (backpropagation always does).
+      fuse: compile neighbouring stages that share devices into one program (backpropagation always does). None: where
+        it is faster and takes little memory, which is on CPUs for messages of at most 8 MiB (as of the example that
+        the stages were made for).
       micro_batches: for backpropagation: parts that a batch is worked through in; it must divide the batch.
       remat: for backpropagation over several devices: compute activations again in the backward pass instead of
         keeping them.
@@ -100,7 +102,7 @@ class Pipeline:
         *,
         data_parallel: int = 1,
         across_hosts: str = "stages",
-        fuse: bool = False,
+        fuse: bool | None = False,
         micro_batches: int = 1,
         remat: bool = False,
         prepare: Prepare | None = None,
@@ -122,7 +124,7 @@ class Pipeline:
         self.optimizer = optimizer
         available = sub_meshes(processes.devices() if devices is None else devices, data_parallel, across_hosts)
         self.meshes = place([s.cost for s in stages], available)
-        self.groups = group_stages(self.stages, self.meshes, fuse or self.end_to_end)
+        self.groups = group_stages(self.stages, self.meshes, self.end_to_end or fuse)
         self.micro_batches, self.remat, self.skip_non_finite = micro_batches, remat, skip_non_finite
         # Collectives of the CPU backend block threads that programs of another step need to get on with.
         blocking = jax.process_count() > 1 and data_parallel > 1 and micro_batches > 1

@@ -19,6 +19,9 @@ from scpl_jax.stages.decouple import Stage
 
 # In the text of a program: a call of oneDNN, see scpl_jax.models.onednn.
 _NOT_SERIALISABLE = "__onednn$"
+# Bytes of a message up to which two stages on a CPU are one program unless something else is asked for;
+# experiments/single/README.md has times and memory of both.
+_SMALL = 8 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +48,24 @@ class Group:
         return str(first) if first == last else f"{first}-{last}"
 
 
-def group_stages(stages: Sequence[Stage], meshes: Sequence[Mesh], fuse: bool) -> tuple[Group, ...]:
-    """One group for each stage, or with ``fuse`` one for all neighbours that share a sub-mesh."""
-    pairs = zip(stages, meshes, strict=True)
-    if not fuse:
-        return tuple(Group((stage,), mesh) for stage, mesh in pairs)
-    runs = itertools.groupby(pairs, key=lambda pair: pair[1])
-    return tuple(Group(tuple(stage for stage, _ in run), mesh) for mesh, run in runs)
+def group_stages(stages: Sequence[Stage], meshes: Sequence[Mesh], fuse: bool | None) -> tuple[Group, ...]:
+    """One group for each stage, or with ``fuse`` one for all neighbours that share a sub-mesh.
+
+    None: for those that share CPUs and hand on messages of at most 8 MiB, counted for the whole batch.
+    """
+    groups: list[Group] = []
+    for stage, mesh in zip(stages, meshes, strict=True):
+        before = groups[-1] if groups else None
+        if before is not None and before.mesh == mesh and (_gain_by_fusing(before) if fuse is None else fuse):
+            groups[-1] = Group((*before.stages, stage), mesh)
+        else:
+            groups.append(Group((stage,), mesh))
+    return tuple(groups)
+
+
+def _gain_by_fusing(group: Group) -> bool:
+    """Whether the stage behind the group should be of its program: faster, but XLA keeps more arrays at a time."""
+    return group.mesh.devices.flat[0].platform == "cpu" and group.stages[-1].message_bytes <= _SMALL
 
 
 def abstract(tree: Any, sharding: Any) -> Any:

@@ -56,6 +56,8 @@ def _gradients(
     """The same without the updates. The fourth argument is memory for the gradients."""
     found, outcomes = [], []
     for stage, own, rest in zip(stages, params, rests, strict=True):
+        # Nothing of one stage is computed together with something of another: each has the same bits in any group.
+        message, labels = jax.lax.optimization_barrier((message, labels))
         gradient, (message, rest, metrics) = gradients(stage, own, rest, message, labels)
         found.append(gradient)
         outcomes.append((rest, metrics))

@@ -46,6 +46,7 @@ class Stage:
       cost: cost of a training step, local loss and update included: floating-point operations by the compiler's
         estimate, or measured seconds.
       loss_cost: the part of ``cost`` that the local loss has.
+      message_bytes: size of what its blocks hand on for the example batch, in bytes.
     """
 
     index: int
@@ -61,6 +62,7 @@ class Stage:
     takes_code: bool
     cost: float
     loss_cost: float
+    message_bytes: int
 
     @property
     def num_parameters(self) -> int:
@@ -112,6 +114,7 @@ def _make_stage(
     end_to_end: bool,
     cost: float,
     loss_cost: float,
+    message_bytes: int,
 ) -> Stage:
     module.eval()
     eval_graph = nnx.graphdef(module)
@@ -132,6 +135,7 @@ def _make_stage(
         takes_code=objective.coded and index > 0,
         cost=cost,
         loss_cost=loss_cost,
+        message_bytes=message_bytes,
     )
 
 
@@ -261,6 +265,7 @@ def decouple(
             end_to_end,
             cost(bounds[index], bounds[index + 1], index),
             loss_cost(bounds[index + 1], index),
+            sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(inputs[bounds[index + 1]])),
         )
         for index, module in enumerate(modules)
     )
