@@ -46,7 +46,7 @@ FREE_ON_RESUME = frozenset(
 
 def _switched(words: list[str]) -> bool | None:
     choices = {"yes": True, "no": False, "auto": None}
-    word = words[0] if words else "yes"
+    word = " ".join(words) or "yes"
     if word not in choices:
         raise ValueError(f"choose {' or '.join(choices)}")
     return choices[word]
@@ -152,9 +152,9 @@ class RunOptions:
     across_hosts: str = "stages"
     """What is spread over the processes of a run: stages (each in one process) or data (each over all of them)."""
     fuse: Switch = None
-    """Compile stages that share devices into one program: yes (also --fuse alone), no or auto. auto: on CPUs where
-    messages are small (8 MiB), but with --timeline each stage by itself, and so where stages join one after another
-    (dascpl); with yes they join with the first one of their program."""
+    """Compile stages that share devices into one program: yes (also --fuse alone), no or auto, which is on CPUs for
+    messages of at most 8 MiB a batch, but not with --timeline, and not with dascpl, whose stages join one after another
+    (with yes, all of a program's stages join with its first one)."""
     micro_batches: int | None = None
     """gpipe: parts that a batch is worked through in. Default: 4."""
     remat: bool = False

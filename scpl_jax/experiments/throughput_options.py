@@ -55,7 +55,8 @@ class Options:
     """Average a feature map to this side before the projection head, in pixels; 0: not at all."""
     method: str | None = None
     """What is measured, separated by commas: scpl (needed for the ratios), bp, gpipe 4, or another rule of the cifar
-    experiment's --method; behind it synchronous, fused or remat. Default: scpl, bp and variants, GPipe."""
+    experiment's --method; behind it synchronous, remat, or how stages share programs: fused or separate. Default: scpl,
+    bp and variants, GPipe."""
     single: bool = False
     """On one device: share of the peak of its matrix products, compile time, memory; and the same in PyTorch, where it
     is installed (pip install 'scpl-jax[torch]')."""
@@ -111,8 +112,9 @@ class Options:
             numbers = [word for word in words[1:] if word.isdigit() and int(word) > 0]
             if words[0] not in END_TO_END:
                 check_method(words[0], 1)
-            allowed = {"bp": {"remat"}, "gpipe": {"remat", *numbers}}.get(words[0], {"synchronous", "fused", "separate"})
-            if not set(words[1:]) <= allowed:
+            local = {"synchronous", "fused", "separate"}
+            allowed = {"bp": {"remat"}, "gpipe": {"remat", *numbers}}.get(words[0], local)
+            if not set(words[1:]) <= allowed or {"fused", "separate"} <= set(words):
                 raise RunError(f"--method {method!r} is unknown; choose from scpl, scpl synchronous, bp, gpipe 4, ...")
             if words[0] == "gpipe" and len(numbers) != 1:
                 raise RunError(f"--method {method!r} needs a number of micro-batches, as gpipe 4")

@@ -39,7 +39,7 @@ def _configure_jax(options: RunOptions) -> None:
     jax.config.update("jax_default_matmul_precision", PRECISIONS[options.precision])
     cache = (options.cache_dir or Path("~/.cache/scpl_jax")).expanduser() / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _load(task: Task[AnyOptions], options: AnyOptions) -> Any:
@@ -89,6 +89,9 @@ def _describe(title: str, dataset: Examples, pipeline: Pipeline) -> None:
             f"  stage {stage.index}: {blocks} on {names(mesh)}, {stage.num_parameters:,} parameters, "
             f"{stage.cost / total:.0%} of the estimated cost, its local loss {stage.loss_cost / stage.cost:.0%} of it"
         )
+    for group in pipeline.groups:
+        if len(group.stages) > 1:
+            print(f"  stages {group.name} are one program")
     sys.stdout.flush()
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scpl_jax.models.dropout import Dropout
+from scpl_jax.models.initial import uniform
 from scpl_jax.models.layers import scaled
 from scpl_jax.models.onednn import check_library
 from scpl_jax.models.recurrence import recurrence
@@ -56,14 +57,14 @@ class BiLSTM(nnx.Module):
             raise ValueError(f"summary must be mean or sum, got {summary!r}")
         bound = 1 / math.sqrt(hidden)
 
-        def uniform(*shape: int) -> nnx.Param[jax.Array]:
-            return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
+        def drawn(*shape: int) -> nnx.Param[jax.Array]:
+            return nnx.Param(uniform(rngs.params(), shape, -bound, bound))
 
-        self.kernel = uniform(2, in_features, 4 * hidden)
-        self.recurrent = uniform(2, hidden, 4 * hidden)
+        self.kernel = drawn(2, in_features, 4 * hidden)
+        self.recurrent = drawn(2, hidden, 4 * hidden)
         # Two, as in torch: under Adam two biases move twice as fast as one.
-        self.bias = uniform(2, 4 * hidden)
-        self.recurrent_bias = uniform(2, 4 * hidden)
+        self.bias = drawn(2, 4 * hidden)
+        self.recurrent_bias = drawn(2, 4 * hidden)
         self.dropout = Dropout(dropout, rngs=rngs)
         self.masked, self.summary, self.dtype, self.library = masked, summary, dtype, check_library(library)
 

@@ -2,10 +2,11 @@
 
 import concurrent.futures
 import contextlib
+import ctypes
 import dataclasses
 import functools
-import itertools
 import math
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -139,23 +140,33 @@ class Builder:
 
     def compile(self) -> None:
         """Compile all of them; XLA does it outside Python's lock, so in threads it takes as long as the slowest."""
-        if not self._jobs:
-            return
-        kept: list[tuple[Callable[[], Any], list[Program]]] = []
-        not_kept: list[tuple[Callable[[], Any], list[Program]]] = []
-        for (_, text, *_), entry in self._jobs.items():
-            (not_kept if _NOT_SERIALISABLE in text else kept).append(entry)
-        with concurrent.futures.ThreadPoolExecutor(max_workers=len(self._jobs)) as pool:
-            _compile(kept, pool)
-            with _writing_no_cache():
-                _compile(not_kept, pool)
-        self._jobs = {}
+        if self._jobs:
+            _compile_all(self._jobs)
+            self._jobs = {}
+            _give_back_memory()
+
+
+def _compile_all(jobs: dict[Any, tuple[Callable[[], Any], list["Program"]]]) -> None:
+    kept: list[tuple[Callable[[], Any], list[Program]]] = []
+    not_kept: list[tuple[Callable[[], Any], list[Program]]] = []
+    for (_, text, *_), entry in jobs.items():
+        (not_kept if _NOT_SERIALISABLE in text else kept).append(entry)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=len(jobs)) as pool:
+        _compile(kept, pool)
+        with _writing_no_cache():
+            _compile(not_kept, pool)
 
 
 def _compile(entries: list[tuple[Callable[[], Any], list["Program"]]], pool: concurrent.futures.Executor) -> None:
     for (_, programs), compiled in zip(entries, pool.map(lambda entry: entry[0](), entries), strict=True):
         for program in programs:
             program.set(compiled)
+
+
+def _give_back_memory() -> None:
+    """Give memory that compilers have freed back to the system: glibc keeps hundreds of MiB of it otherwise."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

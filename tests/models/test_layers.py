@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from scpl_jax.models.initial import uniform
 from scpl_jax.models.layers import INITIALISERS, kernel_init
 from scpl_jax.models.pooling import max_pool_2x2
 
@@ -36,7 +37,7 @@ def test_of_equal_values_in_a_window_the_first_gets_the_gradient():
     chex.assert_trees_all_equal(*gradients)
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 4, 6), (1, 1, 4, 6), (5, 7)])
+@pytest.mark.parametrize("shape", [(3, 3, 4, 6), (1, 1, 4, 6), (5, 7), (700, 400)])
 @pytest.mark.parametrize("name", INITIALISERS)
 def test_initial_values_are_flaxs(name, shape):
     there = {
@@ -46,3 +47,42 @@ def test_initial_values_are_flaxs(name, shape):
     }[name]
     key = jax.random.key(1)
     chex.assert_trees_all_equal(kernel_init(name)(key, shape, jnp.float32), there(key, shape, jnp.float32))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (6, 5), (2**18 + 1,)], ids=str)
+def test_uniform_numbers_are_those_of_jax(shape):
+    key = jax.random.key(7)
+    expected = jax.random.uniform(key, shape, minval=-0.3, maxval=0.7)
+    chex.assert_trees_all_equal(uniform(key, shape, -0.3, 0.7), expected)
+    chex.assert_trees_all_equal(uniform(jax.random.PRNGKey(7), shape, -0.3, 0.7), expected)
+    chex.assert_trees_all_equal(uniform(key, shape, -0.3, 0.7, factor=np.float32(0.1)), expected * np.float32(0.1))
+    traced = jax.jit(lambda key: uniform(key, shape, -0.3, 0.7))(key)
+    chex.assert_trees_all_equal(
+        traced, jax.jit(lambda key: jax.random.uniform(key, shape, minval=-0.3, maxval=0.7))(key)
+    )
+
+
+def test_other_generators_and_dtypes_draw_as_jax_does():
+    other = jax.random.key(7, impl="rbg")
+    chex.assert_trees_all_equal(uniform(other, (6, 5), 0, 1), jax.random.uniform(other, (6, 5)))
+    key = jax.random.key(7)
+    drawn = uniform(key, (6, 5), 0, 1, jnp.bfloat16)
+    chex.assert_trees_all_equal(drawn, jax.random.uniform(key, (6, 5), jnp.bfloat16))
+    with jax.threefry_partitionable(False):
+        chex.assert_trees_all_equal(uniform(key, (6, 5), 0, 1), jax.random.uniform(key, (6, 5)))
+
+
+def test_few_programs_draw_many_shapes():
+    compiled = []
+
+    def listener(event, _, **__):
+        compiled.extend([event] if event.endswith("backend_compile_duration") else [])
+
+    uniform(jax.random.key(0), (3,), -0.3, 0.7)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        for size in range(4, 60):
+            uniform(jax.random.key(size), (size, 3), -0.3, 0.7, factor=size)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert not compiled

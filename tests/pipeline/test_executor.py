@@ -1,3 +1,5 @@
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -193,6 +195,22 @@ def test_fused_stages_compute_the_same(stages, devices):
     np.testing.assert_allclose(
         separate.predict(next(batches(1))[0]), fused.predict(next(batches(1))[0]), rtol=1e-2, atol=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("widths", "examples", "groups"),
+    [((8, 2**12, 8), 2**9, ["0-2"]), ((8, 2**12, 8), 2**9 + 1, ["0-1", "2"]), ((2**12, 8, 8), 2**9 + 1, ["0", "1-2"])],
+    ids=["8 MiB", "more", "more at first"],
+)
+def test_stages_with_small_messages_are_one_program_where_that_is_left_open(widths, examples, groups):
+    sizes = (3, *widths, 2)
+    blocks = [nnx.Linear(a, b, rngs=nnx.Rngs(0)) for a, b in itertools.pairwise(sizes)]
+    example = jax.ShapeDtypeStruct((examples, 3), jnp.float32)
+    stages = scpl.decouple(blocks, 3, scpl.SupCon(head="identity"), example, nnx.Rngs(1), cut="even")
+    one = jax.devices()[:1]
+    assert [group.name for group in scpl.Pipeline(stages, OPTIMIZER, one, fuse=None).groups] == groups
+    assert len(scpl.Pipeline(stages, OPTIMIZER, one).groups) == 3
+    assert len(scpl.Pipeline(stages, OPTIMIZER, jax.devices()[:3], fuse=None).groups) == 3
 
 
 def test_never_more_batches_in_flight_than_allowed(stages, monkeypatch):

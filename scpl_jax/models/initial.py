@@ -1,0 +1,47 @@
+"""Initial values by few programs: the same numbers as JAX draws, whatever the shape."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Numbers that one program draws at least. XLA takes some 0.2 s to compile a program that draws, and a network has many
+# shapes; to draw so many takes a millisecond.
+_LEAST = 2**18
+
+
+def uniform(
+    key: jax.Array, shape: Sequence[int], low: float, high: float, dtype: Any = jnp.float32, *, factor: Any = 1
+) -> jax.Array:
+    """``jax.random.uniform(key, shape, dtype, low, high) * factor``, to the bit.
+
+    Of JAX's default generator each number depends on its place alone, not on how many there are, so any shape's numbers
+    are the first ones of a longer row, whose length is a power of two. Where that does not hold, or values are only
+    traced, JAX draws the shape itself.
+
+    Args:
+      key: of ``jax.random.key``.
+      shape: of the result.
+      low: least value before ``factor``.
+      high: bound of the values before ``factor``.
+      dtype: of the result, a floating type.
+      factor: a number.
+
+    Example:
+      >>> key = jax.random.key(0)
+      >>> bool((uniform(key, (3, 2), -1, 1) == jax.random.uniform(key, (3, 2), minval=-1, maxval=1)).all())
+      True
+    """
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    generator = str(jax.random.key_impl(key)) if typed else str(jax.config.jax_default_prng_impl)
+    by_place = jax.config.jax_threefry_partitionable and generator == "threefry2x32"
+    if isinstance(key, jax.core.Tracer) or not by_place or dtype != jnp.float32:
+        return jax.random.uniform(key, shape, dtype, low, high) * jnp.asarray(factor, dtype)
+    count = math.prod(shape)
+    row = jax.random.uniform(key, (max(_LEAST, 1 << (count - 1).bit_length()),), dtype, low, high)
+    values = np.asarray(row)[:count].reshape(shape)
+    # Not jnp.asarray, which compiles a program for every shape.
+    return jax.device_put(values if factor == 1 else values * np.float32(factor))
