@@ -11,6 +11,8 @@ import numpy as np
 # Numbers that one program draws at least. XLA takes some 0.2 s to compile a program that draws, and a network has many
 # shapes; to draw so many takes a millisecond.
 _LEAST = 2**18
+# JAX's setting by which a number depends on its place only.
+_BY_PLACE = "jax_threefry_partitionable"
 
 
 def uniform(
@@ -35,9 +37,7 @@ def uniform(
       >>> bool((uniform(key, (3, 2), -1, 1) == jax.random.uniform(key, (3, 2), minval=-1, maxval=1)).all())
       True
     """
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    generator = str(jax.random.key_impl(key)) if typed else str(jax.config.jax_default_prng_impl)
-    by_place = jax.config.jax_threefry_partitionable and generator == "threefry2x32"
+    by_place = getattr(jax.config, _BY_PLACE) and str(jax.random.key_impl(key)) == "threefry2x32"
     if isinstance(key, jax.core.Tracer) or not by_place or dtype != jnp.float32:
         return jax.random.uniform(key, shape, dtype, low, high) * jnp.asarray(factor, dtype)
     count = math.prod(shape)
