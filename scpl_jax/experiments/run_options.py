@@ -152,9 +152,9 @@ class RunOptions:
     across_hosts: str = "stages"
     """What is spread over the processes of a run: stages (each in one process) or data (each over all of them)."""
     fuse: Switch = None
-    """Compile stages that share devices into one program: yes (also --fuse alone), no or auto, which is on CPUs for
-    messages of at most 8 MiB a batch, but not with --timeline, and not with dascpl, whose stages join one after another
-    (with yes, all of a program's stages join with its first one)."""
+    """Compile stages that share devices into one program: yes (also --fuse alone), no or auto, which is on CPUs for up
+    to four stages that hand on at most 12 MiB a batch to one another, but not with --timeline, and not with dascpl,
+    whose stages join one after another (with yes, all of a program's stages join with its first one)."""
     micro_batches: int | None = None
     """gpipe: parts that a batch is worked through in. Default: 4."""
     remat: bool = False

@@ -46,8 +46,8 @@ class Pipeline:
       across_hosts: what is spread over the processes of a multi-process run, "stages" or "data"; see
         :func:`scpl_jax.pipeline.sub_meshes`.
       fuse: compile neighbouring stages that share devices into one program (backpropagation always does). None: where
-        it is faster and takes little memory, which is on CPUs for messages of at most 8 MiB (as of the example that
-        the stages were made for).
+        it is faster and takes little memory, which is on CPUs up to four stages that hand on at most 12 MiB to one
+        another (for the example that the stages were made with).
       micro_batches: for backpropagation: parts that a batch is worked through in; it must divide the batch.
       remat: for backpropagation over several devices: compute activations again in the backward pass instead of
         keeping them.

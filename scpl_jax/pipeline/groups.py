@@ -20,9 +20,10 @@ from scpl_jax.stages.decouple import Stage
 
 # In the text of a program: a call of oneDNN, see scpl_jax.models.onednn.
 _NOT_SERIALISABLE = "__onednn$"
-# Bytes of a message up to which two stages on a CPU are one program unless something else is asked for;
-# experiments/single/README.md has times and memory of both.
-_SMALL = 8 * 2**20
+# What a program on a CPU may hold unless something else is asked for: stages, and bytes handed on between them a batch.
+# So memory does not grow with depth, and of a deep network's equal stages few programs are compiled;
+# experiments/single/README.md has times and memory.
+_STAGES, _SMALL = 4, 12 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Group:
 def group_stages(stages: Sequence[Stage], meshes: Sequence[Mesh], fuse: bool | None) -> tuple[Group, ...]:
     """One group for each stage, or with ``fuse`` one for all neighbours that share a sub-mesh.
 
-    None: for those that share CPUs and hand on messages of at most 8 MiB, counted for the whole batch.
+    None: for up to four that share CPUs and hand on at most 12 MiB to one another, counted for the whole batch.
     """
     groups: list[Group] = []
     for stage, mesh in zip(stages, meshes, strict=True):
@@ -66,7 +67,8 @@ def group_stages(stages: Sequence[Stage], meshes: Sequence[Mesh], fuse: bool | N
 
 def _gain_by_fusing(group: Group) -> bool:
     """Whether the stage behind the group should be of its program: faster, but XLA keeps more arrays at a time."""
-    return group.mesh.devices.flat[0].platform == "cpu" and group.stages[-1].message_bytes <= _SMALL
+    small = len(group.stages) < _STAGES and sum(stage.message_bytes for stage in group.stages) <= _SMALL
+    return small and group.mesh.devices.flat[0].platform == "cpu"
 
 
 def abstract(tree: Any, sharding: Any) -> Any:

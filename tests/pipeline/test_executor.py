@@ -198,19 +198,25 @@ def test_fused_stages_compute_the_same(stages, devices):
 
 
 @pytest.mark.parametrize(
-    ("widths", "examples", "groups"),
-    [((8, 2**12, 8), 2**9, ["0-2"]), ((8, 2**12, 8), 2**9 + 1, ["0-1", "2"]), ((2**12, 8, 8), 2**9 + 1, ["0", "1-2"])],
-    ids=["8 MiB", "more", "more at first"],
+    ("handed_on", "groups"),
+    [
+        ((4, 8, 0), ["0-2"]),
+        ((4, 9, 0), ["0-1", "2"]),
+        ((13, 1, 0), ["0", "1-2"]),
+        ((1, 1, 1, 1, 1, 0), ["0-3", "4-5"]),
+    ],
+    ids=str,
 )
-def test_stages_with_small_messages_are_one_program_where_that_is_left_open(widths, examples, groups):
-    sizes = (3, *widths, 2)
-    blocks = [nnx.Linear(a, b, rngs=nnx.Rngs(0)) for a, b in itertools.pairwise(sizes)]
-    example = jax.ShapeDtypeStruct((examples, 3), jnp.float32)
-    stages = scpl.decouple(blocks, 3, scpl.SupCon(head="identity"), example, nnx.Rngs(1), cut="even")
+def test_stages_with_small_messages_are_one_program_where_that_is_left_open(handed_on, groups):
+    """Messages in MiB of 1024 examples."""
+    widths = [max(1, 256 * size) for size in handed_on]
+    blocks = [nnx.Linear(a, b, rngs=nnx.Rngs(0)) for a, b in itertools.pairwise((3, *widths, 2))]
+    example = jax.ShapeDtypeStruct((1024, 3), jnp.float32)
+    stages = scpl.decouple(blocks, len(widths), scpl.SupCon(head="identity"), example, nnx.Rngs(1), cut="even")
     one = jax.devices()[:1]
     assert [group.name for group in scpl.Pipeline(stages, OPTIMIZER, one, fuse=None).groups] == groups
-    assert len(scpl.Pipeline(stages, OPTIMIZER, one).groups) == 3
-    assert len(scpl.Pipeline(stages, OPTIMIZER, jax.devices()[:3], fuse=None).groups) == 3
+    assert len(scpl.Pipeline(stages, OPTIMIZER, one).groups) == len(stages)
+    assert len(scpl.Pipeline(stages[:3], OPTIMIZER, jax.devices()[:3], fuse=None).groups) == 3
 
 
 def test_never_more_batches_in_flight_than_allowed(stages, monkeypatch):
