@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Numbers that one program draws at least. XLA takes some 0.2 s to compile a program that draws, and a network has many
-# shapes; to draw so many takes a millisecond.
-_LEAST = 2**18
+# Numbers that a program draws, up to which it is made longer to serve more shapes: XLA takes some 0.2 s to compile one
+# that draws, but milliseconds to draw the longest of these.
+_LENGTHS = (2**12, 2**15, 2**18)
 # JAX's setting by which a number depends on its place only.
 _BY_PLACE = "jax_threefry_partitionable"
 
@@ -21,7 +21,7 @@ def uniform(
     """``jax.random.uniform(key, shape, dtype, low, high) * factor``, to the bit.
 
     Of JAX's default generator each number depends on its place alone, not on how many there are, so any shape's numbers
-    are the first ones of a longer row, whose length is a power of two. Where that does not hold, or values are only
+    are the first ones of a longer row, which is of one of few lengths. Where that does not hold, or values are only
     traced, JAX draws the shape itself.
 
     Args:
@@ -41,7 +41,8 @@ def uniform(
     if isinstance(key, jax.core.Tracer) or not by_place or dtype != jnp.float32:
         return jax.random.uniform(key, shape, dtype, low, high) * jnp.asarray(factor, dtype)
     count = math.prod(shape)
-    row = jax.random.uniform(key, (max(_LEAST, 1 << (count - 1).bit_length()),), dtype, low, high)
+    length = next((some for some in _LENGTHS if count <= some), 1 << (count - 1).bit_length())
+    row = jax.random.uniform(key, (length,), dtype, low, high)
     values = np.asarray(row)[:count].reshape(shape)
     # Not jnp.asarray, which compiles a program for every shape.
     return jax.device_put(values if factor == 1 else values * np.float32(factor))

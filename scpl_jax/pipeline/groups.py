@@ -58,15 +58,15 @@ def group_stages(stages: Sequence[Stage], meshes: Sequence[Mesh], fuse: bool | N
     groups: list[Group] = []
     for stage, mesh in zip(stages, meshes, strict=True):
         before = groups[-1] if groups else None
-        if before is not None and before.mesh == mesh and (_gain_by_fusing(before) if fuse is None else fuse):
+        if before is not None and before.mesh == mesh and (_takes_one_more(before) if fuse is None else fuse):
             groups[-1] = Group((*before.stages, stage), mesh)
         else:
             groups.append(Group((stage,), mesh))
     return tuple(groups)
 
 
-def _gain_by_fusing(group: Group) -> bool:
-    """Whether the stage behind the group should be of its program: faster, but XLA keeps more arrays at a time."""
+def _takes_one_more(group: Group) -> bool:
+    """Whether the next stage should be of the same program: mostly faster, but XLA keeps more arrays at a time."""
     small = len(group.stages) < _STAGES and sum(stage.message_bytes for stage in group.stages) <= _SMALL
     return small and group.mesh.devices.flat[0].platform == "cpu"
 
