@@ -7,6 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -35,6 +36,27 @@ jax.config.update("jax_compilation_cache_dir", os.environ["SCPL_JAX_TEST_CACHE"]
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 # Data sets that tests and examples prepare don't go to the user's folder either.
 registry.DEFAULT_CACHE_DIR = Path(os.environ["SCPL_JAX_TEST_CACHE"])
+
+
+@pytest.fixture
+def compilations():
+    """A context that gives the names of the functions that are compiled while it is open."""
+
+    @contextlib.contextmanager
+    def counting():
+        names = []
+
+        def listener(event, *_, **about):
+            if "backend_compile" in event:
+                names.append(about["fun_name"])
+
+        jax.monitoring.register_event_duration_secs_listener(listener)
+        try:
+            yield names
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listener)
+
+    return counting
 
 
 @pytest.fixture(scope="session")

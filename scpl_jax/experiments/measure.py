@@ -31,6 +31,8 @@ _FILL = 4
 # For processes whose memory is measured: glibc would keep freed arrays for later, and what is resident would depend on
 # luck more than on what is in use.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
+# How stages share programs, as a method says it; otherwise it is left open, as in a training run.
+_FUSE = {"fused": True, "separate": False}
 
 
 class _Squares(nnx.Module):
@@ -105,7 +107,7 @@ def pipelines(network: Network, methods: Sequence[str], placement: dict[str, Any
         if name == "scpl" or name in network.others:
             # The sub-meshes are those of SCPL's stages for all.
             stages = network.local if name == "scpl" else _priced_like(network.others[name], network.local)
-            fuse = True if "fused" in more else False if "separate" in more else None
+            fuse = next((_FUSE[word] for word in more if word in _FUSE), None)
             made[method] = Pipeline(stages, optax.adam(1e-3), fuse=fuse, **options)
         else:
             micro_batches = next((int(word) for word in more if word.isdigit()), 1)

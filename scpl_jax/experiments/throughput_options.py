@@ -18,7 +18,7 @@ from scpl_jax.training.errors import RunError
 
 KNOWN = ("scpl", *END_TO_END)
 METHODS = "scpl,scpl synchronous,bp,gpipe 2,gpipe 4,gpipe 8,gpipe 4 remat"
-SINGLE = "scpl,bp"
+SINGLE = "scpl,scpl fused,bp"
 
 
 @dataclasses.dataclass

@@ -149,6 +149,7 @@ class Builder:
 
 
 def _compile_all(jobs: dict[Any, tuple[Callable[[], Any], list["Program"]]]) -> None:
+    # A function of its own, so that nothing holds the jobs, which are large, when memory is given back.
     kept: list[tuple[Callable[[], Any], list[Program]]] = []
     not_kept: list[tuple[Callable[[], Any], list[Program]]] = []
     for (_, text, *_), entry in jobs.items():

@@ -49,7 +49,7 @@ def test_one_device_is_compared_with_its_own_peak(tmp_path, capsys, model):
     options = ["--embedding-size", "6", "--length", "10", "--vocabulary", "50", "--output", str(out), "--no-torch"]
     assert run(throughput.main, ["--single", "--model", model, *TINY, *options]) == 0
     found = json.loads(out.read_text())
-    assert list(found["methods"]) == ["scpl", "bp"]
+    assert list(found["methods"]) == ["scpl", "scpl fused", "bp"]
     for row in found["methods"].values():
         rate = row["flops_a_step"] / row["seconds_a_step"]["median"]
         assert row["share_of_peak"] == pytest.approx(rate / found["peak_flops_per_second"])

@@ -72,17 +72,9 @@ def test_other_generators_and_dtypes_draw_as_jax_does():
         chex.assert_trees_all_equal(uniform(key, (6, 5), 0, 1), jax.random.uniform(key, (6, 5)))
 
 
-def test_few_programs_draw_many_shapes():
-    compiled = []
-
-    def listener(event, _, **__):
-        compiled.extend([event] if event.endswith("backend_compile_duration") else [])
-
+def test_few_programs_draw_many_shapes(compilations):
     uniform(jax.random.key(0), (3,), -0.3, 0.7)
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
+    with compilations() as compiled:
         for size in range(4, 60):
             uniform(jax.random.key(size), (size, 3), -0.3, 0.7, factor=size)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
     assert not compiled

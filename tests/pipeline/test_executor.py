@@ -229,23 +229,14 @@ def test_never_more_batches_in_flight_than_allowed(stages, monkeypatch):
         assert len(waited) == max(0, number - 2)
 
 
-def test_equal_stages_on_one_device_are_compiled_once():
-    def compilations(depth, devices):
+def test_equal_stages_on_one_device_are_compiled_once(compilations):
+    def count(depth, devices):
         rngs, (x, y) = nnx.Rngs(0), (np.ones((4, 8), np.float32), np.array([0, 1, 2, 0]))
         blocks = [nnx.Linear(8, 8, rngs=rngs) for _ in range(depth)] + [nnx.Linear(8, 3, rngs=rngs)]
         stages = scpl.decouple(blocks, depth, scpl.SupCon(head="linear", head_dims=(4,)), x, nnx.Rngs(1))
         pipeline = scpl.Pipeline(stages, OPTIMIZER, jax.devices()[:devices])
-        counted = []
-
-        def listener(event, *_, **__):
-            if "backend_compile" in event:
-                counted.append(event)
-
-        jax.monitoring.register_event_duration_secs_listener(listener)
-        try:
+        with compilations() as compiled:
             pipeline.compile(x, y)
-        finally:
-            jax.monitoring.unregister_event_duration_listener(listener)
         before = arrays(pipeline.states)[0]
         pipeline.train_step(x, y)
         # They share a program, not their values.
@@ -253,8 +244,8 @@ def test_equal_stages_on_one_device_are_compiled_once():
             assert not np.array_equal(old["blocks"][0]["kernel"], new["blocks"][0]["kernel"])
         kernels = [state["blocks"][0]["kernel"] for state in arrays(pipeline.states)[0]]
         assert not any(np.array_equal(kernels[0], other) for other in kernels[1:])
-        return len(counted)
+        return len(compiled)
 
     # The last stage, which has the classifier, is another program.
-    assert compilations(3, 1) == compilations(6, 1) == 2
-    assert compilations(6, 2) == 3
+    assert count(3, 1) == count(6, 1) == 2
+    assert count(6, 2) == 3

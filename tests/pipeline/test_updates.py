@@ -29,23 +29,14 @@ class Block(nnx.Module):
         return x + self.back(nnx.relu(self.norm(self.wide(x))))
 
 
-def programs_and_results(objective, monkeypatch, flags, **options):
+def programs_and_results(objective, monkeypatch, compilations, flags, **options):
     """Names of the programs; metrics of four steps, states after them, skipped updates, bytes."""
     monkeypatch.setenv("XLA_FLAGS", flags)
     rngs = nnx.Rngs(0)
     blocks = [Block(rngs), Block(rngs), nnx.Linear(WIDE[0], 3, rngs=rngs)]
     pipeline = scpl.Pipeline(scpl.decouple(blocks, 2, objective, batch(0)[0], nnx.Rngs(1)), OPTIMIZER, **options)
-    compiled = []
-
-    def listener(event, *_, **about):
-        if "backend_compile" in event:
-            compiled.append(about["fun_name"])
-
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
+    with compilations() as compiled:
         pipeline.compile(*batch(0))
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
     metrics = []
     for step in range(4):
         x, y = batch(step)
@@ -77,10 +68,11 @@ def programs_and_results(objective, monkeypatch, flags, **options):
     ],
     ids=str,
 )
-def test_updates_of_their_own_are_the_same(monkeypatch, objective, options):
+def test_updates_of_their_own_are_the_same(monkeypatch, compilations, objective, options):
     options = {**options, "devices": jax.devices()[: options.get("devices", 4)]}
-    together = programs_and_results(objective, monkeypatch, "", **options)
-    apart = programs_and_results(objective, monkeypatch, "--xla_cpu_use_fusion_emitters=false", **options)
+    together = programs_and_results(objective, monkeypatch, compilations, "", **options)
+    flags = "--xla_cpu_use_fusion_emitters=false"
+    apart = programs_and_results(objective, monkeypatch, compilations, flags, **options)
     assert [any("update" in name for name in some) for some in (together[0], apart[0])] == [False, True]
     assert apart[3] == together[3]
     assert min(apart[4]) > 4 * 2 * WIDE[0] * WIDE[1]  # the gradients of a block, which stay
