@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import Mesh
 
 from scpl_jax.pipeline.groups import Builder, Group, Pacer, Program, abstract
@@ -56,12 +57,23 @@ def _gradients(
     """The same without the updates. The fourth argument is memory for the gradients."""
     found, outcomes = [], []
     for stage, own, rest in zip(stages, params, rests, strict=True):
-        # Nothing of one stage is computed together with something of another: each has the same bits in any group.
-        message, labels = jax.lax.optimization_barrier((message, labels))
         gradient, (message, rest, metrics) = gradients(stage, own, rest, message, labels)
+        message, labels = _boundary((message, labels))
         found.append(gradient)
         outcomes.append((rest, metrics))
     return tuple(found), message, tuple(outcomes)
+
+
+def _boundary(message: Any) -> Any:
+    """Between stages of one program, so that no code is made of two of them: each has the same bits in any group."""
+    return jax.lax.platform_dependent(message, cpu=_kept_barrier, default=jax.lax.optimization_barrier)
+
+
+def _kept_barrier(message: Any) -> Any:
+    # On CPUs XLA drops barriers before it fuses operations, but not a call that may not be inlined: what goes through
+    # it, exists. Nothing is copied, and nothing waits.
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(jax.lax.optimization_barrier)(message)
 
 
 def _update(
