@@ -24,6 +24,7 @@ from flax import nnx
 import scpl_jax as scpl
 from scpl_jax.data import registry
 from scpl_jax.experiments.machine import avoid_fusion_emitters
+from scpl_jax.models import onednn
 
 # What is tested is the code that the commands run.
 avoid_fusion_emitters()
@@ -63,6 +64,13 @@ def compilations():
 def cache() -> Path:
     """Where runs keep compiled programs and prepared data: one folder for all tests."""
     return Path(os.environ["SCPL_JAX_TEST_CACHE"])
+
+
+@pytest.fixture
+def onednn_at_any_size(monkeypatch):
+    """Has oneDNN compute what is too small to be worth it, too."""
+    monkeypatch.setattr(onednn, "MIN_PRODUCT", 0)
+    monkeypatch.setattr(onednn, "MIN_CONVOLUTION", 0)
 
 
 @pytest.fixture

@@ -77,11 +77,13 @@ def _pixels_out(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any
 
 
 def _by_onednn(library: str, strides: Any, padding: Any, kernel: jax.Array, images: jax.Array) -> bool:
-    """Whether oneDNN computes this convolution: it pads, but does not cut off."""
+    """Whether oneDNN computes this convolution: it pads, but does not cut off, and small ones do not pay."""
     inside = all(
         0 <= before < k and 0 <= after < k for (before, after), k in zip(padding, kernel.shape[:2], strict=True)
     )
-    return library == "onednn" and onednn.usable(images, kernel) and inside
+    if library != "onednn" or not inside or not onednn.usable(images, kernel):
+        return False
+    return onednn.pays_convolution(_pixels_out(images, kernel, strides, padding), images, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))

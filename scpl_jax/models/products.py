@@ -67,14 +67,14 @@ def _gradient_of_kernel(x: jax.Array, cotangent: jax.Array, precision: Any) -> j
 def dense(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None, **options: Any) -> jax.Array:
     """Drop-in for :func:`jax.lax.dot_general` in ``nnx.Linear(dot_general=...)``: (..., D) and (D, F) to (..., F).
 
-    Dtypes other than float32 are XLA's.
+    Dtypes other than float32 and small products are XLA's.
 
     Example:
       >>> import jax.numpy as jnp
       >>> dense(jnp.ones((2, 3, 4)), jnp.ones((4, 5)), (((2,), (0,)), ((), ()))).shape
       (2, 3, 5)
     """
-    if onednn.usable(x, kernel) and onednn.available():
+    if onednn.usable(x, kernel) and onednn.available() and onednn.pays_product(x, kernel.shape[-1]):
         return _dense(x, kernel, precision)
     return lax.dot_general(x, kernel, dimension_numbers, precision=precision, **options)
 

@@ -68,6 +68,7 @@ def test_a_resumed_run_keeps_its_library():
         with_library(split, "cifar10", {"resolved": {"library": "onednn"}})
 
 
+@pytest.mark.usefixtures("onednn_at_any_size")
 @needs_onednn
 def test_a_whole_run_and_its_continuation(tmp_path, cache, capsys):
     path = tmp_path / "run"
@@ -84,6 +85,7 @@ def test_a_whole_run_and_its_continuation(tmp_path, cache, capsys):
     assert run(main, ["--out-dir", str(path), "--resume"]) == 0
 
 
+@pytest.mark.usefixtures("onednn_at_any_size")
 @needs_onednn
 @pytest.mark.parametrize("options", [{}, {"fuse": True}, {"devices": 2}], ids=str)
 def test_a_pipeline_trains_alike_and_does_not_try_to_keep_the_programs(options, tmp_path):
@@ -104,6 +106,7 @@ def test_a_pipeline_trains_alike_and_does_not_try_to_keep_the_programs(options, 
     assert before == jax.config.jax_persistent_cache_min_compile_time_secs
 
 
+@pytest.mark.usefixtures("onednn_at_any_size")
 @needs_onednn
 @pytest.mark.parametrize("kind", ["few channels", "Winograd", "linear", "attention"])
 def test_what_a_module_costs_does_not_depend_on_the_library(kind):

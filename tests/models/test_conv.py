@@ -10,7 +10,10 @@ from jax import lax
 from scpl_jax.models import conv, kernel_gradients, onednn, winograd
 
 # Programs by oneDNN can't be kept in the compilation cache that the tests share.
-pytestmark = pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry"),
+    pytest.mark.usefixtures("onednn_at_any_size"),
+]
 LIBRARIES = [
     "xla",
     pytest.param("onednn", marks=pytest.mark.skipif(not onednn.available(), reason="no oneDNN in this jaxlib")),

@@ -12,7 +12,10 @@ from scpl_jax.models import build_model, lstm, onednn, products, transformer
 from scpl_jax.models.layers import linear
 
 # These programs can't be kept in the compilation cache that the tests share.
-pytestmark = pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry"),
+    pytest.mark.usefixtures("onednn_at_any_size"),
+]
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="no oneDNN in this jaxlib")
 
 
