@@ -24,7 +24,7 @@ from flax import nnx
 import scpl_jax as scpl
 from scpl_jax.data import registry
 from scpl_jax.experiments.machine import avoid_fusion_emitters
-from scpl_jax.models import onednn
+from scpl_jax.models import conv, products
 
 # What is tested is the code that the commands run.
 avoid_fusion_emitters()
@@ -69,8 +69,8 @@ def cache() -> Path:
 @pytest.fixture
 def onednn_at_any_size(monkeypatch):
     """Has oneDNN compute what is too small to be worth it, too."""
-    monkeypatch.setattr(onednn, "MIN_PRODUCT", 0)
-    monkeypatch.setattr(onednn, "MIN_CONVOLUTION", 0)
+    monkeypatch.setattr(products, "_MIN_ONEDNN", 0)
+    monkeypatch.setattr(conv, "_MIN_ONEDNN", 0)
 
 
 @pytest.fixture

@@ -26,6 +26,10 @@ _MIN_PIXELS = 256
 _MIN_PIXELS_ONEDNN = 64
 # With fewer channels the copies of shifted cotangents cost more than they save.
 _MIN_SHIFTED = 8
+# With fewer operations a call of oneDNN itself takes longer than it saves, forward and to the images; but over fewer
+# channels than the second number XLA's own convolution is so slow that it pays nevertheless.
+_MIN_ONEDNN = 1 << 23
+_FEW_ONEDNN = 8
 # Of Winograd's form: with fewer channels the transforms cost more than they save in any case. In the kernel's gradient
 # they are worth it from so many pixels times channels in times channels out on, forward and to the images instead of
 # XLA's convolution from so many channels times pixels on; with so many channels in times channels out in all passes,
@@ -83,7 +87,8 @@ def _by_onednn(library: str, strides: Any, padding: Any, kernel: jax.Array, imag
     )
     if library != "onednn" or not inside or not onednn.usable(images, kernel):
         return False
-    return onednn.pays_convolution(_pixels_out(images, kernel, strides, padding), images, kernel)
+    operations = 2 * images.shape[0] * _pixels_out(images, kernel, strides, padding) * kernel.size
+    return operations >= _MIN_ONEDNN or min(kernel.shape[2:]) < _FEW_ONEDNN
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))

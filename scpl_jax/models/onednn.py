@@ -28,11 +28,6 @@ _CONVOLUTION, _PRODUCT = "__onednn$convolution", "__onednn$matmul"
 # What the calls are configured by is no public interface, and a wrong configuration ends the process: only releases of
 # the kind that was tested, from the first to before the second.
 _JAXLIB = ((0, 10, 2), (0, 11, 0))
-# With fewer operations a call itself takes longer than it saves; over few channels XLA's own convolution is so slow
-# that it pays nevertheless (experiments/single/README.md).
-MIN_PRODUCT = 1 << 22
-MIN_CONVOLUTION = 1 << 23
-FEW_CHANNELS = 8
 
 
 def on_cpu(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
@@ -94,17 +89,6 @@ def check_library(library: str) -> str:
 def usable(*arrays: jax.Array) -> bool:
     """Whether the calls are for arrays of these dtypes: float32 only, which oneDNN has on every processor."""
     return all(array.dtype == jnp.float32 for array in arrays)
-
-
-def pays_product(a: jax.Array, columns: int) -> bool:
-    """Whether a call is faster than XLA for the product of ``a``, (..., K), and a matrix of so many columns."""
-    return 2 * a.size * columns >= MIN_PRODUCT
-
-
-def pays_convolution(pixels_out: int, images: jax.Array, kernel: jax.Array) -> bool:
-    """Whether a call is faster than XLA, forward and to the images, for so many pixels of an image's result."""
-    many = 2 * images.shape[0] * pixels_out * kernel.size >= MIN_CONVOLUTION
-    return many or min(kernel.shape[2:]) < FEW_CHANNELS
 
 
 def _call(target: str, config: dict[str, Any], shape: Sequence[int], *operands: Any, **layouts: Any) -> jax.Array:

@@ -16,6 +16,8 @@ from jax import lax
 from scpl_jax.models import onednn
 from scpl_jax.models.winograd import transposed_product
 
+# With fewer operations a call of oneDNN itself takes longer than it saves.
+_MIN_ONEDNN = 1 << 22
 # Over this many outputs XLA's gradient of a layer's kernel is the faster one.
 _MANY = 512
 # (N, L, heads, D) in memory is the array with the axes (N, heads, L, D).
@@ -74,7 +76,7 @@ def dense(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: An
       >>> dense(jnp.ones((2, 3, 4)), jnp.ones((4, 5)), (((2,), (0,)), ((), ()))).shape
       (2, 3, 5)
     """
-    if onednn.usable(x, kernel) and onednn.available() and onednn.pays_product(x, kernel.shape[-1]):
+    if onednn.usable(x, kernel) and onednn.available() and 2 * x.size * kernel.shape[-1] >= _MIN_ONEDNN:
         return _dense(x, kernel, precision)
     return lax.dot_general(x, kernel, dimension_numbers, precision=precision, **options)
 

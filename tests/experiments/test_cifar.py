@@ -13,6 +13,7 @@ from PIL import Image
 
 from scpl_jax.experiments.cifar import main
 from scpl_jax.experiments.command_line import run
+from scpl_jax.models import onednn
 
 COMMAND = [sys.executable, "-m", "scpl_jax.experiments.cifar"]
 TINY = [
@@ -111,12 +112,15 @@ def test_options_work_together(tiny, options):
 
 
 @pytest.mark.runs
-def test_fused_or_not_changes_no_bit(tmp_path, cache):
-    """Of code that XLA optimises, unlike that of most tests, and by the library that is the default."""
+@pytest.mark.parametrize("library", ["xla", "onednn"])
+def test_fused_or_not_changes_no_bit(tmp_path, cache, library):
+    """Of code that XLA optimises, unlike that of most tests."""
+    if library == "onednn" and not onednn.available():
+        pytest.skip("no oneDNN in this jaxlib")
     environment = {**os.environ, "XLA_FLAGS": ""}
     losses = []
     for fuse in ("yes", "no"):
-        options = ["--fuse", fuse, "--epochs", "3", "--limit-train", "64", "--no-tensorboard"]
+        options = ["--fuse", fuse, "--library", library, "--epochs", "3", "--limit-train", "64", "--no-tensorboard"]
         files = ["--cache-dir", str(cache), "--out-dir", str(tmp_path / fuse)]
         subprocess.run([*COMMAND, *TINY, *files, *options], env=environment, check=True, timeout=200)
         losses.append([line["train_loss"] for line in read(tmp_path / fuse)[1]])
