@@ -14,19 +14,21 @@ import jax
 import jax.numpy as jnp
 
 from scpl_jax.models import onednn
-from scpl_jax.models.products import gradient_of_inputs
+from scpl_jax.models.products import dot_general, gradient_of_inputs
 
 # From so many rows a step on, one product of inputs and states is as fast; with few, as 64, training takes longer with
 # it (experiments/single/README.md).
 _MANY_ROWS = 256
+_ROWS_BY_COLUMNS = (((1,), (0,)), ((), ()))
 
 # Inputs (L, N, D), kernel (D, 4H), recurrent kernel (H, 4H), bias (4H,), state h and c (N, H) each, and which steps are
 # real, (L, N) bool.
 Direction = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-def _loop(directions: list[Direction], keep: bool) -> Any:
+def _loop(directions: list[Direction], keep: bool, library: str) -> Any:
     """Outputs (L, N, H) and last h and c of each direction; with ``keep`` also gates and states before each step."""
+    product = functools.partial(dot_general(library), dimension_numbers=_ROWS_BY_COLUMNS)
     early = directions[0][0].shape[1] < _MANY_ROWS
     if early:
         fed = [x @ kernel + bias for x, kernel, _, bias, *_ in directions]
@@ -38,7 +40,10 @@ def _loop(directions: list[Direction], keep: bool) -> Any:
     def step(states: Any, inputs: Any) -> Any:
         after, kept = [], []
         for (_, _, _, bias, *_), kernel, (h, c), (x, real) in zip(directions, kernels, states, inputs, strict=True):
-            z = h @ kernel + x if early else jnp.concatenate([x, h], axis=-1) @ kernel + bias
+            if early:
+                z = h @ kernel + x
+            else:
+                z = product(jnp.concatenate([x, h], axis=-1), kernel) + bias
             i, f, g, o = jnp.split(z, 4, axis=-1)
             i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
             new_c = f * c + i * g
@@ -72,7 +77,8 @@ def recurrence(directions: list[Direction], library: str = "xla") -> list[tuple[
         - which steps are real, (L, N), bool; all others are padding.
 
         All floating arrays have the same dtype.
-      library: what computes the gradient of the inputs on the CPU, one of ``scpl_jax.models.LIBRARIES``.
+      library: what computes the products of a step and the gradient of the inputs on the CPU, one of
+        ``scpl_jax.models.LIBRARIES``; with few rows a step forward it is always XLA.
 
     Returns:
       Of each direction outputs (L, N, H) and the state after the last step, h and c, (N, H).
@@ -85,12 +91,12 @@ def recurrence(directions: list[Direction], library: str = "xla") -> list[tuple[
       >>> [round(float(x), 3) for x in (outputs[0, 0, 0], outputs[1, 0, 0], outputs[2, 0, 0], h[0, 0], c[0, 0])]
       [0.37, 0.545, 0.0, 0.545, 0.964]
     """
-    states, kept = _loop(directions, keep=False)
+    states, kept = _loop(directions, False, library)
     return [(outputs, h, c) for (h, c), (outputs,) in zip(states, kept, strict=True)]
 
 
 def _recurrence_fwd(directions: list[Direction], library: str) -> Any:
-    states, kept = _loop(directions, keep=True)
+    states, kept = _loop(directions, True, library)
     saved = [
         (x, kernel, recurrent, real, *rest)
         for (x, kernel, recurrent, *_, real), (_, *rest) in zip(directions, kept, strict=True)
@@ -99,6 +105,8 @@ def _recurrence_fwd(directions: list[Direction], library: str) -> Any:
 
 
 def _recurrence_bwd(library: str, saved: Any, cotangents: Any) -> Any:
+    product = functools.partial(dot_general(library), dimension_numbers=_ROWS_BY_COLUMNS)
+
     def step(states: Any, inputs: Any) -> Any:
         before, found = [], []
         for (_, _, recurrent, *_), (dh, dc), (dy, real, gates, c) in zip(saved, states, inputs, strict=True):
@@ -109,7 +117,7 @@ def _recurrence_bwd(library: str, saved: Any, cotangents: Any) -> Any:
             of_c = jnp.where(there, dc, 0) + of_h * o * (1 - t * t)
             parts = (of_c * g * i * (1 - i), of_c * c * f * (1 - f), of_c * i * (1 - g * g), of_h * t * o * (1 - o))
             gate = jnp.concatenate(parts, axis=-1)
-            before.append((gate @ recurrent.T + jnp.where(there, 0, dh), of_c * f + jnp.where(there, 0, dc)))
+            before.append((product(gate, recurrent.T) + jnp.where(there, 0, dh), of_c * f + jnp.where(there, 0, dc)))
             found.append(gate)
         return before, found
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scpl_jax.models import onednn
 from scpl_jax.models import recurrence as module
 from scpl_jax.models.recurrence import recurrence
 
@@ -16,6 +17,13 @@ LENGTH, ROWS, FEATURES, HIDDEN = 5, 3, 4, 6
 def form(request, monkeypatch):
     """Inputs go through their product before the loop, or in it."""
     monkeypatch.setattr(module, "_MANY_ROWS", ROWS + 1 if request.param == "few rows" else 1)
+
+
+@pytest.fixture(params=["xla", "onednn"])
+def library(request, onednn_at_any_size):
+    if request.param == "onednn" and not onednn.available():
+        pytest.skip("no oneDNN in this jaxlib")
+    return request.param
 
 
 def step_by_step(directions):
@@ -51,12 +59,12 @@ def directions(request):
     return [one[0], (*one[1][:-1], real[::-1])]
 
 
-def test_values_are_those_of_the_loop_step_by_step(directions):
-    chex.assert_trees_all_close(recurrence(directions), step_by_step(directions), atol=1e-6)
+def test_values_are_those_of_the_loop_step_by_step(directions, library):
+    chex.assert_trees_all_close(recurrence(directions, library), step_by_step(directions), atol=1e-6)
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_gradients_are_those_of_the_loop_step_by_step(directions, jit):
+def test_gradients_are_those_of_the_loop_step_by_step(directions, jit, library):
     rng = np.random.default_rng(1)
     weights = [jax.tree.map(lambda y: rng.normal(size=y.shape), one) for one in step_by_step(directions)]
     reals = [one[-1] for one in directions]
@@ -69,7 +77,8 @@ def test_gradients_are_those_of_the_loop_step_by_step(directions, jit):
         of = jax.grad(loss)
         return (jax.jit(of) if jit else of)([one[:-1] for one in directions])
 
-    chex.assert_trees_all_close(gradient(recurrence), gradient(step_by_step), rtol=1e-5, atol=1e-5)
+    mine = gradient(lambda directions: recurrence(directions, library))
+    chex.assert_trees_all_close(mine, gradient(step_by_step), rtol=1e-5, atol=1e-5)
 
 
 def test_in_bfloat16_values_and_gradients_keep_their_type():
