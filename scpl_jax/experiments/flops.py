@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import Jaxpr
+from jax.interpreters import partial_eval
 
 from scpl_jax.stages.cost import inner_programs
 
@@ -13,8 +14,9 @@ from scpl_jax.stages.cost import inner_programs
 def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
     """Operations of all matrix products and convolutions of a function, a multiplication and an addition being two.
 
-    They are counted in the program as JAX traces it, before any compiler changes it. What a loop does counts as often
-    as it is done; of the branches of a condition the most expensive one counts. Zeros that a strided convolution's
+    They are counted in the program as JAX traces it, before any compiler changes it, but without what no result needs,
+    as the gradient of a stage's inputs, which derivatives of our own give unasked. What a loop does counts as often as
+    it is done; of the branches of a condition the most expensive one counts. Zeros that a strided convolution's
     gradient is given between the pixels don't count.
 
     Args:
@@ -26,7 +28,9 @@ def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
       >>> matrix_flops(lambda a, b: jnp.tanh(a @ b), jnp.ones((3, 4)), jnp.ones((4, 5)))
       120.0
     """
-    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _of(needed)
 
 
 def _of(jaxpr: Jaxpr) -> float:

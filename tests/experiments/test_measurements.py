@@ -108,6 +108,23 @@ def test_operations_are_those_of_products_and_convolutions():
     assert matrix_flops(several, square) == (7 + 2) * 2 * 4**3
 
 
+def test_operations_that_no_result_needs_do_not_count():
+    """A derivative of one's own gives both gradients, also where one of them is all that is asked for."""
+
+    @jax.custom_vjp
+    def product(a, b):
+        return a @ b
+
+    product.defvjp(lambda a, b: (a @ b, (a, b)), lambda saved, g: (g @ saved[1].T, saved[0].T @ g))
+    a, b = jnp.ones((3, 4)), jnp.ones((4, 5))
+
+    def loss(a, b):
+        return jnp.sum(jnp.square(product(a, b)))
+
+    assert matrix_flops(jax.grad(loss, (0, 1)), a, b) == 3 * 2 * 3 * 4 * 5
+    assert matrix_flops(jax.grad(loss, 1), a, b) == 2 * 2 * 3 * 4 * 5
+
+
 @pytest.mark.runs
 @pytest.mark.parametrize("model", ["lstm", "transformer"])
 def test_throughput_of_texts_counts_tokens(tmp_path, capsys, model):
