@@ -27,7 +27,8 @@ _MIN_PIXELS_ONEDNN = 64
 # With fewer channels the copies of shifted cotangents cost more than they save.
 _MIN_SHIFTED = 8
 # With fewer operations a call of oneDNN itself takes longer than it saves, forward and to the images; but over fewer
-# channels than the second number XLA's own convolution is so slow that it pays nevertheless.
+# channels than the second number XLA's own convolution is so slow that it pays nevertheless
+# (experiments/single/README.md).
 _MIN_ONEDNN = 1 << 23
 _FEW_ONEDNN = 8
 # Of Winograd's form: with fewer channels the transforms cost more than they save in any case. In the kernel's gradient

@@ -16,7 +16,7 @@ from jax import lax
 from scpl_jax.models import onednn
 from scpl_jax.models.winograd import transposed_product
 
-# With fewer operations a call of oneDNN itself takes longer than it saves.
+# With fewer operations a call of oneDNN itself takes longer than it saves (experiments/single/README.md).
 _MIN_ONEDNN = 1 << 22
 # Over this many outputs XLA's gradient of a layer's kernel is the faster one.
 _MANY = 512
@@ -42,13 +42,13 @@ def _dense_fwd(x: jax.Array, kernel: jax.Array, precision: Any) -> Any:
 
 def _dense_bwd(precision: Any, saved: Any, cotangent: jax.Array) -> Any:
     x, kernel = saved
-    return gradient_of_inputs(cotangent, kernel, precision), _gradient_of_kernel(x, cotangent, precision)
+    return _gradient_of_inputs(cotangent, kernel, precision), _gradient_of_kernel(x, cotangent, precision)
 
 
 _dense.defvjp(_dense_fwd, _dense_bwd)
 
 
-def gradient_of_inputs(cotangent: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+def _gradient_of_inputs(cotangent: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
     """``cotangent @ kernel.T`` by oneDNN, of a cotangent (..., F) and a kernel (D, F): (..., D), all float32."""
 
     def by_onednn(g: jax.Array, w: jax.Array) -> jax.Array:

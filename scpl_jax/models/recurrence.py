@@ -8,27 +8,31 @@ product would be too small to be fast, and the inputs of all steps go through th
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from scpl_jax.models import onednn
-from scpl_jax.models.products import dot_general, gradient_of_inputs
+from scpl_jax.models.products import dot_general
 
 # From so many rows a step on, one product of inputs and states is as fast; with few, as 64, training takes longer with
 # it (experiments/single/README.md).
 _MANY_ROWS = 256
-_ROWS_BY_COLUMNS = (((1,), (0,)), ((), ()))
 
 # Inputs (L, N, D), kernel (D, 4H), recurrent kernel (H, 4H), bias (4H,), state h and c (N, H) each, and which steps are
 # real, (L, N) bool.
 Direction = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
+def _product(library: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The product of two matrices by this library."""
+    return functools.partial(dot_general(library), dimension_numbers=(((1,), (0,)), ((), ())))
+
+
 def _loop(directions: list[Direction], keep: bool, library: str) -> Any:
     """Outputs (L, N, H) and last h and c of each direction; with ``keep`` also gates and states before each step."""
-    product = functools.partial(dot_general(library), dimension_numbers=_ROWS_BY_COLUMNS)
+    product = _product(library)
     early = directions[0][0].shape[1] < _MANY_ROWS
     if early:
         fed = [x @ kernel + bias for x, kernel, _, bias, *_ in directions]
@@ -77,8 +81,8 @@ def recurrence(directions: list[Direction], library: str = "xla") -> list[tuple[
         - which steps are real, (L, N), bool; all others are padding.
 
         All floating arrays have the same dtype.
-      library: what computes the products of a step and the gradient of the inputs on the CPU, one of
-        ``scpl_jax.models.LIBRARIES``; with few rows a step forward it is always XLA.
+      library: what computes the products of each step and the gradient of the inputs on the CPU, one of
+        ``scpl_jax.models.LIBRARIES``. Small products are XLA's, and forward all with fewer than 256 rows a step.
 
     Returns:
       Of each direction outputs (L, N, H) and the state after the last step, h and c, (N, H).
@@ -105,7 +109,7 @@ def _recurrence_fwd(directions: list[Direction], library: str) -> Any:
 
 
 def _recurrence_bwd(library: str, saved: Any, cotangents: Any) -> Any:
-    product = functools.partial(dot_general(library), dimension_numbers=_ROWS_BY_COLUMNS)
+    product = _product(library)
 
     def step(states: Any, inputs: Any) -> Any:
         before, found = [], []
@@ -127,8 +131,7 @@ def _recurrence_bwd(library: str, saved: Any, cotangents: Any) -> Any:
     gradients = []
     for gate, (x, kernel, _, _, _, h, _), (dh, dc) in zip(found, saved, first, strict=True):
         flat = gate.reshape(-1, gate.shape[-1])
-        by_library = library == "onednn" and onednn.usable(gate, kernel)
-        of_x = gradient_of_inputs(gate, kernel) if by_library else (flat @ kernel.T).reshape(x.shape)
+        of_x = product(flat, kernel.T).reshape(x.shape)
         of_kernels = (x.reshape(-1, x.shape[-1]).T @ flat, h.reshape(-1, h.shape[-1]).T @ flat)
         gradients.append((of_x, *of_kernels, flat.sum(0), dh, dc, None))
     return (gradients,)

@@ -38,9 +38,8 @@ def bits(devices: int, fuse: bool) -> str:
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize(
-    ("devices", "emitters"), [(1, ""), (2, "--xla_cpu_use_fusion_emitters=false")], ids=["emitters", "as the commands"]
-)
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("emitters", ["", "--xla_cpu_use_fusion_emitters=false"], ids=["emitters", "as the commands"])
 def test_code_is_not_made_of_two_stages(emitters, devices):
     flags = f"--xla_force_host_platform_device_count={devices} {emitters}"
     command = [sys.executable, __file__, str(devices)]
