@@ -53,7 +53,7 @@ def _loop(directions: list[Direction], keep: bool, library: str) -> Any:
             new_c = f * c + i * g
             new_h, there = o * jnp.tanh(new_c), real[:, None]
             after.append((jnp.where(there, new_h, h), jnp.where(there, new_c, c)))
-            saved = (jnp.concatenate([i, f, g, o], axis=-1), h, c) if keep else ()
+            saved = ((i, f, g, o), h, c) if keep else ()
             kept.append((jnp.where(there, new_h, 0), *saved))
         return after, kept
 
@@ -111,17 +111,19 @@ def _recurrence_fwd(directions: list[Direction], library: str) -> Any:
 def _recurrence_bwd(library: str, saved: Any, cotangents: Any) -> Any:
     product = _product(library)
 
+    # Turned round in the loop, XLA would copy them at every step.
+    turned = [recurrent.T for _, _, recurrent, *_ in saved]
+
     def step(states: Any, inputs: Any) -> Any:
         before, found = [], []
-        for (_, _, recurrent, *_), (dh, dc), (dy, real, gates, c) in zip(saved, states, inputs, strict=True):
-            i, f, g, o = jnp.split(gates, 4, axis=-1)
+        for kernel, (dh, dc), (dy, real, (i, f, g, o), c) in zip(turned, states, inputs, strict=True):
             there, t = real[:, None], jnp.tanh(f * c + i * g)
             # Cotangents of the new h and the new c, and then of what the gates are made of.
             of_h = jnp.where(there, dh + dy, 0)
             of_c = jnp.where(there, dc, 0) + of_h * o * (1 - t * t)
             parts = (of_c * g * i * (1 - i), of_c * c * f * (1 - f), of_c * i * (1 - g * g), of_h * t * o * (1 - o))
             gate = jnp.concatenate(parts, axis=-1)
-            before.append((product(gate, recurrent.T) + jnp.where(there, 0, dh), of_c * f + jnp.where(there, 0, dc)))
+            before.append((product(gate, kernel) + jnp.where(there, 0, dh), of_c * f + jnp.where(there, 0, dc)))
             found.append(gate)
         return before, found
 
