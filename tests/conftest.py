@@ -3,8 +3,10 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most programs here run a few times only: what their compilation saves counts more than how fast they are.
+# Most programs here run a few times only: what their compilation saves counts more than how fast they are. Code is
+# made in one piece, as each test has a core of its own.
 _FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+_FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
 import contextlib
