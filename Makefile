@@ -19,9 +19,9 @@ test: setup
 test-runs: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m runs tests
 
-# Runs of several real processes: kept apart, as each takes many seconds to start. Tests of a group share runs.
+# Runs of several real processes: kept apart, as each takes many seconds to start. Tests of a file share runs.
 test-processes: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m processes tests/experiments tests/faults
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m processes tests/experiments tests/faults
 
 setup: $(VENV)/.ready
 

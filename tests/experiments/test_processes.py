@@ -114,7 +114,6 @@ def undisturbed(tmp_path_factory, environment):
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.xdist_group("processes"),
     pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity"),
 ]
 two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores, one a process")

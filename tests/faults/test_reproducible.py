@@ -52,8 +52,6 @@ for number, (task, *arguments) in runs:
         sys.exit(f"run {number} ended with status {status}")
 """
 
-pytestmark = pytest.mark.xdist_group("reproducible")
-
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
