@@ -77,6 +77,24 @@ def _device() -> torch.device:
     return torch.device("cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu")
 
 
+def _set_precision(options: Options) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.precision != "float32"
+
+
+def torch_product(options: Options, side: int) -> Callable[[], None]:
+    """A function that multiplies two matrices of this side, in the precision asked for, and waits for the result."""
+    _set_precision(options)
+    device, dtype = _device(), torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+    matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+    def run() -> None:
+        torch.mm(matrix, matrix)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
 def torch_steps(options: Options, cut: Sequence[int], name: str, steps: int) -> Callable[[], None]:
     """A function that takes some training steps and waits for them.
 
@@ -89,7 +107,7 @@ def torch_steps(options: Options, cut: Sequence[int], name: str, steps: int) -> 
     Raises:
       RunError: as :func:`torch_stages`.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.precision != "float32"
+    _set_precision(options)
     device, local = _device(), name.endswith("scpl")
     stages = [stage.to(device) for stage in torch_stages(options, cut, local=local)]
     optimizers = [networks.adam(stage) for stage in stages]

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from scpl_jax.experiments import measure
-from scpl_jax.experiments.single import memory_of
+from scpl_jax.experiments.single import measure_single, memory_of
 from scpl_jax.experiments.throughput_options import Options
 from scpl_jax.pipeline import Pipeline
 
@@ -121,3 +121,14 @@ def test_memory_of_a_network_in_one_stage_is_measured():
     options = dataclasses.replace(CASES["lstm"], stages=1, steps=1, only_memory_of="PyTorch scpl")
     found = memory_of(options)
     assert found["peak_memory_bytes"] >= found["memory_before_bytes"] > 0
+
+
+@pytest.mark.runs
+def test_the_peak_is_the_best_of_all_libraries_at_hand():
+    found = measure_single(dataclasses.replace(CASES["lstm"], single=True, steps=1, repeats=1, memory=False))
+    rates = found["products_flops_per_second"]
+    assert {"product by XLA", "product by PyTorch"} <= rates.keys()
+    assert found["peak_flops_per_second"] == max(rates.values())
+    for row in found["methods"].values():
+        rate = row["flops_a_step"] / row["seconds_a_step"]["median"]
+        assert row["share_of_peak"] == pytest.approx(rate / max(rates.values()))
