@@ -26,9 +26,9 @@ def data_paths(options: Options) -> dict[str, Callable[[], None]]:
       options: model, image_size, length, vocabulary, batch_size, steps and precision count.
 
     Returns:
-      By name a function that draws ``steps`` batches in an epoch's random order, brings them to the device, prepares
-      them, and waits for the last one: for images with each augmentation that changes them, for texts padding to the
-      buckets.
+      By name a function that draws ``steps`` batches in an epoch's random order, brings them to the device and prepares
+      them as a training run does, and waits for the last one: for images with each augmentation that changes them, for
+      texts padding to the buckets.
 
     Example:
       >>> paths = data_paths(Options(batch_size=4, steps=2, image_size=8))
@@ -45,7 +45,7 @@ def data_paths(options: Options) -> dict[str, Callable[[], None]]:
         f"input, {kind} augmentation": functools.partial(
             _several,
             _endless(dataset, options.batch_size),
-            jax.jit(make_augment(kind, mean=_MEAN, std=_STD, dtype=options.dtype or jnp.float32)),
+            _folded(make_augment(kind, mean=_MEAN, std=_STD, dtype=options.dtype or jnp.float32)),
             options.steps,
         )
         for kind in ("basic", "strong")
@@ -54,11 +54,16 @@ def data_paths(options: Options) -> dict[str, Callable[[], None]]:
 
 def _several(batches: Iterator[Any], prepare: Callable[..., Any] | None, steps: int) -> None:
     ready: Any = None
-    for _ in range(steps):
-        ready = jax.device_put(next(batches))
-        if prepare is not None:
-            ready = prepare(jax.random.key(0), *ready)
+    for step in range(steps):
+        batch = next(batches)
+        # A program takes what the host has, and the key is folded within it, as by Pipeline.train_step.
+        ready = jax.device_put(batch) if prepare is None else prepare(np.int32(step), *batch)
     jax.block_until_ready(ready)
+
+
+def _folded(augment: Callable[..., Any]) -> Callable[..., Any]:
+    folded = jax.jit(lambda key, step, images, labels: augment(jax.random.fold_in(key, step), images, labels))
+    return functools.partial(folded, jax.random.key(0))
 
 
 def _endless(dataset: Examples, batch_size: int) -> Iterator[Any]:

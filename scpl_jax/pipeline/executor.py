@@ -26,7 +26,7 @@ from scpl_jax.pipeline.local_programs import LocalPrograms, Record
 from scpl_jax.pipeline.placement import batch_sharding, is_local, place, replicated, sub_meshes
 from scpl_jax.pipeline.placement import processes as processes_of
 from scpl_jax.pipeline.skips import Skip, StepSigns
-from scpl_jax.pipeline.transfer import hand_over, to_devices
+from scpl_jax.pipeline.transfer import hand_over, to_devices, to_program
 from scpl_jax.stages.decouple import Stage
 from scpl_jax.stages.step import StageState, initial_state, zero_totals
 
@@ -170,9 +170,11 @@ class Pipeline:
         self._bound(self.max_in_flight - 1)
         images, labels = jax.tree.map(_as_array, (images, labels))
         prepare, run = self._training_programs(images, labels)
-        message, targets = to_devices((images, labels), self._first)
-        if prepare is not None:
-            message, targets = prepare(self._key, np.int32(self.step), message, targets)
+        if prepare is None:
+            message, targets = to_devices((images, labels), self._first)
+        else:
+            batch = to_program((images, labels), self._first)
+            message, targets = prepare(self._key, np.int32(self.step), *batch)
         some = {} if self.active is None else {"active": self.active}
         self.states, metrics = run(self.states, message, targets, self._flags[with_norms], self.record, **some)
         losses = [one["loss"] for one in metrics if "loss" in one]

@@ -99,6 +99,23 @@ def test_preparation_may_change_the_number_of_examples(stages, batch):
     assert pipeline.totals()[-1]["examples"] == 16
 
 
+@pytest.mark.parametrize(("devices", "data_parallel"), [(slice(0, 1), 1), (slice(2, 4), 1), (slice(1, 7), 2)])
+def test_preparation_takes_arrays_of_the_host_and_of_any_device(stages, devices, data_parallel):
+    def brighter(key, images, labels):
+        return images + 0.1 * jax.random.normal(key, images.shape), labels
+
+    def losses(change):
+        places, options = jax.devices()[devices], {"prepare": brighter, "key": jax.random.key(0)}
+        pipeline = scpl.Pipeline(stages, OPTIMIZER, places, data_parallel=data_parallel, **options)
+        return jax.device_get([[m["loss"] for m in pipeline.train_step(*map(change, b))] for b in batches(3)])
+
+    host = losses(lambda x: x)
+    wide = losses(lambda x: x.astype(np.int64) if x.ndim == 1 else x.astype(np.float64))
+    placed = losses(lambda x: jax.device_put(x, jax.devices()[-1]))
+    for others in (wide, placed):
+        chex.assert_trees_all_equal(host, others)
+
+
 def test_totals_are_the_sums_of_the_metrics(stages):
     pipeline = scpl.Pipeline(stages, OPTIMIZER)
     metrics = jax.device_get([pipeline.train_step(*b) for b in batches(4)])
