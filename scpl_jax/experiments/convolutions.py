@@ -81,6 +81,9 @@ def _forms(x: np.ndarray, w: np.ndarray, g: np.ndarray, chunks: Sequence[int]) -
         forms["image gradient, oneDNN"] = lambda x, w, g: onednn.convolution(
             g, w[::-1, ::-1].swapaxes(2, 3), (1, 1), _PADDING
         )
+        forms["kernel gradient, oneDNN"] = lambda x, w, g: kernel_gradients.by_convolution(
+            x, g, w.shape, (1, 1), _PADDING, onednn.convolution
+        )
     for library, product in products.items():
         by = "" if library == "XLA" else f" by {library}"
         forms[f"kernel gradient, patches{by}"] = lambda x, w, g, product=product: kernel_gradients.by_patches(

@@ -3,8 +3,8 @@
 Kernels of 3 x 3 over many channels take fewer products in Winograd's form (:mod:`scpl_jax.models.winograd`). Of the
 others XLA's CPU backend computes the kernel's gradient over large images at a tenth of the speed of its forward pass;
 as matrix products over shifted copies (:mod:`scpl_jax.models.kernel_gradients`) it is several times faster. With the
-library oneDNN (:mod:`scpl_jax.models.onednn`) convolutions forward and to the images are its own, and the products of
-the kernel's gradient.
+library oneDNN (:mod:`scpl_jax.models.onednn`) convolutions forward and to the images are its own, and the kernel's
+gradient is one of its convolutions, too, or takes its products.
 """
 
 import functools
@@ -21,11 +21,16 @@ from scpl_jax.models import kernel_gradients, onednn, winograd
 _NHWC = ("NHWC", "HWIO", "NHWC")
 # What follows is by measurement (python -m scpl_jax.experiments.convolutions).
 # Below this many output pixels an image XLA's own kernel gradient is as fast as matrix products over copies; below the
-# second number as those over shifted copies by oneDNN.
+# second number as those over shifted copies by oneDNN, below the third as its convolution.
 _MIN_PIXELS = 256
 _MIN_PIXELS_ONEDNN = 64
+_MIN_PIXELS_CONVOLVED = 16
 # With fewer channels the copies of shifted cotangents cost more than they save.
 _MIN_SHIFTED = 8
+# With fewer channels in or out oneDNN's convolution is slower than its products over shifted copies; but those over
+# patches of fewer channels than _MIN_SHIFTED are slower yet, unless there are more channels out than the second number.
+_MIN_CONVOLVED = 16
+_MANY_FROM_FEW = 32
 # With fewer operations a call of oneDNN itself takes longer than it saves, forward and to the images; but over fewer
 # channels than the second number XLA's own convolution is so slow that it pays nevertheless
 # (experiments/single/README.md).
@@ -64,12 +69,18 @@ def _own_kernel_gradient(
     images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, by_onednn: bool
 ) -> str | None:
     """The form of the kernel's gradient on the CPU; None: XLA's."""
-    channels = math.prod(kernel.shape[2:])
-    enough = channels * images.shape[1] * images.shape[2] >= _MIN_KERNEL_WORK or channels >= _MANY_CHANNELS
-    if enough and _winograd_fits(images, kernel, strides, padding):
+    *size, channels, features = kernel.shape
+    many = channels * features >= _MANY_CHANNELS
+    enough = many or channels * features * images.shape[1] * images.shape[2] >= _MIN_KERNEL_WORK
+    if (many if by_onednn else enough) and _winograd_fits(images, kernel, strides, padding):
         return "winograd"
-    shifts = strides == (1, 1) and min(kernel.shape[2:]) >= _MIN_SHIFTED
-    if _pixels_out(images, kernel, strides, padding) < (_MIN_PIXELS_ONEDNN if shifts and by_onednn else _MIN_PIXELS):
+    pixels = _pixels_out(images, kernel, strides, padding)
+    few_from_few = channels < _MIN_SHIFTED and features <= _MANY_FROM_FEW
+    convolved = math.prod(size) > 1 and (few_from_few or min(channels, features) >= _MIN_CONVOLVED)
+    if by_onednn and convolved and pixels >= _MIN_PIXELS_CONVOLVED:
+        return "convolution"
+    shifts = strides == (1, 1) and min(channels, features) >= _MIN_SHIFTED
+    if pixels < (_MIN_PIXELS_ONEDNN if shifts and by_onednn else _MIN_PIXELS):
         return None
     return "shifts" if shifts else "patches"
 
@@ -138,6 +149,14 @@ def _conv_bwd(strides: Any, padding: Any, precision: Any, library: str, saved: A
     match _own_kernel_gradient(images, kernel, strides, padding, by_onednn):
         case "winograd":
             to_kernel = functools.partial(winograd.kernel_gradient, product=product)
+        case "convolution":
+            to_kernel = functools.partial(
+                kernel_gradients.by_convolution,
+                kernel_shape=kernel.shape,
+                strides=strides,
+                padding=padding,
+                convolution=onednn.convolution,
+            )
         case "shifts":
             to_kernel = functools.partial(
                 kernel_gradients.by_shifts, kernel_shape=kernel.shape, padding=padding, product=product

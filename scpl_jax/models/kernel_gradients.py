@@ -3,6 +3,7 @@
 Both forms take a few images at a time, so that what is copied for a product stays in the cache.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,12 @@ from scpl_jax.models.winograd import Product, chunk_size, sum_over_parts
 
 # Bytes of copies at a time; a quarter or four times as much is slower.
 _COPY_BYTES = 8 << 20
+# Bytes of cotangents that are convolved with at a time: oneDNN copies them into another order first.
+_CONVOLVED_BYTES = 32 << 20
+
+# Images, kernel, strides, padding and distances between the kernel's entries to a convolution, as of
+# scpl_jax.models.onednn.
+Convolution = Callable[[jax.Array, jax.Array, Any, Any, Any], jax.Array]
 
 
 def _padded(images: jax.Array, padding: Any) -> jax.Array:
@@ -89,3 +96,47 @@ def by_shifts(images: jax.Array, cotangent: jax.Array, kernel_shape: Any, paddin
 
     total = sum_over_parts(add, (kw * channels, kh * features), images.dtype, chunk, images, cotangent)
     return total.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3).astype(images.dtype)
+
+
+def by_convolution(
+    images: jax.Array, cotangent: jax.Array, kernel_shape: Any, strides: Any, padding: Any, convolution: Convolution
+) -> jax.Array:
+    """A convolution of the images with the cotangents, whose result is as large as the kernel; little is copied.
+
+    Entry (i, j, c) of the kernel meets column x C + j C + c of a row, its columns times its channels being one axis, as
+    they are in memory. So with the images of the batch one behind the other as a third axis, it is a convolution from a
+    single channel to F, of distances C between the columns of its kernel, times the strides.
+
+    Args:
+      images: (B, H, W, C), floating.
+      cotangent: (B, H', W', F), same dtype.
+      kernel_shape: (kh, kw, C, F).
+      strides: two, in pixels.
+      padding: two pairs (before, after), in pixels, none negative.
+      convolution: computes convolutions over three axes, of any distance between the kernel's entries.
+
+    Returns:
+      (kh, kw, C, F), in the dtype of the images.
+    """
+    *sizes, channels, features = kernel_shape
+    batch, *out, _ = cotangent.shape
+    # Strides may leave rows and columns over that the kernel does not meet.
+    met = [
+        (n - 1) * stride + k - before for n, stride, k, (before, _) in zip(out, strides, sizes, padding, strict=True)
+    ]
+    images = images[:, : met[0], : met[1]]
+    (above, below), (left, right) = (
+        (before, rows - n) for (before, _), rows, n in zip(padding, met, images.shape[1:3], strict=True)
+    )
+    _, height, width, _ = images.shape
+    chunk = chunk_size(batch, cotangent.nbytes // batch, _CONVOLVED_BYTES)
+
+    def add(x: jax.Array, g: jax.Array) -> jax.Array:
+        flat = x.reshape(1, chunk, height, width * channels, 1)
+        around = ((0, 0), (above, below), (left * channels, right * channels))
+        apart = (1, strides[0], strides[1] * channels)
+        return convolution(flat, g.reshape(chunk, *out, 1, features), (1, 1, 1), around, apart).reshape(kernel_shape)
+
+    if chunk == batch:
+        return add(images, cotangent)
+    return sum_over_parts(add, tuple(kernel_shape), images.dtype, chunk, images, cotangent)

@@ -105,34 +105,40 @@ def _call(target: str, config: dict[str, Any], shape: Sequence[int], *operands: 
     return called
 
 
-def convolution(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.Array:
-    """The convolution of images (B, H, W, C) with a kernel (kh, kw, C, F): (B, H', W', F), all float32.
+def convolution(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, dilation: Any = None) -> jax.Array:
+    """The convolution of images (B, ..., C) with a kernel (..., C, F): (B, ..., F), all float32.
 
     Args:
-      images: float32.
-      kernel: float32.
-      strides: two, in pixels.
-      padding: two pairs (before, after), in pixels, none negative.
+      images: float32, of one, two or three axes besides batch and channels.
+      kernel: float32, of as many.
+      strides: one an axis, in pixels.
+      padding: a pair (before, after) an axis, in pixels, none negative.
+      dilation: distance of the kernel's entries along each axis, in pixels. Default: 1.
     """
-    sizes = kernel.shape[:2]
-    out = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(images.shape[1:3], padding, sizes, strides, strict=True)]
+    sizes, axes = kernel.shape[:-2], len(strides)
+    dilation = (1,) * axes if dilation is None else dilation
+    out = [
+        (n + sum(p) - (k - 1) * d - 1) // s + 1
+        for n, p, k, d, s in zip(images.shape[1:-1], padding, sizes, dilation, strides, strict=True)
+    ]
     before, after = zip(*padding, strict=True)
-    data = {"data": {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}}
+    data = {"data": {"batch_dim": 0, "feature_dim": axes + 1, "spatial_dims": list(range(1, axes + 1))}}
+    places = {"input_feature_dim": axes, "output_feature_dim": axes + 1, "spatial_dims": list(range(axes))}
     config = {
-        "dims": 4,
+        "dims": axes + 2,
         "input": data,
-        "kernel": {"filter": {"input_feature_dim": 2, "output_feature_dim": 3, "spatial_dims": [0, 1]}},
+        "kernel": {"filter": places},
         "output": data,
         "window": {
             "size": list(sizes),
             "pad_left": list(before),
             "pad_right": list(after),
             "strides": list(strides),
-            "window_dilations": [1, 1],
+            "window_dilations": list(dilation),
         },
         "feature_groups": 1,
     }
-    shape = (images.shape[0], *out, kernel.shape[3])
+    shape = (images.shape[0], *out, kernel.shape[-1])
     return _call(_CONVOLUTION, {"onednn_conv_config": config}, shape, images, kernel)
 
 
