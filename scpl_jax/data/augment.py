@@ -104,12 +104,11 @@ def random_crop_flip(key: jax.Array, images: UInt8[Array, "b h w 3"]) -> UInt8[A
     >>> jax.jit(random_crop_flip)(jax.random.key(0), jnp.ones((2, 5, 3, 3), jnp.uint8)).shape
     (2, 5, 3, 3)
     """
-    key_top, key_left, key_flip = jax.random.split(key, 3)
-    batch = images.shape[:1]
-    top = jax.random.randint(key_top, batch, 0, 2 * PADDING + 1)
-    left = jax.random.randint(key_left, batch, 0, 2 * PADDING + 1)
-    flip = jax.random.bernoulli(key_flip, 0.5, batch)
-    return crop_flip(images, top, left, flip)
+    # One draw for all: of a small batch each draw takes as long as an operation on the images.
+    top, left, flip = jax.random.uniform(key, (3, images.shape[0]))
+    places = 2 * PADDING + 1
+    top, left = ((places * drawn).astype(jnp.int32) for drawn in (top, left))
+    return crop_flip(images, top, left, flip < 0.5)
 
 
 def crop_flip(
@@ -156,13 +155,12 @@ def random_colour(key: jax.Array, images: Float[Array, "b h w 3"]) -> Float[Arra
     >>> jax.jit(random_colour)(jax.random.key(0), jnp.zeros((2, 4, 4, 3))).max().item()
     0.0
     """
-    key_jitter, key_apply, key_gray = jax.random.split(key, 3)
+    key_jitter, key_chances = jax.random.split(key)
     batch = images.shape[0]
     jittered = colour_jitter(images, draw_jitter(key_jitter, batch))
-    apply = jax.random.bernoulli(key_apply, JITTER_PROBABILITY, (batch, 1, 1, 1))
-    images = jnp.where(apply, jittered, images)
-    gray = jax.random.bernoulli(key_gray, GRAYSCALE_PROBABILITY, (batch, 1, 1, 1))
-    return jnp.where(gray, grayscale(images), images)
+    apply, gray = jax.random.uniform(key_chances, (2, batch, 1, 1, 1))
+    images = jnp.where(apply < JITTER_PROBABILITY, jittered, images)
+    return jnp.where(gray < GRAYSCALE_PROBABILITY, grayscale(images), images)
 
 
 def _unit_range(images: jax.Array) -> jax.Array:

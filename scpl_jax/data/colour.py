@@ -57,14 +57,13 @@ def draw_jitter(
     >>> jax.jit(draw_jitter, static_argnums=1)(jax.random.key(0), 5).order.shape
     (5, 4)
     """
-    key_factors, key_hue, key_order = jax.random.split(key, 3)
-    strength = np.array([brightness, contrast, saturation], dtype=np.float32)
-    low, high = np.maximum(0, 1 - strength), 1 + strength
-    return Jitter(
-        factors=jax.random.uniform(key_factors, (batch, 3), jnp.float32, low, high),
-        hue=jax.random.uniform(key_hue, (batch,), jnp.float32, -hue, hue),
-        order=jnp.asarray(ORDERS)[jax.random.randint(key_order, (batch,), 0, len(ORDERS))],
-    )
+    strength = np.array([brightness, contrast, saturation, hue], dtype=np.float32)
+    low = np.append(np.maximum(0, 1 - strength[:3]), -strength[3:])
+    high = np.append(1 + strength[:3], strength[3:])
+    drawn = jax.random.uniform(key, (batch, 5))
+    scaled = low + (high - low) * drawn[:, :4]
+    orders = jnp.asarray(ORDERS)[(len(ORDERS) * drawn[:, 4]).astype(jnp.int32)]
+    return Jitter(factors=scaled[:, :3], hue=scaled[:, 3], order=orders)
 
 
 def grayscale(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -107,7 +106,8 @@ def colour_jitter(images: Float[Array, "b h w 3"], jitter: Jitter) -> Float[Arra
     planes = _shift_hue(planes, jitter.hue)
     for position in (1, 2, 3):
         planes = _blend(planes, jitter, position, active=position > position_of_hue)
-    return jnp.stack(planes, axis=-1)
+    # Not stacked along the last axis: for each of its three values a compiler would decide anew which plane to compute.
+    return jnp.moveaxis(jnp.stack(planes), 0, -1)
 
 
 def _planes(images: jax.Array) -> Planes:
