@@ -116,7 +116,7 @@ class Associated(Objective):
       first_loss: of stage 0's autoencoder: "cross-entropy" of h's output as logits or, as in the released code for
         images, "mse".
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; None for that of the features. The losses are at least float32.
+      dtype: dtype of the computation; None: float32, or wider as the features. The losses are at least float32.
 
     Raises:
       ValueError: a value out of range, at construction.

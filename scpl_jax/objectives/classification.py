@@ -59,7 +59,7 @@ class LocalClassifier(Objective):
       pool: average a feature map down to this side first; 0 for none.
       detach: train only the classifier: none of its gradient reaches the stage's blocks.
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; None for that of the features. The loss is at least float32.
+      dtype: dtype of the computation; None: float32, or wider as the features. The loss is at least float32.
 
     Raises:
       ValueError: a value out of range, at construction.

@@ -109,7 +109,7 @@ class ProjectionHead(nnx.Module):
       pool: average a feature map down to pool x pool, or to (height, width), before the first layer; 0: not at all.
       rngs: source of randomness.
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; parameters are float32. None: that of the features.
+      dtype: dtype of the computation; parameters are float32. None: float32, or wider as the features.
 
     Raises:
       ValueError: an unknown kind, the wrong number of sizes, or one below 1.

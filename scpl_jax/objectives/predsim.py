@@ -46,7 +46,7 @@ class PredSim(Objective):
       weights: of prediction and of similarity matching.
       pool: average a feature map down to this side, or these (height, width), before the classifier; 0 for none.
       init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; None for that of the features. The losses are at least float32.
+      dtype: dtype of the computation; None: float32, or wider as the features. The losses are at least float32.
 
     Raises:
       ValueError: a value out of range, at construction.

@@ -36,7 +36,7 @@ class SupCon(Objective):
       count_anchor: the loss of the released code, see :func:`scpl_jax.losses.supervised_contrastive`.
       classifier_gradient: let the classifier's gradient into the last stage (the paper does not).
       init: initial distribution of the head, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the head's computation; None for that of the features. The loss is at least float32.
+      dtype: dtype of the head's computation; None: float32, or wider as the features. The loss is at least float32.
 
     Raises:
       ValueError: a value out of range, at construction.
