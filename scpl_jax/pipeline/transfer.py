@@ -63,6 +63,8 @@ def hand_over(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def _move(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    if x.sharding == sharding:
+        return x  # device_put would return it, too, but takes its time to find out
     target: Any = sharding.mesh
     if x.sharding.device_set == sharding.device_set or (x.is_fully_addressable and sharding.is_fully_addressable):
         return jax.device_put(x, sharding)
