@@ -21,6 +21,8 @@ import jax.numpy as jnp
 # Elements of a block: 32 MiB in float32. Smaller ones cost time for starting them, larger ones leave the caches.
 _BLOCK_ELEMENTS = 2**23
 _LEAST_COLUMNS = 64
+# From here on e^(-2 / T), about 1e-26, and its inverse are far from the limits of float32.
+_LEAST_TEMPERATURE = 1 / 30
 
 _Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 _Block = tuple[jax.Array, jax.Array, jax.Array]  # as of _blocks
@@ -79,12 +81,14 @@ def blockwise_loss(
 def _forward(
     unit: jax.Array, labels: jax.Array, temperature: float, count_anchor: bool, columns: int
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    n = unit.shape[0]
+    n, bounded = unit.shape[0], temperature >= _LEAST_TEMPERATURE
 
     def add(carry: _Sums, block: _Block) -> tuple[_Sums, None]:
         largest, total, of_positives, count = carry
         similarity, others, positives = _similarities(unit, labels, block, temperature)
-        new = jnp.maximum(largest, jnp.max(similarity, axis=1, where=others, initial=-jnp.inf))
+        new = largest
+        if not bounded:
+            new = jnp.maximum(largest, jnp.max(similarity, axis=1, where=others, initial=-jnp.inf))
         # A row that has met only itself so far has no largest one; nothing is added for it, and nothing must be NaN.
         base = jnp.where(jnp.isfinite(new), new, 0)[:, None]
         total = total * jnp.exp(largest - base[:, 0]) + jnp.sum(jnp.exp(similarity - base), axis=1, where=others)
@@ -92,7 +96,8 @@ def _forward(
         return (new, total, of_positives, count + jnp.sum(positives, axis=1, dtype=jnp.int32)), None
 
     zero = jnp.zeros(n, unit.dtype)
-    start = (jnp.full(n, -jnp.inf, unit.dtype), zero, zero, jnp.zeros(n, jnp.int32))
+    first = 1 / temperature if bounded else -jnp.inf
+    start = (jnp.full(n, first, unit.dtype), zero, zero, jnp.zeros(n, jnp.int32))
     (largest, total, of_positives, count), _ = jax.lax.scan(add, start, _blocks(unit, labels, columns))
     log_total = largest + jnp.log(total)
     divisor = (count + 1 if count_anchor else jnp.maximum(count, 1)).astype(unit.dtype)
@@ -104,16 +109,19 @@ def _backward(
     temperature: float, count_anchor: bool, columns: int, kept: tuple[jax.Array, ...], cotangent: jax.Array
 ) -> tuple[jax.Array, None]:
     unit, labels, log_total, pull, push = kept
-    n = unit.shape[0]
+    n, bounded = unit.shape[0], temperature >= _LEAST_TEMPERATURE
+    if bounded:
+        pull = pull * jnp.exp(1 / temperature - log_total)
 
     def add(gradient: jax.Array, given: tuple[_Block, _Block]) -> tuple[jax.Array, None]:
         block, (log_of_columns, pull_of_columns, push_of_columns) = given
         similarity, others, positives = _similarities(unit, labels, block, temperature)
-        slopes = (
-            jnp.exp(similarity - log_total[:, None]) * pull[:, None]
-            + jnp.exp(similarity - log_of_columns[None, :]) * pull_of_columns[None, :]
-            - jnp.where(positives, push[:, None] + push_of_columns[None, :], 0)
-        )
+        if bounded:
+            slopes = jnp.exp(similarity - 1 / temperature) * (pull[:, None] + pull_of_columns[None, :])
+        else:
+            slopes = jnp.exp(similarity - log_total[:, None]) * pull[:, None]
+            slopes += jnp.exp(similarity - log_of_columns[None, :]) * pull_of_columns[None, :]
+        slopes -= jnp.where(positives, push[:, None] + push_of_columns[None, :], 0)
         slopes = jnp.where(others, slopes, 0)
         return gradient + jnp.matmul(slopes, block[0], precision=jax.lax.Precision.HIGHEST), None
 

@@ -212,10 +212,11 @@ blockwise = jax.jit(jax.value_and_grad(in_blocks), static_argnames=("temperature
 
 
 @pytest.mark.parametrize("count_anchor", [False, True])
+@pytest.mark.parametrize("temperature", [0.01, 0.034, 0.1, 5.0])
 @pytest.mark.parametrize(("n", "columns"), [(7, 1), (7, 3), (7, 7), (64, 16), (65, 16), (2, 2)])
-def test_blocks_give_value_and_gradient_of_the_plain_form(n, columns, count_anchor):
+def test_blocks_give_value_and_gradient_of_the_plain_form(n, columns, temperature, count_anchor):
     x, y = batch(n, 5, 3)
-    options = {"temperature": 0.1, "count_anchor": count_anchor}
+    options = {"temperature": temperature, "count_anchor": count_anchor}
     loss, gradient = blockwise(x, y, **options, columns=columns)
     expected, to_expected = loss_and_gradient(x, y, **options)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -224,10 +225,11 @@ def test_blocks_give_value_and_gradient_of_the_plain_form(n, columns, count_anch
 
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("labels", LABELS)
-def test_blocks_are_finite_where_the_plain_form_is(labels, features):
+@pytest.mark.parametrize("temperature", [0.01, 0.034])
+def test_blocks_are_finite_where_the_plain_form_is(labels, features, temperature):
     x = np.float32(FEATURES[features](batch(N, D, 1)[0]))
     y = np.int32(LABELS[labels])
-    options = {"temperature": 0.01, "count_anchor": False}
+    options = {"temperature": temperature, "count_anchor": False}
     loss, gradient = blockwise(x, y, **options, columns=4)
     expected, to_expected = loss_and_gradient(x, y, **options)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
