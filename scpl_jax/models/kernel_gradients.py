@@ -1,6 +1,7 @@
-"""Gradients of convolution kernels as matrix products, for the CPU, where XLA's own are slow over large images.
+"""Gradients of convolution kernels in other forms, for the CPU, where XLA's own are slow over large images.
 
-Both forms take a few images at a time, so that what is copied for a product stays in the cache.
+Two are matrix products, for which pixels are copied, of a few images at a time, so that the copies stay in the cache;
+the third is a convolution forward over three axes, for a library that is fast at that.
 """
 
 from collections.abc import Callable
