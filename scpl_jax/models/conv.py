@@ -27,8 +27,8 @@ _MIN_PIXELS_ONEDNN = 64
 _MIN_PIXELS_CONVOLVED = 16
 # With fewer channels the copies of shifted cotangents cost more than they save.
 _MIN_SHIFTED = 8
-# From so many channels in and out on oneDNN's convolution is as fast as its products over shifted copies or faster. Where
-# there are too few channels in for shifts, it is faster than products over patches up to so many channels out.
+# From so many channels in and out on oneDNN's convolution is as fast as its products over shifted copies or faster.
+# Where there are too few channels in for shifts, it is faster than products over patches up to so many channels out.
 _MIN_CONVOLVED = 16
 _MANY_FROM_FEW = 32
 # With fewer operations a call of oneDNN itself takes longer than it saves, forward and to the images; but over fewer
