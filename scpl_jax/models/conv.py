@@ -146,29 +146,17 @@ def _conv_bwd(strides: Any, padding: Any, precision: Any, library: str, saved: A
         product = functools.partial(onednn.matmul, transpose_a=True)
 
     to_kernel: Callable[..., jax.Array] = xla_kernel
+    sizes: dict[str, Any] = {"kernel_shape": kernel.shape, "padding": padding}
     match _own_kernel_gradient(images, kernel, strides, padding, by_onednn):
         case "winograd":
             to_kernel = functools.partial(winograd.kernel_gradient, product=product)
         case "convolution":
-            to_kernel = functools.partial(
-                kernel_gradients.by_convolution,
-                kernel_shape=kernel.shape,
-                strides=strides,
-                padding=padding,
-                convolution=onednn.convolution,
-            )
+            by_convolution = kernel_gradients.by_convolution
+            to_kernel = functools.partial(by_convolution, strides=strides, convolution=onednn.convolution, **sizes)
         case "shifts":
-            to_kernel = functools.partial(
-                kernel_gradients.by_shifts, kernel_shape=kernel.shape, padding=padding, product=product
-            )
+            to_kernel = functools.partial(kernel_gradients.by_shifts, product=product, **sizes)
         case "patches":
-            to_kernel = functools.partial(
-                kernel_gradients.by_patches,
-                kernel_shape=kernel.shape,
-                strides=strides,
-                padding=padding,
-                product=product,
-            )
+            to_kernel = functools.partial(kernel_gradients.by_patches, strides=strides, product=product, **sizes)
 
     return (
         onednn.on_cpu(to_images, xla_images, cotangent, kernel),
