@@ -27,8 +27,9 @@ _MIN_PIXELS_ONEDNN = 64
 _MIN_PIXELS_CONVOLVED = 16
 # With fewer channels the copies of shifted cotangents cost more than they save.
 _MIN_SHIFTED = 8
-# From so many channels in and out on oneDNN's convolution is as fast as its products over shifted copies or faster.
-# Where there are too few channels in for shifts, it is faster than products over patches up to so many channels out.
+# With AVX-512 (without, in half of the shapes only) oneDNN's convolution is as fast as its products over shifted copies
+# or faster from so many channels in and out on. Where there are too few channels in for shifts, it is faster than
+# products over patches up to so many channels out.
 _MIN_CONVOLVED = 16
 _MANY_FROM_FEW = 32
 # With fewer operations a call of oneDNN itself takes longer than it saves, forward and to the images; but over fewer
@@ -72,12 +73,13 @@ def _own_kernel_gradient(
     *size, channels, features = kernel.shape
     many = channels * features >= _MANY_CHANNELS
     enough = many or channels * features * images.shape[1] * images.shape[2] >= _MIN_KERNEL_WORK
-    if (many if by_onednn else enough) and _winograd_fits(images, kernel, strides, padding):
+    by_convolution = by_onednn and onednn.has_avx512()
+    if (many if by_convolution else enough) and _winograd_fits(images, kernel, strides, padding):
         return "winograd"
     pixels = _pixels_out(images, kernel, strides, padding)
     few_from_few = channels < _MIN_SHIFTED and features <= _MANY_FROM_FEW
     convolved = math.prod(size) > 1 and (few_from_few or min(channels, features) >= _MIN_CONVOLVED)
-    if by_onednn and convolved and pixels >= _MIN_PIXELS_CONVOLVED:
+    if by_convolution and convolved and pixels >= _MIN_PIXELS_CONVOLVED:
         return "convolution"
     shifts = strides == (1, 1) and min(channels, features) >= _MIN_SHIFTED
     if pixels < (_MIN_PIXELS_ONEDNN if shifts and by_onednn else _MIN_PIXELS):

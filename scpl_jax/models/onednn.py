@@ -15,6 +15,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -58,6 +59,20 @@ def available() -> bool:
       True
     """
     return sys.platform == "linux" and platform.machine() == "x86_64" and is_tested_jaxlib()
+
+
+@functools.cache
+def has_avx512() -> bool:
+    """Whether the processor has AVX-512, with which some of oneDNN's primitives gain more than others.
+
+    Example:
+      >>> has_avx512() in (True, False)
+      True
+    """
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
 
 
 def requirement() -> str:

@@ -79,6 +79,7 @@ def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, library, 
     monkeypatch.setattr(kernel_gradients, "_CONVOLVED_BYTES", limit)
     monkeypatch.setattr(conv, "_MIN_CONVOLVED", 1 << 40 if library.endswith("by products") else 1)
     monkeypatch.setattr(conv, "_MANY_FROM_FEW", 0)
+    monkeypatch.setattr(onednn, "has_avx512", lambda: True)
     monkeypatch.setattr(conv, "_MIN_PIXELS_CONVOLVED", 1)
     # The forms are also right where they would not be chosen for their speed.
     monkeypatch.setattr(conv, "_MIN_PIXELS", 16)

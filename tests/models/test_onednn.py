@@ -42,3 +42,19 @@ def test_small_products_are_those_of_xla(rows, expected):
         return products.dense(x, w, (((x.ndim - 1,), (0,)), ((), ())))
 
     assert by_onednn(multiply, (*rows, 64), (64, 64)) is expected
+
+
+@pytest.mark.parametrize("wide", [True, False], ids=["with AVX-512", "without"])
+def test_kernel_gradients_are_convolutions_where_that_is_faster(wide, monkeypatch):
+    monkeypatch.setattr(onednn, "has_avx512", lambda: wide)
+
+    def to_kernel(x, w):
+        def convolve(w):
+            return conv.convolution_of("onednn")(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        return jax.grad(lambda w: jnp.sum(convolve(w) ** 2))(w)
+
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 16, 16, 32), (3, 3, 32, 32))]
+    text = jax.jit(to_kernel).lower(*arrays).as_text()
+    over_three_axes = "1x1x3x96x32xf32"
+    assert (over_three_axes in text) is wide
