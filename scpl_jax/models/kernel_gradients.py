@@ -138,6 +138,4 @@ def by_convolution(
         apart = (1, strides[0], strides[1] * channels)
         return convolution(flat, g.reshape(chunk, *out, 1, features), (1, 1, 1), around, apart).reshape(kernel_shape)
 
-    if chunk == batch:
-        return add(images, cotangent)
     return sum_over_parts(add, tuple(kernel_shape), images.dtype, chunk, images, cotangent)

@@ -77,11 +77,11 @@ def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, library, 
     monkeypatch.setattr(winograd, "CHUNK_BYTES", limit)
     monkeypatch.setattr(kernel_gradients, "_COPY_BYTES", limit)
     monkeypatch.setattr(kernel_gradients, "_CONVOLVED_BYTES", limit)
+    # The forms are also right where they would not be chosen for their speed.
     monkeypatch.setattr(conv, "_MIN_CONVOLVED", 1 << 40 if library.endswith("by products") else 1)
     monkeypatch.setattr(conv, "_MANY_FROM_FEW", 0)
     monkeypatch.setattr(onednn, "has_avx512", lambda: True)
     monkeypatch.setattr(conv, "_MIN_PIXELS_CONVOLVED", 1)
-    # The forms are also right where they would not be chosen for their speed.
     monkeypatch.setattr(conv, "_MIN_PIXELS", 16)
     monkeypatch.setattr(conv, "_MIN_PIXELS_ONEDNN", 16)
     monkeypatch.setattr(conv, "_MIN_WORK", 0)
