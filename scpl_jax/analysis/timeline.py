@@ -26,7 +26,9 @@ def trace_events(spans: Sequence[Span]) -> dict[str, Any]:
         for index, device in enumerate(devices)
     ]
     for span in spans:
-        kind = "" if span.task == "step" else f" {span.task.replace('_', ' and ')} {span.micro_batch}"
+        kind = {"step": "", "update": " update"}.get(span.task)
+        if kind is None:
+            kind = f" {span.task.replace('_', ' and ')} {span.micro_batch}"
         events.append(
             {
                 "ph": "X",

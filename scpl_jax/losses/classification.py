@@ -4,27 +4,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
+
+from scpl_jax.losses.labels import IGNORE, class_indices, is_kept, is_outside, kept_mean
 
 
 def cross_entropy(
-    logits: Float[Array | np.ndarray, "n classes"], labels: Int[Array | np.ndarray, " n"]
+    logits: Float[Array | np.ndarray, "n classes"],
+    labels: Shaped[Array | np.ndarray, "n ..."],
+    *,
+    ignore: int | None = IGNORE,
 ) -> Float[Array, ""]:
-    """Mean softmax cross-entropy over a batch.
+    """Mean softmax cross-entropy over the labelled examples of a batch.
 
     Args:
       logits: unnormalised log-probabilities, shape (N, classes), any floating dtype; computed in at least float32.
-      labels: class indices, shape (N,), integer, each in [0, classes).
+      labels: class indices, shape (N,) or (N, 1), integer. A label outside [0, classes) makes the loss NaN.
+      ignore: label of an example that is left out; None for none.
 
     Returns:
-      A scalar, float32 (float64 for float64 logits): mean over i of ``-log softmax(logits_i)[labels_i]``.
+      A scalar, float32 (float64 for float64 logits): mean over the i that are not left out of
+      ``-log softmax(logits_i)[labels_i]``; 0 where all are.
+
+    Raises:
+      ValueError: labels of another shape or dtype.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> loss = cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))
+      >>> loss = cross_entropy(jnp.zeros((3, 4)), jnp.array([0, 3, -1]))
       >>> round(float(loss), 4)  # log(4)
       1.3863
     """
+    labels = jnp.asarray(class_indices(labels))
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    losses: jax.Array = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(dtype), labels)
-    return losses.mean()
+    kept, outside = is_kept(labels, ignore), is_outside(labels, logits.shape[-1], ignore)
+    known = jnp.where(kept & ~outside, labels, 0)
+    losses: jax.Array = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(dtype), known)
+    return kept_mean(jnp.where(outside, jnp.nan, losses), kept)

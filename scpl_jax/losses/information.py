@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
+from scpl_jax.losses.labels import IGNORE, class_indices, is_kept
 from scpl_jax.losses.rows import unit_rows
 from scpl_jax.losses.similarity import similarity_matching
 
@@ -20,7 +21,11 @@ class Information(NamedTuple):
 
 
 def information_regularisation(
-    features: Float[Array | np.ndarray, "n d"], labels: Int[Array | np.ndarray, " n"], num_classes: int
+    features: Float[Array | np.ndarray, "n d"],
+    labels: Shaped[Array | np.ndarray, "n ..."],
+    num_classes: int,
+    *,
+    ignore: int | None = IGNORE,
 ) -> Information:
     r"""Variance, invariance to the label, and covariance of a batch of features.
 
@@ -39,11 +44,15 @@ def information_regularisation(
 
     Args:
       features: shape (N, D), floating. Computed in at least float32.
-      labels: class indices, shape (N,), integer.
+      labels: class indices, shape (N,) or (N, 1), integer. A label outside [0, classes) makes the invariance NaN.
       num_classes: number of classes, at least 1.
+      ignore: label of a row that is left out as if it were not in the batch; None for none.
 
     Returns:
       Three scalars, float32 (float64 for float64 features).
+
+    Raises:
+      ValueError: labels of another shape or dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,11 +62,14 @@ def information_regularisation(
     """
     x = jnp.asarray(features)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    n, d = x.shape
+    d = x.shape[1]
+    labels = jnp.asarray(class_indices(labels))
+    kept = is_kept(labels, ignore)[:, None]
+    n = jnp.maximum(jnp.sum(kept), 1).astype(x.dtype)
     unit = unit_rows(x)
-    variances = jnp.var(unit, axis=0, ddof=1) if n > 1 else jnp.zeros_like(unit[0])
+    centred = jnp.where(kept, unit - jnp.sum(jnp.where(kept, unit, 0), axis=0) / n, 0)
+    variances = jnp.sum(centred**2, axis=0) / jnp.maximum(n - 1, 1)
     variance = jnp.mean(jax.nn.relu(1 - jnp.sqrt(variances + 1e-7))) / n
-    centred = unit - jnp.mean(unit, axis=0)
     products = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST) / n
     covariance = jnp.sum(jnp.where(jnp.eye(d, dtype=bool), 0, products) ** 2) / d
-    return Information(variance, similarity_matching(unit, labels, num_classes), covariance)
+    return Information(variance, similarity_matching(unit, labels, num_classes, ignore=ignore), covariance)

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
+from scpl_jax.losses.labels import IGNORE, class_indices, is_kept, is_outside, kept_mean, not_a_number_if
 from scpl_jax.losses.rows import magnitude, safe_sqrt
 
 
@@ -37,7 +38,11 @@ def adjusted_cosine(features: Float[Array | np.ndarray, "n d"]) -> Float[Array, 
 
 
 def similarity_matching(
-    features: Float[Array | np.ndarray, "n d"], labels: Int[Array | np.ndarray, " n"], num_classes: int
+    features: Float[Array | np.ndarray, "n d"],
+    labels: Shaped[Array | np.ndarray, "n ..."],
+    num_classes: int,
+    *,
+    ignore: int | None = IGNORE,
 ) -> Float[Array, ""]:
     r"""How far the pairwise similarities of features are from those of the labels.
 
@@ -50,11 +55,15 @@ def similarity_matching(
 
     Args:
       features: shape (N, D), floating. Computed in at least float32.
-      labels: class indices, shape (N,), integer.
+      labels: class indices, shape (N,) or (N, 1), integer. A label outside [0, classes) makes the loss NaN.
       num_classes: number of classes, at least 1.
+      ignore: label of a row that is left out, with all its pairs; None for none.
 
     Returns:
       A scalar, float32 (float64 for float64 features).
+
+    Raises:
+      ValueError: labels of another shape or dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,9 +71,12 @@ def similarity_matching(
       >>> round(float(similarity_matching(features, jnp.array([0, 0, 1]), 2)), 6)
       0.0
     """
+    labels = jnp.asarray(class_indices(labels))
     similarity = adjusted_cosine(features)
-    wanted = adjusted_cosine(jax.nn.one_hot(jnp.asarray(labels), num_classes, dtype=similarity.dtype))
-    return jnp.mean((similarity - wanted) ** 2)
+    wanted = adjusted_cosine(jax.nn.one_hot(labels, num_classes, dtype=similarity.dtype))
+    kept = is_kept(labels, ignore)
+    loss = kept_mean((similarity - wanted) ** 2, kept[:, None] & kept[None, :])
+    return loss + not_a_number_if(is_outside(labels, num_classes, ignore), loss.dtype)
 
 
 def spatial_deviation(maps: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n d"]:

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
+from scpl_jax.losses.labels import IGNORE, class_indices, is_kept, kept_mean
 from scpl_jax.losses.rows import unit_rows
 from scpl_jax.losses.supcon_blocks import blockwise_loss, columns_of
 
@@ -14,10 +15,11 @@ _BLOCKWISE_FROM = 4096
 
 def supervised_contrastive(
     features: Float[Array | np.ndarray, "n d"],
-    labels: Int[Array | np.ndarray, " n"],
+    labels: Shaped[Array | np.ndarray, "n ..."],
     temperature: float | int = 0.1,
     *,
     count_anchor: bool = False,
+    ignore: int | None = IGNORE,
 ) -> Float[Array, ""]:
     r"""Supervised contrastive loss over one batch.
 
@@ -28,21 +30,24 @@ def supervised_contrastive(
           \log \frac{\exp(z_i \cdot z_p / T)}{\sum_{k \ne i} \exp(z_i \cdot z_k / T)}
 
     which is equation 2 ("L_out") of Khosla et al. 2020, arXiv 2004.11362, averaged over all N rows. A row without
-    positives contributes 0 and is counted in N. Value and gradient are finite for every finite input: classes of one
-    sample, one class only, N = 1 (which gives 0), rows of zeros (similarity 0 to all, gradient 0), any floating dtype.
+    positives contributes 0 and is counted in N. A row whose label is ``ignore`` is left out as if it were not in the
+    batch: it is no anchor, no positive, not among the k, and not counted in N. Value and gradient are finite for every
+    finite input: classes of one sample, one class only, N = 1 (which gives 0), rows of zeros (similarity 0 to all,
+    gradient 0), any floating dtype.
 
     Args:
       features: shape (N, D), floating. Computed in at least float32.
-      labels: class indices, shape (N,), integer.
+      labels: class indices, shape (N,) or (N, 1), integer.
       temperature: T > 0; smaller weighs the hard pairs more.
       count_anchor: divide by :math:`|P(i)| + 1` instead, as the code released with SCPL (arXiv 2602.00062) does: every
         anchor with p positives is then weighted by p / (p + 1).
+      ignore: label of a row that is left out; None for none.
 
     Returns:
       A scalar, float32 (float64 for float64 features).
 
     Raises:
-      ValueError: ``temperature`` is not positive.
+      ValueError: ``temperature`` is not positive, or labels of another shape or dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,24 +61,28 @@ def supervised_contrastive(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be greater than 0, got {temperature}; 0.1 is the usual value")
-    features, labels = jnp.asarray(features), jnp.asarray(labels)
+    features, labels = jnp.asarray(features), jnp.asarray(class_indices(labels))
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     n = features.shape[0]
     if n < 2:  # nobody to compare with; still a function of the features, so that it can be differentiated
         return jnp.sum(features, dtype=dtype) * 0
     unit = unit_rows(features.astype(dtype))
     if n >= _BLOCKWISE_FROM:
-        return blockwise_loss(unit, labels, float(temperature), count_anchor, columns_of(n))
-    return plain_loss(unit, labels, float(temperature), count_anchor)
+        return blockwise_loss(unit, labels, float(temperature), count_anchor, columns_of(n), ignore)
+    return plain_loss(unit, labels, float(temperature), count_anchor, ignore)
 
 
-def plain_loss(unit: jax.Array, labels: jax.Array, temperature: float, count_anchor: bool) -> jax.Array:
+def plain_loss(
+    unit: jax.Array, labels: jax.Array, temperature: float, count_anchor: bool, ignore: int | None = IGNORE
+) -> jax.Array:
     """The loss of rows of length 1 (or 0), by the whole matrix of similarities; see :func:`supervised_contrastive`."""
-    n = unit.shape[0]
+    n, kept = unit.shape[0], is_kept(labels, ignore)
     similarity = jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST) / temperature
-    others = ~jnp.eye(n, dtype=bool)
+    others = ~jnp.eye(n, dtype=bool) & kept[None, :]
     positives = (labels[:, None] == labels[None, :]) & others
-    log_prob = similarity - jax.nn.logsumexp(similarity, axis=1, where=others, keepdims=True)
+    # A sum over nothing has no logarithm, so a row that has nobody to compare with sums over all; it has no positives.
+    among = others | ~jnp.any(others, axis=1, keepdims=True)
+    log_prob = similarity - jax.nn.logsumexp(similarity, axis=1, where=among, keepdims=True)
     count = jnp.sum(positives, axis=1)
     divisor = count + 1 if count_anchor else jnp.maximum(count, 1)
-    return jnp.mean(jnp.sum(jnp.where(positives, -log_prob, 0), axis=1) / divisor)
+    return kept_mean(jnp.sum(jnp.where(positives, -log_prob, 0), axis=1) / divisor, kept)

@@ -18,6 +18,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from scpl_jax.losses.labels import IGNORE, is_kept, kept_mean
+
 # Elements of a block: 32 MiB in float32. Smaller ones cost time for starting them, larger ones leave the caches.
 _BLOCK_ELEMENTS = 2**23
 _LEAST_COLUMNS = 64
@@ -33,30 +35,44 @@ def columns_of(n: int) -> int:
     return min(n, max(_LEAST_COLUMNS, _BLOCK_ELEMENTS // n))
 
 
-def _blocks(unit: jax.Array, labels: jax.Array, columns: int) -> _Block:
+def _blocks(unit: jax.Array, labels: jax.Array, numbers: jax.Array, columns: int) -> _Block:
     """Rows, labels and numbers of the columns of each block; what fills the last one up has the number -1."""
     n, d = unit.shape
     count = -(-n // columns)
     more = count * columns - n
-    numbers = jnp.pad(jnp.arange(n), (0, more), constant_values=-1)
     return (
         jnp.pad(unit, ((0, more), (0, 0))).reshape(count, columns, d),
         jnp.pad(labels, (0, more)).reshape(count, columns),
-        numbers.reshape(count, columns),
+        jnp.pad(numbers, (0, more), constant_values=-1).reshape(count, columns),
     )
 
 
-def _similarities(unit: jax.Array, labels: jax.Array, block: _Block, temperature: float) -> _Block:
-    """(S of a block (N, columns), whether the column is another row, whether it is a positive of the row)."""
+def _numbers(labels: jax.Array, ignore: int | None) -> jax.Array:
+    """The number of each row, -1 for those that are left out."""
+    return jnp.where(is_kept(labels, ignore), jnp.arange(labels.shape[0]), -1)
+
+
+def _similarities(
+    unit: jax.Array, labels: jax.Array, numbers_of_rows: jax.Array, block: _Block, temperature: float
+) -> _Block:
+    """(S of a block (N, columns), whether the column is another row, whether it is a positive of the row).
+
+    A row that is left out has no others, and is none of the others' others.
+    """
     columns, their_labels, numbers = block
     similarity = jnp.matmul(unit, columns.T, precision=jax.lax.Precision.HIGHEST) / temperature
-    others = (numbers[None, :] != jnp.arange(unit.shape[0])[:, None]) & (numbers >= 0)[None, :]
+    others = (numbers[None, :] != numbers_of_rows[:, None]) & (numbers >= 0)[None, :] & (numbers_of_rows >= 0)[:, None]
     return similarity, others, (labels[:, None] == their_labels[None, :]) & others
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def blockwise_loss(
-    unit: jax.Array, labels: jax.Array, temperature: float, count_anchor: bool, columns: int
+    unit: jax.Array,
+    labels: jax.Array,
+    temperature: float,
+    count_anchor: bool,
+    columns: int,
+    ignore: int | None = IGNORE,
 ) -> jax.Array:
     """The loss of rows of length 1 (or 0), as :func:`scpl_jax.losses.supervised_contrastive`.
 
@@ -66,6 +82,7 @@ def blockwise_loss(
       temperature: greater than 0 (static).
       count_anchor: divide by one more (static).
       columns: of a block (static); the last one is filled up.
+      ignore: label of a row that is left out (static); None for none.
 
     Returns:
       A scalar. It has a reverse-mode derivative only.
@@ -75,17 +92,17 @@ def blockwise_loss(
       >>> round(float(blockwise_loss(unit, labels, 1.0, False, 3)), 4)  # log(e + 2) - 1
       0.5514
     """
-    return _forward(unit, labels, temperature, count_anchor, columns)[0]
+    return _forward(unit, labels, temperature, count_anchor, columns, ignore)[0]
 
 
 def _forward(
-    unit: jax.Array, labels: jax.Array, temperature: float, count_anchor: bool, columns: int
+    unit: jax.Array, labels: jax.Array, temperature: float, count_anchor: bool, columns: int, ignore: int | None
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    n, bounded = unit.shape[0], temperature >= _LEAST_TEMPERATURE
+    n, bounded, numbers = unit.shape[0], temperature >= _LEAST_TEMPERATURE, _numbers(labels, ignore)
 
     def add(carry: _Sums, block: _Block) -> tuple[_Sums, None]:
         largest, total, of_positives, count = carry
-        similarity, others, positives = _similarities(unit, labels, block, temperature)
+        similarity, others, positives = _similarities(unit, labels, numbers, block, temperature)
         new = largest
         if not bounded:
             new = jnp.maximum(largest, jnp.max(similarity, axis=1, where=others, initial=-jnp.inf))
@@ -98,24 +115,31 @@ def _forward(
     zero = jnp.zeros(n, unit.dtype)
     first = 1 / temperature if bounded else -jnp.inf
     start = (jnp.full(n, first, unit.dtype), zero, zero, jnp.zeros(n, jnp.int32))
-    (largest, total, of_positives, count), _ = jax.lax.scan(add, start, _blocks(unit, labels, columns))
-    log_total = largest + jnp.log(total)
+    (largest, total, of_positives, count), _ = jax.lax.scan(add, start, _blocks(unit, labels, numbers, columns))
+    # Where there was nobody to compare with, any finite number does: nothing is multiplied with it but 0.
+    alone = total == 0
+    log_total = jnp.where(alone, 0, largest + jnp.log(jnp.where(alone, 1, total)))
     divisor = (count + 1 if count_anchor else jnp.maximum(count, 1)).astype(unit.dtype)
-    loss = jnp.mean((count * log_total - of_positives) / divisor)
+    loss = kept_mean((count * log_total - of_positives) / divisor, numbers >= 0)
     return loss, (unit, labels, log_total, count / divisor, 1 / divisor)
 
 
 def _backward(
-    temperature: float, count_anchor: bool, columns: int, kept: tuple[jax.Array, ...], cotangent: jax.Array
+    temperature: float,
+    count_anchor: bool,
+    columns: int,
+    ignore: int | None,
+    saved: tuple[jax.Array, ...],
+    cotangent: jax.Array,
 ) -> tuple[jax.Array, None]:
-    unit, labels, log_total, pull, push = kept
-    n, bounded = unit.shape[0], temperature >= _LEAST_TEMPERATURE
+    unit, labels, log_total, pull, push = saved
+    n, bounded, numbers = unit.shape[0], temperature >= _LEAST_TEMPERATURE, _numbers(labels, ignore)
     if bounded:
         pull = pull * jnp.exp(1 / temperature - log_total)
 
     def add(gradient: jax.Array, given: tuple[_Block, _Block]) -> tuple[jax.Array, None]:
         block, (log_of_columns, pull_of_columns, push_of_columns) = given
-        similarity, others, positives = _similarities(unit, labels, block, temperature)
+        similarity, others, positives = _similarities(unit, labels, numbers, block, temperature)
         if bounded:
             slopes = jnp.exp(similarity - 1 / temperature) * (pull[:, None] + pull_of_columns[None, :])
         else:
@@ -125,11 +149,12 @@ def _backward(
         slopes = jnp.where(others, slopes, 0)
         return gradient + jnp.matmul(slopes, block[0], precision=jax.lax.Precision.HIGHEST), None
 
-    blocks = _blocks(unit, labels, columns)
+    blocks = _blocks(unit, labels, numbers, columns)
     more = blocks[0].shape[0] * columns - n
     log_of, pull_of, push_of = (jnp.pad(of_rows, (0, more)).reshape(-1, columns) for of_rows in (log_total, pull, push))
     gradient, _ = jax.lax.scan(add, jnp.zeros_like(unit), (blocks, (log_of, pull_of, push_of)))
-    return gradient * (cotangent / (n * temperature)), None
+    count = jnp.maximum(jnp.sum(numbers >= 0), 1).astype(unit.dtype)
+    return gradient * (cotangent / (count * temperature)), None
 
 
 blockwise_loss.defvjp(_forward, _backward)

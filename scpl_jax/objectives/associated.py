@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scpl_jax.losses import cross_entropy
+from scpl_jax.losses.labels import IGNORE, kept_mean
 from scpl_jax.models.layers import linear
 from scpl_jax.objectives.base import Objective, check_classes, one_array
 from scpl_jax.objectives.heads import ProjectionHead
@@ -37,7 +38,7 @@ class AssociatedLoss(nnx.Module):
         self.loss = loss
 
     def first_code(self, labels: jax.Array) -> jax.Array:
-        """Labels (N,) to the code that accompanies the network's input: one-hot, (N, classes), float32."""
+        """Labels (N,) to the code that accompanies the network's input: one-hot, (N, classes), float32; -1: zeros."""
         return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32)
 
     def predict_code(self, features: jax.Array) -> jax.Array:
@@ -53,16 +54,27 @@ class AssociatedLoss(nnx.Module):
         decoded = self.decoder(code)
         return self.activation(decoded) if self.bounded else decoded
 
-    def __call__(self, features: jax.Array, code: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Features (N, ...) and the code of the stage before to (a scalar, this stage's code)."""
+    def __call__(
+        self, features: jax.Array, code: jax.Array, kept: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Features (N, ...) and the code of the stage before to (a scalar, this stage's code).
+
+        The scalar is the mean over the examples that are ``kept``, (N,) bool; None: over all.
+        """
+        kept = jnp.ones(code.shape[0], bool) if kept is None else kept
         target = self.encode(code)
         dtype = jnp.promote_types(target.dtype, jnp.float32)
         goal = jax.lax.stop_gradient(target)
-        associated = jnp.mean((self.predict_code(features).astype(dtype) - goal.astype(dtype)) ** 2)
+        associated = self._squares(self.predict_code(features).astype(dtype) - goal.astype(dtype), kept)
         decoded = self.decode(target).astype(dtype)
         if self.loss == "cross-entropy":
-            return associated + cross_entropy(decoded, jnp.argmax(code, axis=-1)), goal
-        return associated + jnp.mean((decoded - code.astype(dtype)) ** 2), goal
+            return associated + cross_entropy(decoded, jnp.where(kept, jnp.argmax(code, axis=-1), IGNORE)), goal
+        return associated + self._squares(decoded - code.astype(dtype), kept), goal
+
+    @staticmethod
+    def _squares(difference: jax.Array, kept: jax.Array) -> jax.Array:
+        """Mean square of the rows that are kept."""
+        return kept_mean(difference**2, jnp.broadcast_to(kept[:, None], difference.shape))
 
 
 class _Bridge(ProjectionHead):

@@ -1,6 +1,7 @@
 """What every objective has."""
 
 import abc
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import jax
@@ -35,6 +36,11 @@ class Objective(abc.ABC):
     coded: ClassVar[bool] = False
 
     @property
+    def classes(self) -> int | None:
+        """Number of classes that its labels may have: its ``num_classes``; None where it does not know."""
+        return getattr(self, "num_classes", None)
+
+    @property
     def scores(self) -> bool:
         """Whether its answers are no logits but scores from 0 to 1, which divided by their sum are probabilities."""
         return False
@@ -49,7 +55,8 @@ class Objective(abc.ABC):
           rngs: source of randomness for the initial parameters.
 
         Returns:
-          A module to be called with (features, labels (N,) integer), which returns a scalar loss; or None, if the
+          A module to be called with (features, labels (N,) integer), which returns a scalar loss, to which examples
+          with the label -1 must not contribute; or None, if the
           stage minimises the network's own classification loss only. If the module has a method ``logits`` (features
           to (N, classes)), the stage is an exit: its accuracy is measured, and inference may stop there.
 
@@ -92,3 +99,21 @@ def check_classes(num_classes: int) -> None:
     """
     if num_classes < 1:
         raise ValueError(f"the number of classes must be at least 1, got {num_classes}")
+
+
+def common_classes(numbers: Iterable[int | None]) -> int | None:
+    """The one number of classes that all give that know one; None where nobody does.
+
+    Raises:
+      ValueError: they differ.
+
+    Example:
+      >>> common_classes([None, 10, 10])
+      10
+    """
+    known = sorted({number for number in numbers if number is not None})
+    if len(known) > 1:
+        raise ValueError(
+            f"objectives and classifier must have the same number of classes, got {', '.join(map(str, known))}"
+        )
+    return known[0] if known else None

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scpl_jax.losses.labels import is_kept
 from scpl_jax.pipeline.groups import Builder, Group, Pacer, Program, abstract
 from scpl_jax.pipeline.local_programs import (
     UPDATE_OPTIONS,
@@ -35,8 +36,8 @@ from scpl_jax.stages.step import StageState
 Parts = tuple[Any, Any, Any, Any]
 
 
-def _split(micro_batches: int, message: Any, labels: Any, _: jax.Array) -> tuple[list[Any], list[Any]]:
-    """A batch as equal micro-batches, in order.
+def _split(micro_batches: int, message: Any, labels: Any, _: jax.Array) -> tuple[list[Any], list[Any], jax.Array]:
+    """A batch as equal micro-batches, in order, and how many of its examples have a label.
 
     The last argument is of the step before: over several devices this program has collectives, which must not run
     beside those of another program of the same devices.
@@ -46,7 +47,8 @@ def _split(micro_batches: int, message: Any, labels: Any, _: jax.Array) -> tuple
     def part(tree: Any, m: int) -> Any:
         return jax.tree.map(lambda x: jax.lax.slice_in_dim(x, m * size, (m + 1) * size), tree)
 
-    return [part(message, m) for m in range(micro_batches)], [part(labels, m) for m in range(micro_batches)]
+    messages, targets = ([part(tree, m) for m in range(micro_batches)] for tree in (message, labels))
+    return messages, targets, jnp.sum(is_kept(labels), dtype=jnp.int32)
 
 
 def _parts(states: Sequence[StageState]) -> Parts:
@@ -61,7 +63,6 @@ def _parts(states: Sequence[StageState]) -> Parts:
 def _update(
     group: Sequence[Stage],
     optimizer: optax.GradientTransformation,
-    examples: int,
     skip_non_finite: bool,
     parts: Parts,
     carry: backprop.Carry,
@@ -70,7 +71,7 @@ def _update(
     flag: jax.Array,
 ) -> tuple[States, Metrics]:
     states = [StageState(*values) for values in zip(*parts, strict=True)]
-    return backprop.update(group, optimizer, states, carry, gradient, metrics, examples, flag, skip_non_finite)
+    return backprop.update(group, optimizer, states, carry, gradient, metrics, flag, skip_non_finite)
 
 
 class BackpropPrograms:
@@ -86,6 +87,9 @@ class BackpropPrograms:
       skip_non_finite: leave out updates by bad numbers.
       micro_batches: number of parts of a batch; it and the sub-meshes must divide the batch.
       remat: compute activations again in the backward pass instead of keeping them.
+
+    Attributes:
+      memory: for the sums of each group whose update is a program of its own; a step donates it and gives it back.
     """
 
     def __init__(
@@ -102,22 +106,24 @@ class BackpropPrograms:
     ):
         self._groups, self._micro_batches, self._pacer = groups, micro_batches, Pacer(groups)
         self._schedule = gpipe(len(groups), micro_batches)
-        self._remat, self._settings = remat, (optimizer, labels.shape[0], skip_non_finite)
+        self._remat, self._settings = remat, (optimizer, skip_non_finite)
         self._carries = [_first_carry(group) for group in groups]
         parts_of = [abstract(_parts(states[group.members]), replicated(group.mesh)) for group in groups]
         carry_of = [abstract(self._carry(i, states), replicated(group.mesh)) for i, group in enumerate(groups)]
 
         first = groups[0].mesh
         self._split: Program | None = None
+        labelled: Any = None
         if micro_batches > 1:
             split = functools.partial(_split, micro_batches)
-            self._split, (messages, targets) = builder.add(
+            self._split, (messages, targets, _) = builder.add(
                 split,
                 first,
                 (*abstract((message, labels), batch_sharding(first)), abstract(np.int32(0), replicated(first))),
-                (True, True),
+                (True, True, False),
             )
             message, labels = messages[0], targets[0]
+            labelled = abstract(np.int32(0), replicated(groups[-1].mesh))
 
         # Forward passes first: where XLA leaves what they save is known once they are compiled.
         self._forward: list[Program] = []
@@ -132,19 +138,19 @@ class BackpropPrograms:
         self._backward: list[dict[tuple[bool, bool], Program]] = []
         self._updates: list[Program | None] = []
         # Where updates are apart, memory for the sums of gradients and metrics, the same in every step.
-        self._memory: list[Any] = []
+        self.memory: list[Any] = []
         cotangent: Any = None
         for index in reversed(range(len(groups))):
             group, place = groups[index], batch_sharding(groups[index].mesh)
             if index == len(groups) - 1:
-                given = (abstract(message, place), abstract(labels, place))
+                given = (abstract(message, place), (abstract(labels, place), labelled))
             else:
                 given = (self._forward[index].outputs[1], abstract(cotangent, place))
             apart = is_apart(parts_of[index][0], group.mesh)
             kinds = {(m == 0, m == micro_batches - 1 and not apart) for m in range(micro_batches)}
             programs: dict[tuple[bool, bool], Program] = {}
             total: Any = self._sums_of(index, (*parts_of[index], carry_of[index], *given)) if apart else None
-            self._memory.insert(0, zeros_of(total))
+            self.memory.insert(0, zeros_of(total))
             # In the order first, middle, last: the first one's output tells the shape of the sums.
             for begins, ends in sorted(kinds, key=lambda kind: (kind[1], not kind[0])):
                 arguments = (*parts_of[index], carry_of[index], *given, total, flag_of(group))
@@ -200,8 +206,9 @@ class BackpropPrograms:
         """
         stages, total = self._groups[index].stages, None if begins else total
         if index == len(self._groups) - 1:
+            labels, labelled = wanted
             cotangent, sums, carry = backprop.forward_backward(
-                stages, index == 0, self._micro_batches, params, carry, given, wanted, total
+                stages, index == 0, params, carry, given, labels, labelled, total
             )
         else:
             cotangent, sums = backprop.backward(stages, index == 0, self._remat, params, given, wanted, total)
@@ -217,7 +224,7 @@ class BackpropPrograms:
     @property
     def temporary_bytes(self) -> list[int]:
         """What the largest program of each group needs beside arguments and results, and the memory of its sums."""
-        grouped = zip([*self._forward, None], self._updates, self._backward, self._memory, strict=True)
+        grouped = zip([*self._forward, None], self._updates, self._backward, self.memory, strict=True)
         return [needed_bytes((*some, *backward.values()), memory) for *some, backward, memory in grouped]
 
     def _carry(self, index: int, states: States) -> backprop.Carry:
@@ -230,14 +237,15 @@ class BackpropPrograms:
     ) -> tuple[States, Metrics]:
         """Dispatch a step: walk through the schedule; ``flags`` says for each group whether norms are wanted."""
         groups, final = self._groups, self._micro_batches - 1
-        messages, targets = (
-            ([message], [labels]) if self._split is None else self._split(message, labels, states[0].totals["batches"])
-        )
+        messages, targets, labelled = [message], [labels], None  # type: tuple[list[Any], list[Any], Any]
+        if self._split is not None:
+            messages, targets, labelled = self._split(message, labels, states[0].totals["batches"])
+            labelled = hand_over(labelled, replicated(groups[-1].mesh))
         given = {(0, m): part for m, part in enumerate(messages)}
         carries = [self._carry(index, states) for index in range(len(groups))]
         parts = [_parts(states[group.members]) for group in groups]
         saved: dict[tuple[int, int], Any] = {}
-        sums = list(self._memory)
+        sums = list(self.memory)
         outcomes: list[Any] = [None] * len(groups)
         for task in self._schedule:
             index, m = task.stage, task.micro_batch
@@ -246,13 +254,13 @@ class BackpropPrograms:
                 taken = given.pop((index, m))
                 self._pacer.before(groups[index])
                 message, saved[index, m], carries[index] = self._forward[index](parts[index][0], carries[index], taken)
-                given[index + 1, m] = hand_over(message, batch_sharding(groups[index + 1].mesh))
-                gave = message
                 self._pacer.after(groups[index], message)
+                _tell(record, f"forward {m}", groups[index], taken, message)
+                given[index + 1, m] = hand_over(message, batch_sharding(groups[index + 1].mesh))
             else:
                 taken = given.pop((index, m))
                 if task.kind == "forward_backward":
-                    pair = (taken, hand_over(targets[m], place))
+                    pair = (taken, (hand_over(targets[m], place), labelled))
                 else:
                     pair = (saved.pop((index, m)), taken)
                 self._pacer.before(groups[index])
@@ -265,20 +273,25 @@ class BackpropPrograms:
                     carries[index] = rest
                 gave = gave or rest
                 self._pacer.after(groups[index], gave)
+                _tell(record, f"{task.kind} {m}", groups[index], taken, gave)
                 if index:
                     given[index - 1, m] = hand_over(gave, batch_sharding(groups[index - 1].mesh))
                 if m == final and update is not None:
                     # Behind the message: the group before waits for that, nobody for the update.
                     self._pacer.before(groups[index])
-                    self._memory[index] = sums[index]
+                    self.memory[index] = sums[index]
                     own = self._gradient(index, sums[index])
                     outcomes[index] = update(parts[index], rest, *own, flags[index])
-                    gave = outcomes[index][1]
-                    self._pacer.after(groups[index], gave)
-            if record is not None:
-                record(f"{task.kind} {m}", groups[index], taken, gave)
+                    self._pacer.after(groups[index], outcomes[index][1])
+                    _tell(record, f"update {m}", groups[index], (), outcomes[index][1])
         new = tuple(state for some, _ in outcomes for state in some)
         return new, [values for _, some in outcomes for values in some]
+
+
+def _tell(record: Record | None, task: str, group: Group, taken: Any, gave: Any) -> None:
+    """Say what was dispatched, before anything can wait: who watches must be there when it begins."""
+    if record is not None:
+        record(task, group, taken, gave)
 
 
 def _first_carry(group: Group) -> tuple[Any, Any]:

@@ -4,9 +4,13 @@
 
 The host never waits for a result in the loop. It only waits when ``max_in_flight`` batches are under way, so that the
 memory of messages in flight stays bounded. Every stage sees exactly the messages and weights of a sequential run.
+
+States are always those of a whole step: what would interrupt a step while it is dispatched waits until it is, and what
+fails in it marks the pipeline as broken.
 """
 
 import collections
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scpl_jax.losses.labels import IGNORE
 from scpl_jax.pipeline import processes
 from scpl_jax.pipeline.backprop_programs import BackpropPrograms
 from scpl_jax.pipeline.evaluation import EvaluationPrograms, FeaturePrograms
@@ -25,12 +30,18 @@ from scpl_jax.pipeline.groups import Builder, Program, abstract, group_stages, s
 from scpl_jax.pipeline.local_programs import LocalPrograms, Record
 from scpl_jax.pipeline.placement import batch_sharding, is_local, place, replicated, sub_meshes
 from scpl_jax.pipeline.placement import processes as processes_of
+from scpl_jax.pipeline.signals import held_back
 from scpl_jax.pipeline.skips import Skip, StepSigns
 from scpl_jax.pipeline.transfer import hand_over, to_devices, to_program
 from scpl_jax.stages.decouple import Stage
+from scpl_jax.stages.inputs import admit_inputs, admit_labels, labels_must_be
 from scpl_jax.stages.step import StageState, initial_state, zero_totals
 
 Prepare = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
+
+
+class PipelineBrokenError(RuntimeError):
+    """A step failed while it ran, so that states are lost; the message says which one and what was saved last."""
 
 
 class Pipeline:
@@ -55,6 +66,10 @@ class Pipeline:
         on the first stage's devices before the first stage. Without it the first stage gets the images as they are.
       prepare_eval: the same for evaluation: images -> message.
       key: ``jax.random.key`` that ``prepare`` gets, folded with the number of the step.
+      ignore: the label of an example that losses and accuracies leave out, in training and in evaluation; None for
+        none. Any other label that is none of the classes is refused: of arrays on the host at the call, of arrays on a
+        device by leaving the step's updates out, and by a ValueError once the host has waited for the step, so that
+        nothing waits for their values.
       skip_non_finite: a stage whose loss or gradient in a step is NaN or infinite keeps its state in that step; the
         others are not affected. See :func:`scpl_jax.stages.step.apply_gradient`.
       max_in_flight: batches that may be under way before :meth:`train_step` waits for the oldest, at least 1. 1 is
@@ -62,9 +77,10 @@ class Pipeline:
 
     Attributes:
       stages: the stages.
-      states: the state of each stage; may be replaced as a whole, for example by that of a checkpoint. In a run of
-        several processes the arrays of other processes' stages are there without values.
+      states: the state of each stage, always that of a whole step; may be replaced as a whole, for example by that of a
+        checkpoint. In a run of several processes the arrays of other processes' stages are there without values.
       step: number of training steps so far.
+      saved: what was saved last and where, in words, as whoever saves says; None before.
       active: how many stages take part in training, from the first; None for all. The others keep their values until
         they join. A group of fused stages joins with its first one.
       meshes: the sub-mesh of each stage.
@@ -73,7 +89,11 @@ class Pipeline:
         known when the host has waited for it: at most ``max_in_flight`` steps later, or after :meth:`wait`.
       compile_seconds: time spent on compilation so far, in seconds.
       record: called with (task, group, what it took, what it gave) for everything that is dispatched in a training
-        step, if set; see :class:`scpl_jax.pipeline.Timeline`.
+        step, if set; see :class:`scpl_jax.pipeline.Timeline`. What it raises is raised when the step is dispatched.
+
+    A signal such as Ctrl-C that arrives while a step is dispatched is handled when that is done; what fails before, in
+    ``prepare`` or a compilation, leaves all states as they were. If a step fails while it runs, as for want of memory,
+    its states are lost. From then on every call raises a :class:`PipelineBrokenError`, until ``states`` are replaced.
 
     Raises:
       ValueError: ``max_in_flight`` or ``micro_batches`` below 1, no stage, no device, options that do not serve stages
@@ -108,6 +128,7 @@ class Pipeline:
         prepare: Prepare | None = None,
         prepare_eval: Callable[[Any], Any] | None = None,
         key: jax.Array | None = None,
+        ignore: int | None = IGNORE,
         skip_non_finite: bool = True,
         max_in_flight: int = 8,
     ):
@@ -130,11 +151,14 @@ class Pipeline:
         blocking = jax.process_count() > 1 and data_parallel > 1 and micro_batches > 1
         self.max_in_flight = 1 if blocking and self.meshes[0].devices.flat[0].platform == "cpu" else max_in_flight
         self.step = 0
+        self.saved: str | None = None
+        self._ignored = () if ignore is None else (ignore,)
+        self._broken: str | None = None
         self.active: int | None = None
         self.compile_seconds = 0.0
         self.record: Record | None = None
         self.skipped: list[Skip] = []
-        self.states: tuple[StageState, ...] = tuple(
+        self._states: tuple[StageState, ...] = tuple(
             to_devices(initial_state(stage, optimizer), replicated(mesh))
             for stage, mesh in zip(self.stages, self.meshes, strict=True)
         )
@@ -158,17 +182,23 @@ class Pipeline:
         Args:
           images: a batch for the network (or for ``prepare``): any pytree of arrays, host or device, batch first. In a
             run of several processes each of them must give the same batch.
-          labels: class indices, shape (N,), integer.
+          labels: class indices, shape (N,) or (N, 1), integer.
           with_norms: also compute the gradient norm of every layer.
 
         Returns:
           One dict a stage of scalars that are still being computed: ``loss`` (with backpropagation only the last
-          stage's), with a classifier ``classifier_loss`` and ``correct``; ``gradient_norms``, a dict by layer, 0 unless
-          asked for; ``skipped``, whether the update was left out (only with ``skip_non_finite``). Reading a value waits
-          for it; only a process that has the stage can read it.
+          stage's), with a classifier ``classifier_loss``, ``correct`` and ``examples`` (those that are not ignored);
+          ``bad_labels``, how many labels are none of the classes (with backpropagation the last stage's);
+          ``gradient_norms``, a dict by layer, 0 unless asked for; ``skipped``, whether the update was left out
+          (only with ``skip_non_finite``). Reading a value waits for it; only a process that has the stage can read it.
+
+        Raises:
+          ValueError: the batch or its labels are not as they should be, here or in a step before; states and ``step``
+            stay as they were.
+          PipelineBrokenError: a step before failed while it ran.
         """
+        images, labels = self._admit(images, labels)
         self._bound(self.max_in_flight - 1)
-        images, labels = jax.tree.map(_as_array, (images, labels))
         prepare, run = self._training_programs(images, labels)
         if prepare is None:
             message, targets = to_devices((images, labels), self._first)
@@ -176,14 +206,33 @@ class Pipeline:
             batch = to_program((images, labels), self._first)
             message, targets = prepare(self._key, np.int32(self.step), *batch)
         some = {} if self.active is None else {"active": self.active}
-        self.states, metrics = run(self.states, message, targets, self._flags[with_norms], self.record, **some)
-        losses = [one["loss"] for one in metrics if "loss" in one]
-        # With backpropagation an update ends long after the loss is known.
-        ends = metrics if self.end_to_end else []
-        updates = [value for one in ends for value in jax.tree.leaves(one["gradient_norms"])[:1]]
-        self._in_flight.append(StepSigns(self.step, self._signs(*losses[:-1], *updates, losses[-1]), metrics))
-        self.step += 1
+        failed: list[Exception] = []
+        record = None if self.record is None else functools.partial(_call, self.record, failed)
+        with held_back():
+            try:
+                states, metrics = run(self._states, message, targets, self._flags[with_norms], record, **some)
+                losses = [one["loss"] for one in metrics if "loss" in one]
+                # With backpropagation an update ends long after the loss is known.
+                ends = metrics if self.end_to_end else []
+                updates = [value for one in ends for value in jax.tree.leaves(one["gradient_norms"])[:1]]
+                signs = StepSigns(self.step, self._signs(*losses[:-1], *updates, losses[-1]), metrics)
+            except BaseException as error:
+                if any(x.is_deleted() for x in jax.tree.leaves((self._states, run.memory))):
+                    self._break(self.step, error)
+                raise
+            self._states = states
+            self._in_flight.append(signs)
+            self.step += 1
+        if failed:
+            raise failed[0]
         return metrics
+
+    def _admit(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        """A training batch at the door."""
+        self.check_whole()
+        images = admit_inputs(images, None if self._prepare else self.stages[0].example)
+        examples = jax.tree.leaves(images)[0].shape[0]
+        return images, admit_labels(labels, examples, self.stages[0].classes, self._ignored)
 
     def _signs(self, *values: jax.Array) -> list[jax.Array]:
         """What this process must wait for to know that a step is done, here and (the last value) at the last stage."""
@@ -195,7 +244,47 @@ class Pipeline:
 
     def _bound(self, limit: int) -> None:
         while len(self._in_flight) > limit:
-            self.skipped += self._in_flight.popleft().wait()
+            oldest = self._in_flight[0]
+            try:
+                skipped, bad_labels = oldest.wait()
+            except Exception as error:
+                raise self._break(oldest.step, error) from error
+            with held_back():
+                self._in_flight.popleft()
+                self.skipped += skipped
+            if bad_labels:
+                raise ValueError(
+                    f"{labels_must_be(self.stages[0].classes, self._ignored)}; {bad_labels} labels of step "
+                    f"{oldest.step + 1} are not, and its updates were left out"
+                )
+
+    @property
+    def states(self) -> tuple[StageState, ...]:
+        """The state of each stage."""
+        return self._states
+
+    @states.setter
+    def states(self, states: Sequence[StageState]) -> None:
+        self._states = tuple(states)
+        if self._broken is not None:
+            self._broken = None
+            self._in_flight.clear()
+
+    def _break(self, step: int, error: BaseException) -> PipelineBrokenError:
+        """Mark the pipeline as broken by an error in a step, and say so."""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        saved = "nothing was saved before" if self.saved is None else f"what was saved last is {self.saved}"
+        self._broken = (
+            f"the pipeline is broken: step {step + 1} failed while it ran ({reason[:500]}), and states are lost; "
+            f"{saved}; assign states of a whole step, such as those of a checkpoint, or build the pipeline again"
+        )
+        self._programs.clear()  # their memory for gradients may be lost, too
+        return PipelineBrokenError(self._broken)
+
+    def check_whole(self) -> None:
+        """Raise a :class:`PipelineBrokenError` if states were lost."""
+        if self._broken is not None:
+            raise PipelineBrokenError(self._broken)
 
     def take_skipped(self) -> list[Skip]:
         """The updates left out that have become known since the last call."""
@@ -203,9 +292,18 @@ class Pipeline:
         return skipped
 
     def wait(self) -> None:
-        """Wait until every step that was dispatched is done."""
+        """Wait until every step that was dispatched is done.
+
+        Raises:
+          PipelineBrokenError: one of them failed, now or before.
+          ValueError: labels of one of them, on a device, were none of the classes.
+        """
+        self.check_whole()
         self._bound(0)
-        jax.block_until_ready(self.states)
+        try:
+            jax.block_until_ready(self._states)
+        except Exception as error:
+            raise self._break(self.step - 1, error) from error
 
     def compile(self, images: Any, labels: Any) -> float:
         """Compile the training step for batches of this shape now instead of at the first step.
@@ -218,7 +316,7 @@ class Pipeline:
           The seconds it took; 0 if it was compiled already.
         """
         before = self.compile_seconds
-        self._training_programs(*jax.tree.map(_as_array, (images, labels)))
+        self._training_programs(*self._admit(images, labels))
         return self.compile_seconds - before
 
     def temporary_bytes(self, images: Any, labels: Any) -> list[int]:
@@ -228,7 +326,7 @@ class Pipeline:
           images: as of :meth:`train_step`; only shapes and dtypes are used.
           labels: likewise.
         """
-        needed: list[int] = self._training_programs(*jax.tree.map(_as_array, (images, labels)))[1].temporary_bytes
+        needed: list[int] = self._training_programs(*self._admit(images, labels))[1].temporary_bytes
         return needed
 
     def _training_programs(self, images: Any, labels: Any) -> tuple[Program | None, Any]:
@@ -275,7 +373,7 @@ class Pipeline:
         Raises:
           ValueError: the last stage can't tell classes, or the devices of a stage can't share the batch.
         """
-        images = jax.tree.map(_as_array, images)
+        images = self._admit_images(images)
         programs = self._evaluation_programs(images)
         if not programs.exits or programs.exits[-1] != len(self.stages) - 1:
             raise ValueError("the network has no classifier, so there are no logits")
@@ -283,7 +381,7 @@ class Pipeline:
 
     def predict_exits(self, images: Any) -> dict[int, jax.Array]:
         """Logits (N, classes) of every stage that can tell classes, by its number; otherwise as :meth:`predict`."""
-        images = jax.tree.map(_as_array, images)
+        images = self._admit_images(images)
         programs = self._evaluation_programs(images)
         logits = programs.predict_exits(self.states, to_devices(images, self._first))
         return dict(zip(programs.exits, logits, strict=True))
@@ -307,7 +405,7 @@ class Pipeline:
           >>> [x.shape for x in Pipeline(stages, optax.adam(1e-3)).features(jnp.ones((4, 8)))]
           [(4, 8)]
         """
-        images = jax.tree.map(_as_array, images)
+        images = self._admit_images(images)
         key = ("features", signature(images), side)
         if key not in self._programs:
             self._check_batch(jax.tree.leaves(images)[0].shape[0], 1)
@@ -324,12 +422,12 @@ class Pipeline:
         return programs
 
     def evaluate(self, batches: Iterable[tuple[Any, Any]], rules: Sequence[StopRule] = ()) -> dict[str, Any]:
-        """Accuracy and loss over batches of (images, labels); a label of -1 is left out.
+        """Accuracy and loss over batches of (images, labels); examples labelled ``ignore``, or -1, are left out.
 
         Batches run through the stages one behind the other like in training.
 
         Args:
-          batches: images as the network (or ``prepare_eval``) takes them, and class indices (N,), integer.
+          batches: images as the network (or ``prepare_eval``) takes them, and class indices (N,) or (N, 1), integer.
           rules: when an example may stop at an early exit.
 
         Returns:
@@ -340,17 +438,22 @@ class Pipeline:
           ``accuracy``, and the mean ``share`` of the network that was needed. Every process gets them.
 
         Raises:
-          ValueError: no example, or a network without classifier.
+          ValueError: no example, a batch or labels that are not as they should be, or a network without classifier.
         """
+        self.check_whole()
+        self._bound(0)  # so that what fails in a step is not said of the evaluation
         total: Any = None
         programs: EvaluationPrograms | None = None
         pending: collections.deque[Any] = collections.deque()
         for images, labels in batches:
-            images = jax.tree.map(_as_array, images)
+            images = self._admit_images(images)
             programs = self._evaluation_programs(images, rules)
             if not programs.exits or programs.exits[-1] != len(self.stages) - 1:
                 raise ValueError("the network has no classifier, so there is no accuracy")
-            labels = to_devices(np.asarray(labels, np.int32), batch_sharding(programs.mesh))
+            # Whatever else is ignored, -1 says that an example only fills a batch up.
+            examples, classes = jax.tree.leaves(images)[0].shape[0], self.stages[0].classes
+            labels = admit_labels(labels, examples, classes, {IGNORE, *self._ignored})
+            labels = to_devices(labels, batch_sharding(programs.mesh))
             exits = programs.predict_exits(self.states, to_devices(images, self._first))
             total = programs.count(programs.zero() if total is None else total, exits, labels)
             pending.append(self._signs(total["examples"]))
@@ -360,6 +463,11 @@ class Pipeline:
             raise ValueError("there is no example to evaluate")
         costs = [stage.cost - stage.loss_cost for stage in self.stages]
         return summary(self._read(total, programs.mesh), programs.exits, costs)
+
+    def _admit_images(self, images: Any) -> Any:
+        """A batch to be evaluated at the door."""
+        self.check_whole()
+        return admit_inputs(images, None if self._prepare_eval else self.stages[0].example)
 
     def _read(self, tree: Any, mesh: Any) -> Any:
         """Values on one sub-mesh as Python numbers and lists, in every process."""
@@ -372,6 +480,8 @@ class Pipeline:
 
     def totals(self) -> list[dict[str, float]]:
         """The sums since :meth:`reset_totals`, one dict a stage, in every process; waits for them."""
+        self.check_whole()
+        self._bound(0)
         own = [
             {name: value.item() for name, value in jax.device_get(state.totals).items()} if is_local(mesh) else None
             for state, mesh in zip(self.states, self.meshes, strict=True)
@@ -381,12 +491,19 @@ class Pipeline:
 
     def reset_totals(self) -> None:
         """Start the running sums of loss and accuracy afresh, as at the start of an epoch."""
-        for stage, state, mesh in zip(self.stages, self.states, self.meshes, strict=True):
-            state.totals = to_devices(zero_totals(stage), replicated(mesh))
+        self.check_whole()
+        self._states = tuple(
+            dataclasses.replace(state, totals=to_devices(zero_totals(stage), replicated(mesh)))
+            for stage, state, mesh in zip(self.stages, self._states, self.meshes, strict=True)
+        )
 
 
-def _as_array(x: Any) -> Any:
-    return x if isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct) else np.asarray(x)
+def _call(record: Record, failed: list[Exception], *about: Any) -> None:
+    """Call ``record``; what it raises must not end a step half way."""
+    try:
+        record(*about)
+    except Exception as error:
+        failed.append(error)
 
 
 def _prepare_step(prepare: Prepare, key: jax.Array, step: jax.Array, images: Any, labels: jax.Array) -> Any:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scpl_jax.losses.labels import is_outside
+
 
 @dataclasses.dataclass(frozen=True)
 class StopRule:
@@ -86,6 +88,7 @@ def zero(num_exits: int, num_rules: int, num_classes: int) -> Totals:
         "stopped_at": jnp.zeros((num_rules, num_exits), jnp.int32),
         "confusion": jnp.zeros((num_classes, num_classes), jnp.int32),
         "examples": jnp.int32(0),
+        "bad_labels": jnp.int32(0),
     }
 
 
@@ -100,7 +103,8 @@ def count(rules: Sequence[StopRule], totals: Totals, exits: Sequence[jax.Array],
 
     Returns:
       The new sums: ``correct`` and ``loss`` of every exit, ``stopped_correct`` of every rule, ``stopped_at`` of every
-      rule and exit, ``confusion`` of the last exit (rows: the label, columns: the answer), ``examples``.
+      rule and exit, ``confusion`` of the last exit (rows: the label, columns: the answer), ``examples``, and
+      ``bad_labels``, the number of labels that are none of the classes.
     """
     real = labels >= 0
     logits = jnp.stack([one.astype(jnp.float32) for one in exits])
@@ -114,6 +118,7 @@ def count(rules: Sequence[StopRule], totals: Totals, exits: Sequence[jax.Array],
         "loss": totals["loss"] + jnp.sum(jnp.where(real, losses, 0), axis=1),
         "confusion": totals["confusion"].at[jnp.maximum(labels, 0), answers[-1]].add(real.astype(jnp.int32)),
         "examples": totals["examples"] + jnp.sum(real, dtype=jnp.int32),
+        "bad_labels": totals["bad_labels"] + jnp.sum(is_outside(labels, logits.shape[-1]), dtype=jnp.int32),
         "stopped_correct": totals["stopped_correct"],
         "stopped_at": totals["stopped_at"],
     }
@@ -138,9 +143,14 @@ def summary(totals: Totals, exits: Sequence[int], costs: Sequence[float]) -> dic
       As :meth:`scpl_jax.Pipeline.evaluate`.
 
     Raises:
-      ValueError: no example was counted.
+      ValueError: no example was counted, or one whose label is none of the classes.
     """
     examples = totals["examples"]
+    if totals["bad_labels"]:
+        raise ValueError(
+            f"labels must be from 0 to {len(totals['confusion']) - 1}, or be ignored; {totals['bad_labels']} labels of "
+            "the evaluation are not"
+        )
     if not examples:
         raise ValueError("there is no example to evaluate")
     until = np.cumsum(costs)

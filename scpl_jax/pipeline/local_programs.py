@@ -47,7 +47,7 @@ def _local_step(
     """One step of neighbouring stages, one behind the other; their updates do not depend on one another."""
     params, rests = _read(states)
     found, message, outcomes = _gradients(stages, params, rests, None, message, labels)
-    new, metrics = _update(optimizer, skip_non_finite, labels.shape[0], states, found, outcomes, with_norms)
+    new, metrics = _update(optimizer, skip_non_finite, states, found, outcomes, with_norms)
     return new, message, metrics
 
 
@@ -79,7 +79,6 @@ def _kept_barrier(message: Any) -> Any:
 def _update(
     optimizer: optax.GradientTransformation,
     skip_non_finite: bool,
-    examples: int,
     states: States,
     found: Sequence[Any],
     outcomes: Sequence[Any],
@@ -89,7 +88,7 @@ def _update(
     new, metrics = [], []
     for state, gradient, (rest, values) in zip(states, found, outcomes, strict=True):
         state, values = apply_gradient(
-            optimizer, state, gradient, rest, values, examples, with_norms, skip_non_finite=skip_non_finite
+            optimizer, state, gradient, rest, values, with_norms, skip_non_finite=skip_non_finite
         )
         new.append(state)
         metrics.append(values)
@@ -97,7 +96,11 @@ def _update(
 
 
 class LocalPrograms:
-    """A training step of stages that are trained by local losses: a program a group, or two, see :func:`is_apart`."""
+    """A training step of stages that are trained by local losses: a program a group, or two, see :func:`is_apart`.
+
+    Attributes:
+      memory: of the gradients of each group whose update is a program of its own; a step donates it and gives it back.
+    """
 
     def __init__(
         self,
@@ -113,7 +116,7 @@ class LocalPrograms:
         self._steps: list[Program] = []
         self._updates: list[Program | None] = []
         # Gradients lie in the same memory in every step; batches under way would each take as much otherwise.
-        self._memory: list[Any] = []
+        self.memory: list[Any] = []
         for group in groups:
             message, labels = abstract((message, labels), batch_sharding(group.mesh))
             own = abstract(states[group.members], replicated(group.mesh))
@@ -128,7 +131,7 @@ class LocalPrograms:
                     donate=(2,),
                 )
                 update, _ = builder.add(
-                    functools.partial(_update, optimizer, skip_non_finite, labels.shape[0]),
+                    functools.partial(_update, optimizer, skip_non_finite),
                     group.mesh,
                     (own, found, outcomes, flag_of(group)),
                     (False, False),
@@ -145,13 +148,13 @@ class LocalPrograms:
                 )
             self._steps.append(program)
             self._updates.append(update)
-            self._memory.append(None if update is None else zeros_of(params))
+            self.memory.append(None if update is None else zeros_of(params))
 
     @property
     def temporary_bytes(self) -> list[int]:
         """What each group's larger program needs beside arguments and results, and the memory of its gradients."""
         return [
-            needed_bytes(some, memory) for *some, memory in zip(self._steps, self._updates, self._memory, strict=True)
+            needed_bytes(some, memory) for *some, memory in zip(self._steps, self._updates, self.memory, strict=True)
         ]
 
     def __call__(
@@ -177,9 +180,13 @@ class LocalPrograms:
             self._pacer.before(group)
             if update is None:
                 updated, message, values = step(own, message, labels, flags[index])
+                gave: Any = values
             else:
-                found, message, outcomes = step(*_read(own), self._memory[index], message, labels)
+                found, message, outcomes = step(*_read(own), self.memory[index], message, labels)
+                gave = [values for _, values in outcomes]
             self._pacer.after(group, message)
+            if record is not None:  # before anything can wait: who watches must be there when it begins
+                record("step", group, given, gave)
             if index + 1 < len(trained):
                 # Before an update of its own: the next stage waits for its message, nobody for the update.
                 message, labels = hand_over((message, labels), batch_sharding(trained[index + 1].mesh))
@@ -187,11 +194,11 @@ class LocalPrograms:
                 self._pacer.before(group)
                 updated, values = update(own, found, outcomes, flags[index])
                 self._pacer.after(group, values)
-                self._memory[index] = found
+                if record is not None:
+                    record("update", group, (), values)
+                self.memory[index] = found
             new.extend(updated)
             metrics.extend(values)
-            if record is not None:
-                record("step", group, given, values)
         metrics.extend({"gradient_norms": {}} for _ in states[len(new) :])
         return (*new, *states[len(new) :]), metrics
 

@@ -1,4 +1,4 @@
-"""Which updates were left out for bad numbers, as the host learns of it."""
+"""What the host learns of a step when it has waited for it: updates left out for bad numbers, labels of no class."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -34,19 +34,22 @@ class StepSigns(NamedTuple):
     arrays: list[jax.Array]
     metrics: Sequence[dict[str, Any]]
 
-    def wait(self) -> list[Skip]:
+    def wait(self) -> tuple[list[Skip], int]:
         """Wait until the step is done.
 
         Returns:
-          The updates left out in it by the stages of this process.
+          (the updates left out in it by the stages of this process; labels that are none of the classes, as far as this
+          process knows of them).
         """
         jax.block_until_ready(self.arrays)
-        found = []
+        found, bad_labels = [], 0
         for stage, one in enumerate(self.metrics):
-            flag = one.get("skipped")
+            flag, bad = one.get("skipped"), one.get("bad_labels")
             if flag is not None and len(flag.addressable_shards) and bool(_here(flag)):
                 found.append(Skip(self.step, stage, float(_here(one["loss"])) if "loss" in one else None))
-        return found
+            if bad is not None and len(bad.addressable_shards):
+                bad_labels = max(bad_labels, int(_here(bad)))  # all stages have the same labels
+        return found, bad_labels
 
 
 def _here(value: jax.Array) -> jax.Array:

@@ -20,7 +20,8 @@ class Span:
     """One program of one group of stages at work.
 
     Attributes:
-      task: "step" for local losses; "forward", "forward_backward" or "backward" for backpropagation.
+      task: "step" for local losses; "forward", "forward_backward" or "backward" for backpropagation; "update" where
+        the update is a program of its own.
       stages: numbers of its stages, as "2" or "2-3".
       device: the first device of its sub-mesh.
       step: number of the training step.

@@ -19,6 +19,7 @@ import optax
 from flax import nnx
 
 from scpl_jax.losses import cross_entropy
+from scpl_jax.losses.labels import class_indices, is_kept, is_outside
 from scpl_jax.stages.decouple import Stage, StageModule
 from scpl_jax.stages.step import StageState, apply_gradient
 from scpl_jax.stages.variables import split
@@ -98,7 +99,10 @@ def _blocks(
                 break
             logits = classifier(message)
             message = metrics["loss"] = metrics["classifier_loss"] = cross_entropy(logits, labels)
-            metrics["correct"] = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+            kept = is_kept(labels)
+            metrics["correct"] = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & kept)
+            metrics["examples"] = jnp.sum(kept, dtype=jnp.int32)
+            metrics["bad_labels"] = jnp.sum(is_outside(labels, logits.shape[-1]), dtype=jnp.int32)
         moments.append(_merge_moments(old, norms, carry.count + 1))
         rests.append(split(module)[2])
     return message, Carry(tuple(rests), tuple(moments), carry.count + 1), metrics
@@ -189,11 +193,11 @@ def backward(
 def forward_backward(
     group: Group,
     first: bool,
-    micro_batches: int,
     params: Sequence[Any],
     carry: Carry,
     message: Any,
     labels: jax.Array,
+    labelled: jax.Array | None,
     total: Any,
 ) -> tuple[list[Any], Any, Carry]:
     """One micro-batch through the last group, loss included, forward and backward in one.
@@ -201,26 +205,31 @@ def forward_backward(
     Args:
       group: its stages, the last one with the classifier (static).
       first: whether there is no group before it (static).
-      micro_batches: their number (static); the loss is the mean over all of them.
       params: parameters of each stage.
       carry: from the micro-batch before, or :func:`initial_carry`.
       message: what the group before handed on.
-      labels: class indices, shape (n,), integer.
+      labels: class indices, shape (n,) or (n, 1), integer; -1 for examples that the loss leaves out.
+      labelled: number of examples of the whole batch that it does not leave out; None where this is all of it. The
+        step's loss is the mean over them.
       total: (sum of the gradients, sum of the metrics) so far, or None.
 
     Returns:
       (gradient of the message, (sum of the gradients, sum of the metrics), carry).
     """
     inputs, put_back = _differentiable(message)
+    labels = jnp.asarray(class_indices(labels))
+    share: Any = 1
+    if labelled is not None:
+        share = jnp.sum(is_kept(labels)) / jnp.maximum(labelled, 1)
 
     def loss(params: Any, inputs: Any) -> Any:
         value, new_carry, metrics = _blocks(group, params, carry, put_back(inputs), labels)
-        return value / micro_batches, (new_carry, metrics)
+        return value * share, (new_carry, metrics)
 
     arguments = 0 if first else (0, 1)
     (_, (carry, metrics)), gradient = jax.value_and_grad(loss, arguments, has_aux=True)(tuple(params), inputs)
     of_params, of_message = (gradient, []) if first else gradient
-    parts = {name: value if name == "correct" else value / micro_batches for name, value in metrics.items()}
+    parts = {name: value * share if name.endswith("loss") else value for name, value in metrics.items()}
     return of_message, _sum(total, (of_params, parts)), carry
 
 
@@ -231,7 +240,6 @@ def update(
     carry: Carry,
     gradient: Sequence[Any],
     metrics: dict[str, jax.Array],
-    examples: int,
     with_norms: jax.Array | bool,
     skip_non_finite: bool = True,
 ) -> tuple[tuple[StageState, ...], list[dict[str, Any]]]:
@@ -244,7 +252,6 @@ def update(
       carry: after the last micro-batch.
       gradient: of each stage's parameters, summed over the micro-batches.
       metrics: of the last group: loss and so on; else empty.
-      examples: examples of the whole batch (static).
       with_norms: compute the gradient norm of every layer, else they are 0.
       skip_non_finite: as of :func:`scpl_jax.stages.step.apply_gradient`, for each stage by itself (static).
 
@@ -263,7 +270,7 @@ def update(
         rest = split(module)[2]
         own = metrics if index == len(group) - 1 else {}
         one, values = apply_gradient(
-            optimizer, state, gradient[index], rest, own, examples, with_norms, skip_non_finite=skip_non_finite
+            optimizer, state, gradient[index], rest, own, with_norms, skip_non_finite=skip_non_finite
         )
         new.append(one)
         reported.append(values)

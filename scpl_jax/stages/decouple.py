@@ -10,9 +10,10 @@ import jax
 from flax import nnx
 
 from scpl_jax.objectives import Objective
-from scpl_jax.objectives.base import summary_of
+from scpl_jax.objectives.base import common_classes, summary_of
 from scpl_jax.stages.cost import TrainingCost, measured_cost, module_cost
 from scpl_jax.stages.cuts import balanced_cut, check_cut, check_num_stages, even_cut
+from scpl_jax.stages.inputs import admit_inputs
 from scpl_jax.stages.variables import separate_rngs, split
 
 
@@ -42,6 +43,8 @@ class Stage:
       coded: whether its loss also takes a code of the label, which stages hand on beside their features: a message is
         then (features, code), but for the network's input.
       scores: whether its answers are scores from 0 to 1 and not logits.
+      classes: number of classes of the network's labels; None where neither classifier nor objectives know it.
+      example: shapes and dtypes of the batch that the network was made with.
       takes_code: whether its own message has a code: not before the network's first stage.
       cost: cost of a training step, local loss and update included: floating-point operations by the compiler's
         estimate, or measured seconds.
@@ -60,6 +63,8 @@ class Stage:
     coded: bool
     scores: bool
     takes_code: bool
+    classes: int | None
+    example: Any
     cost: float
     loss_cost: float
     message_bytes: int
@@ -74,6 +79,21 @@ def _output(module: nnx.Module, message: Any) -> Any:
     """Shapes and dtypes of ``module(message)``, without computing it."""
     graphdef, state = nnx.split(module)
     return jax.eval_shape(lambda state, x: nnx.merge(graphdef, state, copy=True)(x), state, message)
+
+
+def _number_of_classes(classifier: nnx.Module, features: Any) -> int:
+    """Number of classes of the network's own classifier.
+
+    Raises:
+      ValueError: it does not return logits (N, classes).
+    """
+    logits = jax.tree.leaves(_output(classifier, features))
+    if len(logits) != 1 or logits[0].ndim != 2:
+        raise ValueError(
+            f"the last block must be a classifier that returns logits (N, classes), got {[x.shape for x in logits]}; "
+            "add one, or pass classifier=False"
+        )
+    return int(logits[0].shape[1])
 
 
 def _check_unshared(groups: Sequence[StageModule]) -> None:
@@ -112,6 +132,8 @@ def _make_stage(
     module: StageModule,
     objective: Objective,
     end_to_end: bool,
+    classes: int | None,
+    example: Any,
     cost: float,
     loss_cost: float,
     message_bytes: int,
@@ -133,6 +155,8 @@ def _make_stage(
         coded=objective.coded,
         scores=objective.scores,
         takes_code=objective.coded and index > 0,
+        classes=classes,
+        example=example,
         cost=cost,
         loss_cost=loss_cost,
         message_bytes=message_bytes,
@@ -171,7 +195,8 @@ def decouple(
       The stages in order. The blocks passed in are not changed by training: a stage holds copies of their values.
 
     Raises:
-      ValueError: a number of stages or a cut that does not fit the blocks, an objective that can't serve a stage, or a
+      ValueError: a number of stages or a cut that does not fit the blocks, an example that is no batch of arrays, a
+        last block that returns no logits, numbers of classes that differ, an objective that can't serve a stage, or a
         parameter shared between stages.
 
     Example:
@@ -207,9 +232,11 @@ def decouple(
         raise ValueError("associated learning has no use for the network's classifier; leave it out: classifier=False")
 
     # The input of every block, and of the classifier.
-    inputs = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example)]
+    inputs = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), admit_inputs(example))]
     for block in blocks:
         inputs.append(_output(block, inputs[-1]))
+    of_classifier = None if last is None else _number_of_classes(last, inputs[-1])
+    classes = common_classes([of_classifier, *(one.classes for one in objectives)])
     labels = jax.ShapeDtypeStruct((jax.tree.leaves(inputs[0])[0].shape[0],), "int32")
     if costs not in ("estimate", "measured"):
         raise ValueError(f"costs must be estimate or measured, got {costs!r}")
@@ -263,6 +290,8 @@ def decouple(
             module,
             objectives[index],
             end_to_end,
+            classes,
+            inputs[0],
             cost(bounds[index], bounds[index + 1], index),
             loss_cost(bounds[index + 1], index),
             sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(inputs[bounds[index + 1]])),

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from scpl_jax.losses import cross_entropy
+from scpl_jax.losses.labels import class_indices, is_kept, is_outside, not_a_number_if
 from scpl_jax.objectives.base import summary_of
 from scpl_jax.objectives.heads import average_pool
 from scpl_jax.stages.decouple import Stage, StageModule
@@ -27,7 +28,8 @@ class StageState:
       rest: batch statistics, random state and all other variables.
       opt_state: state of the stage's Optax optimizer.
       totals: sums since :func:`zero_totals`, scalars: ``loss`` (where the stage has one) and, in the last stage,
-        ``classifier_loss`` (sums of batch means), ``correct`` and ``examples`` (counts), ``batches``, and ``skipped``,
+        ``classifier_loss`` (sums of batch means), ``correct`` and ``examples`` (counts of labelled examples),
+        ``batches``, and ``skipped``,
         the updates left out by :func:`apply_gradient`, whose batches are in none of the others.
     """
 
@@ -76,29 +78,32 @@ def stage_loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.A
       params: its parameters.
       rest: its other variables.
       message: what the stage before handed on.
-      labels: class indices, shape (N,), integer.
+      labels: class indices, shape (N,) or (N, 1), integer; -1 for examples that losses and accuracy leave out.
 
     Returns:
       (scalar; (message for the next stage, other variables after the step, metrics as of :func:`gradients`)).
     """
     module: StageModule = nnx.merge(stage.train_graph, params, rest, copy=True)
-    total = jnp.float32(0)
-    metrics: dict[str, jax.Array] = {}
+    labels = jnp.asarray(class_indices(labels))
+    outside, kept = is_outside(labels, stage.classes), is_kept(labels)
+    # A label that is none of the classes must not train: the update is left out like any other by bad numbers.
+    total = not_a_number_if(outside, jnp.float32)
+    metrics: dict[str, jax.Array] = {"bad_labels": jnp.sum(outside, dtype=jnp.int32)}
     if stage.coded:
         loss: Any = module.loss[0]
         message, code = message if stage.takes_code else (message, loss.first_code(labels))
         features = _forward(module, message)
-        total, code = loss(summary_of(features), code)
-        metrics["loss"] = total
+        own, code = loss(summary_of(features), code, kept)
+        metrics["loss"] = total = total + own
         return total, ((features, code), split(module)[2], metrics)
     features = _forward(module, message)
     for loss in module.loss:
-        metrics["loss"] = loss(summary_of(features), labels)
-        total = total + metrics["loss"]
+        metrics["loss"] = total = total + loss(summary_of(features), labels)
     for classifier in module.classifier:
         logits = classifier(features if stage.classifier_gradient else jax.lax.stop_gradient(features))
         metrics["classifier_loss"] = cross_entropy(logits, labels)
-        metrics["correct"] = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+        metrics["correct"] = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & kept)
+        metrics["examples"] = jnp.sum(kept, dtype=jnp.int32)
         total = total + metrics["classifier_loss"]
         metrics.setdefault("loss", metrics["classifier_loss"])
     _, _, rest = split(module)
@@ -116,11 +121,12 @@ def gradients(
       rest: its other variables.
       message: what the stage before handed on (for stage 0 the network's input). It is detached here: whatever computed
         it gets no gradient.
-      labels: class indices, shape (N,), integer.
+      labels: class indices, as of :func:`stage_loss`.
 
     Returns:
       (gradient, a tree like ``params``; (message for the next stage, other variables after the step, metrics)). Metrics
-      are scalars: ``loss``, and with a classifier ``classifier_loss`` and ``correct`` (a count).
+      are scalars: ``loss``; with a classifier ``classifier_loss``, ``correct`` and ``examples`` (counts of labelled
+      examples); ``bad_labels``, the number of labels that are none of the classes. Where there is one, the loss is NaN.
     """
     message = jax.lax.stop_gradient(message)
     (_, outcome), gradient = jax.value_and_grad(stage_loss, argnums=1, has_aux=True)(
@@ -163,7 +169,7 @@ def train_step(
       optimizer: the stage's Optax optimizer (static).
       state: the stage's state.
       message: what the stage before handed on.
-      labels: class indices, shape (N,), integer.
+      labels: class indices, as of :func:`stage_loss`.
       with_norms: compute the gradient norm of every layer; may be traced, so that a program that is asked for them now
         and then is compiled only once. Otherwise they are 0.
       skip_non_finite: as of :func:`apply_gradient` (static).
@@ -173,9 +179,8 @@ def train_step(
       of :func:`apply_gradient` added).
     """
     gradient, (features, rest, metrics) = gradients(stage, state.params, state.rest, message, labels)
-    examples = labels.shape[0]
     state, metrics = apply_gradient(
-        optimizer, state, gradient, rest, metrics, examples, with_norms, skip_non_finite=skip_non_finite
+        optimizer, state, gradient, rest, metrics, with_norms, skip_non_finite=skip_non_finite
     )
     return state, features, metrics
 
@@ -186,7 +191,6 @@ def apply_gradient(
     gradient: Any,
     rest: Any,
     metrics: dict[str, jax.Array],
-    examples: int,
     with_norms: jax.Array | bool,
     *,
     skip_non_finite: bool = True,
@@ -204,7 +208,6 @@ def apply_gradient(
       gradient: a tree like its parameters.
       rest: the other variables after the step.
       metrics: scalars of the step.
-      examples: size of the batch (static).
       with_norms: as of :func:`train_step`.
       skip_non_finite: leave out updates by bad numbers (static). Unlike ``optax.apply_if_finite`` this keeps batch
         statistics clean too, looks at the loss, and never gives up.
@@ -220,8 +223,6 @@ def apply_gradient(
         params = optax.apply_updates(state.params, updates)
         totals = {name: total + metrics[name] for name, total in state.totals.items() if name in metrics}
         totals["batches"] = state.totals["batches"] + 1
-        if "examples" in state.totals:
-            totals["examples"] = state.totals["examples"] + examples
         return StageState(params, rest, opt_state, {"skipped": state.totals["skipped"], **totals})
 
     outcome = (gradient, rest, metrics)

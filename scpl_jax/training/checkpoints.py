@@ -179,7 +179,11 @@ class CheckpointStore:
           progress: where the run stands.
           problem: why this process must not save now, if so: a checkpoint vouches for the metrics up to its step, so it
             must not be there without them.
+
+        Raises:
+          PipelineBrokenError: the pipeline's states are lost.
         """
+        pipeline.check_whole()
         self.wait()
         own = {
             index: to_arrays(state)
@@ -191,10 +195,11 @@ class CheckpointStore:
             "progress": dataclasses.asdict(progress),
             "stages": [describe(state) for state in pipeline.states],
         }
-        self._job = self._pool.submit(self._write, pipeline.step, own, record, problem)
+        self._job = self._pool.submit(self._write, pipeline, pipeline.step, own, record, problem)
 
     def _write(
         self,
+        pipeline: Pipeline,
         step: int,
         own: dict[int, dict[str, jax.Array]],
         record: dict[str, Any],
@@ -223,7 +228,9 @@ class CheckpointStore:
                 self._prune()
             except OSError as error:
                 problem = reason_of(error)
-        if problem is not None:
+        if problem is None:
+            pipeline.saved = f"step {step} in {self._root}"
+        else:
             self._report(problem)
             if processes.is_first():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -368,4 +375,5 @@ class CheckpointStore:
             raise RunError(f"the checkpoint of step {step} can't be read ({reason_of(error)})") from error
         pipeline.states = tuple(states)
         pipeline.step = saved["step"]
+        pipeline.saved = f"step {step} in {self._root}"
         return progress
