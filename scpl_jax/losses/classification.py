@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Shaped
 
-from scpl_jax.losses.labels import IGNORE, class_indices, is_kept, is_outside, kept_mean
+from scpl_jax.losses.labels import IGNORE, class_indices, is_kept, is_outside, kept_mean, not_a_number_if
 
 
 def cross_entropy(
@@ -40,4 +40,4 @@ def cross_entropy(
     kept, outside = is_kept(labels, ignore), is_outside(labels, logits.shape[-1], ignore)
     known = jnp.where(kept & ~outside, labels, 0)
     losses: jax.Array = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(dtype), known)
-    return kept_mean(jnp.where(outside, jnp.nan, losses), kept)
+    return not_a_number_if(outside, kept_mean(losses, kept))

@@ -100,6 +100,6 @@ def kept_mean(values: jax.Array, kept: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(kept, values, 0)) / count
 
 
-def not_a_number_if(wrong: jax.Array, dtype: Any) -> jax.Array:
-    """NaN where any of ``wrong`` is true, else 0: added to a loss, it makes it useless instead of wrong."""
-    return jnp.where(jnp.any(wrong), jnp.nan, 0).astype(dtype)
+def not_a_number_if(wrong: jax.Array, loss: jax.Array) -> jax.Array:
+    """The loss, a scalar; NaN, and its gradient too, where any of ``wrong`` is true: useless instead of misleading."""
+    return loss * jnp.where(jnp.any(wrong), jnp.nan, 1).astype(loss.dtype)

@@ -76,7 +76,7 @@ def similarity_matching(
     wanted = adjusted_cosine(jax.nn.one_hot(labels, num_classes, dtype=similarity.dtype))
     kept = is_kept(labels, ignore)
     loss = kept_mean((similarity - wanted) ** 2, kept[:, None] & kept[None, :])
-    return loss + not_a_number_if(is_outside(labels, num_classes, ignore), loss.dtype)
+    return not_a_number_if(is_outside(labels, num_classes, ignore), loss)
 
 
 def spatial_deviation(maps: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n d"]:

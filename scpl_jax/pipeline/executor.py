@@ -34,7 +34,7 @@ from scpl_jax.pipeline.signals import held_back
 from scpl_jax.pipeline.skips import Skip, StepSigns
 from scpl_jax.pipeline.transfer import hand_over, to_devices, to_program
 from scpl_jax.stages.decouple import Stage
-from scpl_jax.stages.inputs import admit_inputs, admit_labels, labels_must_be
+from scpl_jax.stages.inputs import admit_inputs, admit_labels, labels_must_be, traced_for
 from scpl_jax.stages.step import StageState, initial_state, zero_totals
 
 Prepare = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
@@ -217,8 +217,11 @@ class Pipeline:
                 updates = [value for one in ends for value in jax.tree.leaves(one["gradient_norms"])[:1]]
                 signs = StepSigns(self.step, self._signs(*losses[:-1], *updates, losses[-1]), metrics)
             except BaseException as error:
-                if any(x.is_deleted() for x in jax.tree.leaves((self._states, run.memory))):
-                    self._break(self.step, error)
+                if not any(x.is_deleted() for x in jax.tree.leaves((self._states, run.memory))):
+                    raise  # nothing was taken from the states yet
+                broken = self._break(self.step, error)
+                if isinstance(error, Exception):
+                    raise broken from error
                 raise
             self._states = states
             self._in_flight.append(signs)
@@ -272,10 +275,12 @@ class Pipeline:
 
     def _break(self, step: int, error: BaseException) -> PipelineBrokenError:
         """Mark the pipeline as broken by an error in a step, and say so."""
-        reason = " ".join(str(error).split()) or type(error).__name__
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # Of a traceback in an error the last line tells.
+        reason = " ... ".join(line[:250] for line in dict.fromkeys((lines[0], lines[-1])))
         saved = "nothing was saved before" if self.saved is None else f"what was saved last is {self.saved}"
         self._broken = (
-            f"the pipeline is broken: step {step + 1} failed while it ran ({reason[:500]}), and states are lost; "
+            f"the pipeline is broken: step {step + 1} failed while it ran ({reason}), and states are lost; "
             f"{saved}; assign states of a whole step, such as those of a checkpoint, or build the pipeline again"
         )
         self._programs.clear()  # their memory for gradients may be lost, too
@@ -343,13 +348,17 @@ class Pipeline:
         builder = Builder()
         message, targets = abstract((images, labels), self._first)
         prepare: Program | None = None
+        example = None if self._prepare else self.stages[0].example
         if self._prepare is not None:
             arguments = (abstract(self._key, replicated(self.meshes[0])), jnp.int32(0), message, targets)
             function = functools.partial(_prepare_step, self._prepare)
             prepare, (message, targets) = builder.add(function, self.meshes[0], arguments, (True, True))
         self._check_batch(targets.shape[0], self.micro_batches)
         common = (builder, self.groups, self.optimizer, self.states, message, targets, self.skip_non_finite)
-        step = BackpropPrograms(*common, self.micro_batches, self.remat) if self.end_to_end else LocalPrograms(*common)
+        with traced_for(images, example):
+            step: Any = (
+                BackpropPrograms(*common, self.micro_batches, self.remat) if self.end_to_end else LocalPrograms(*common)
+            )
         builder.compile()
         self.compile_seconds += time.perf_counter() - began
         return prepare, step
@@ -409,7 +418,8 @@ class Pipeline:
         key = ("features", signature(images), side)
         if key not in self._programs:
             self._check_batch(jax.tree.leaves(images)[0].shape[0], 1)
-            self._programs[key] = FeaturePrograms(self.groups, self.states, images, self._prepare_eval, side)
+            with traced_for(images, None if self._prepare_eval else self.stages[0].example):
+                self._programs[key] = FeaturePrograms(self.groups, self.states, images, self._prepare_eval, side)
         found: list[jax.Array] = self._programs[key](self.states, to_devices(images, self._first))
         return found
 
@@ -417,7 +427,8 @@ class Pipeline:
         key = ("eval", signature(images), tuple(rules))
         if key not in self._programs:
             self._check_batch(jax.tree.leaves(images)[0].shape[0], 1)
-            self._programs[key] = EvaluationPrograms(self.groups, self.states, images, self._prepare_eval, rules)
+            with traced_for(images, None if self._prepare_eval else self.stages[0].example):
+                self._programs[key] = EvaluationPrograms(self.groups, self.states, images, self._prepare_eval, rules)
         programs: EvaluationPrograms = self._programs[key]
         return programs
 

@@ -1,6 +1,7 @@
 """The door: every array that a user hands in is checked here, once, by shape and dtype, in one sentence."""
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -103,6 +104,30 @@ def _check_alike(inputs: Any, example: Any) -> None:
             f"the network was made for batches like {_describe(example)}, got {_describe(inputs)}; "
             "convert the batch, or give decouple another example"
         )
+
+
+@contextlib.contextmanager
+def traced_for(inputs: Any, example: Any) -> Iterator[None]:
+    """Say in one sentence that the network can't take a batch of these sizes, if tracing it fails for that.
+
+    Args:
+      inputs: the batch, as :func:`admit_inputs` returns it.
+      example: what the network was made with; None: it is not known.
+
+    Raises:
+      ValueError: in place of what is raised in the block, if the batch has other sizes than the example.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        sizes = [[leaf.shape[1:] for leaf in jax.tree.leaves(tree)] for tree in (inputs, example)]
+        if example is None or sizes[0] == sizes[1]:
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the network was made for batches like {_describe(example)} and can't take {_describe(inputs)} "
+            f"({reason[:200]}); convert the batch, or give decouple another example"
+        ) from error
 
 
 def admit_labels(labels: Any, examples: int, classes: int | None, ignored: Collection[int] = (IGNORE,)) -> Any:

@@ -86,19 +86,19 @@ def stage_loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.A
     module: StageModule = nnx.merge(stage.train_graph, params, rest, copy=True)
     labels = jnp.asarray(class_indices(labels))
     outside, kept = is_outside(labels, stage.classes), is_kept(labels)
-    # A label that is none of the classes must not train: the update is left out like any other by bad numbers.
-    total = not_a_number_if(outside, jnp.float32)
+    total = jnp.float32(0)
     metrics: dict[str, jax.Array] = {"bad_labels": jnp.sum(outside, dtype=jnp.int32)}
     if stage.coded:
         loss: Any = module.loss[0]
         message, code = message if stage.takes_code else (message, loss.first_code(labels))
         features = _forward(module, message)
         own, code = loss(summary_of(features), code, kept)
-        metrics["loss"] = total = total + own
+        metrics["loss"] = total = not_a_number_if(outside, own)
         return total, ((features, code), split(module)[2], metrics)
     features = _forward(module, message)
     for loss in module.loss:
-        metrics["loss"] = total = total + loss(summary_of(features), labels)
+        # A label that is none of the classes must not train: the update is left out like any other by bad numbers.
+        metrics["loss"] = total = not_a_number_if(outside, loss(summary_of(features), labels))
     for classifier in module.classifier:
         logits = classifier(features if stage.classifier_gradient else jax.lax.stop_gradient(features))
         metrics["classifier_loss"] = cross_entropy(logits, labels)

@@ -35,6 +35,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+import odd_labels
+
 TESTS = Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS / "data"))
 SECONDS = 60  # a case that takes longer hangs
@@ -557,6 +560,8 @@ TARGETS: dict[str, tuple[int, Callable[[Path, random.Random], None]]] = {  # sha
     "checkpoint": (2, checkpoints),
     "checkpoint, forged": (2, forged_checkpoint),
 }
+
+TARGETS |= odd_labels.TARGETS
 
 # What a case may not do
 

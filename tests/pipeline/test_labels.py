@@ -128,7 +128,7 @@ def test_without_classes_any_label_from_0_on_will_do():
     x, y = batch()
     pipeline = pipeline_of(classifier=False)
     pipeline.train_step(x, y * 100_000)
-    with pytest.raises(ValueError, match="labels must be 0 or more, or -1, which is ignored, got -3 at position 1"):
+    with pytest.raises(ValueError, match="labels must be 0 or more, or -1, which is ignored, got -4 at position 0"):
         pipeline.train_step(x, y - 4)
 
 
@@ -147,6 +147,10 @@ ODD = {
     "strings": (lambda x, y: (x.astype(str), y), "arrays of numbers"),
     "objects": (lambda x, y: (np.array([None] * N), y), "arrays of numbers"),
     "whole numbers for inputs": (lambda x, y: (x.astype(int), y), "made for batches like float32"),
+    "another width": (
+        lambda x, y: (x[:, 1:], y),
+        r"made for batches like float32 \(12, 6\) and can't take float32 \(12, 5\)",
+    ),
     "another axis": (lambda x, y: (x[:, None], y), "made for batches like float32"),
     "a dict": (lambda x, y: ({"x": x}, y), "made for batches like float32"),
     "two sizes": (lambda x, y: ({"x": x, "y": x[1:]}, y), "same number of examples"),
