@@ -238,7 +238,7 @@ def move_averages(
     Args:
       norm: the layer; its momentum counts.
       mean: of the batch, (C,).
-      variance: likewise.
+      variance: of the batch, (C,).
       start: the layer that the averages move from, if not from its own.
     """
     before: Any = norm if start is None else start
