@@ -13,7 +13,7 @@ ROOMS: dict[str, set[str]] = {
     "losses": set(),
     "models": set(),
     "objectives": {"losses", "models"},
-    "stages": {"losses", "objectives"},
+    "stages": {"losses", "models", "objectives"},
     "pipeline": {"stages"},
     "data": set(),
     "training": {"pipeline", "stages", "data"},

@@ -126,7 +126,7 @@ def conv(
 
 
 def batch_norm(features: int, *, rngs: nnx.Rngs, affine: bool = True, dtype: Any = None) -> BatchNorm:
-    """Batch norm with torch's constants (running average 0.9 old + 0.1 new, eps 1e-5) and an exact variance."""
+    """Batch norm with torch's constants (momentum 0.9 here, eps 1e-5), corrected averages and an exact variance."""
     return BatchNorm(
         features,
         momentum=0.9,

@@ -5,9 +5,12 @@ several times. Derived as a whole, it takes two sums and one pass.
 
 Before a max pool most of what batch norm computes is thrown away. Its scale and shift keep or turn the order of values,
 so the pool may come first: then only the winners are normalised, and the sums for the gradient run over them alone.
+
+Running averages are corrected for their start, so that they are right from the first step.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -150,21 +153,66 @@ normalize_and_pool.defvjp(_normalize_and_pool_fwd, _normalize_and_pool_bwd)
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Flax's batch norm over the last axis, in training by :func:`normalize`.
+    r"""Flax's batch norm over the last axis, in training by :func:`normalize`, its running averages corrected.
 
-    The same values and running averages; its options ``axis``, ``axis_name`` and ``use_fast_variance`` don't count in
-    training.
+    Flax's averages start at 0 and 1, and that start is a part of them for some ten to a hundred steps. Here it never
+    counts: as with Adam's moments the weights of the batches so far sum to 1, so after t updates with momentum m
+
+    .. math::
+
+        \bar x_t = \frac{1 - m}{1 - m^t} \sum_{i=1}^t m^{t - i} x_i
+                  = k_t \bar x_{t-1} + (1 - k_t) x_t, \quad k_t = m \frac{1 - m^{t-1}}{1 - m^t}
+
+    What is kept is the corrected average itself: whoever reads ``mean`` and ``var`` needs no division, and evaluation
+    is Flax's. Before the first update it takes mean 0 and variance 1. The options ``axis``, ``axis_name`` and
+    ``use_fast_variance`` don't count in training.
+
+    Args:
+      num_features: C.
+      bias_correction: correct the running averages for their start; without it they and the variables are Flax's.
+      momentum: m, at least 0 and less than 1.
+      options: of ``nnx.BatchNorm``.
+
+    Attributes:
+      updates: updates of the running averages, int32; None without the correction.
+
+    Raises:
+      ValueError: a momentum for which there is no correction.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> norm = BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
+      >>> y = norm(x)
+      >>> norm.mean[...].tolist(), norm.var[...].tolist(), norm.updates[...].item()
+      ([2.0], [1.0], 1)
     """
+
+    def __init__(self, num_features: int, *, bias_correction: bool = True, momentum: float = 0.99, **options: Any):
+        super().__init__(num_features, momentum=momentum, **options)
+        if bias_correction and not 0 <= momentum < 1:
+            raise ValueError(
+                f"momentum of batch norm must be at least 0 and less than 1, got {momentum}; running averages that "
+                "never move need bias_correction=False"
+            )
+        self.updates: Any = nnx.BatchStat(jnp.zeros((), jnp.int32)) if bias_correction else nnx.data(None)
 
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:
         """(..., C) to the same shape."""
         running = self.use_running_average if use_running_average is None else use_running_average
-        if running or mask is not None:
+        if running:
             given: jax.Array = super().__call__(x, use_running_average, mask=mask)
             return given
-        return self._train(normalize, x)
+        if mask is None:
+            return self._train(normalize, x)
+        flax = nnx.clone(self)
+        flax.momentum = 0.0  # its "running average" is then the batch's own
+        y: jax.Array = nnx.BatchNorm.__call__(flax, x, False, mask=mask)
+        move_averages(self, flax.mean[...], flax.var[...])
+        return y
 
     def and_max_pool(self, x: jax.Array) -> jax.Array:
         """What a 2 x 2 max pool makes of the result: (B, H, W, C) to (B, H // 2, W // 2, C)."""
@@ -178,6 +226,31 @@ class BatchNorm(nnx.BatchNorm):
         bias = jnp.zeros(channels, x.dtype) if self.bias is None else self.bias[...]
         x, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
         y, mean, variance = normalize(x, scale, bias, self.epsilon)
-        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
-        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * variance
+        move_averages(self, mean, variance)
         return y.astype(x.dtype)
+
+
+def move_averages(
+    norm: nnx.BatchNorm, mean: jax.Array, variance: jax.Array, start: nnx.BatchNorm | None = None
+) -> None:
+    """Move the running averages of a batch norm, :class:`BatchNorm` or Flax's, by the statistics of one batch.
+
+    Args:
+      norm: the layer; its momentum counts.
+      mean: of the batch, (C,).
+      variance: of the batch, (C,).
+      start: the layer that the averages move from, if not from its own.
+    """
+    before: Any = norm if start is None else start
+    keep: Any = norm.momentum
+    if isinstance(norm, BatchNorm) and norm.updates is not None:
+        norm.updates[...] = before.updates[...] + 1
+        keep = _kept(norm.momentum, norm.updates[...])
+    for average, old, new in ((norm.mean, before.mean, mean), (norm.var, before.var, variance)):
+        average[...] = (keep * old[...] + (1 - keep) * new).astype(average.dtype)
+
+
+def _kept(momentum: float, updates: jax.Array) -> jax.Array:
+    """The part of the old average in the new one, m (1 - m^(t-1)) / (1 - m^t); exactly 0 at the first update."""
+    log = math.log(max(momentum, 1e-30))  # momentum 0 has none
+    return momentum * jnp.expm1((updates - 1) * log) / jnp.expm1(updates * log)

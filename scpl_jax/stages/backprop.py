@@ -20,6 +20,7 @@ from flax import nnx
 
 from scpl_jax.losses import cross_entropy
 from scpl_jax.losses.labels import class_indices, is_kept, is_outside
+from scpl_jax.models.norm import move_averages
 from scpl_jax.stages.decouple import Stage, StageModule
 from scpl_jax.stages.step import StageState, apply_gradient
 from scpl_jax.stages.variables import split
@@ -264,9 +265,7 @@ def update(
         old = _norms(_module(stage, state.params, state.rest))
         for path, norm in _norms(module).items():
             mean, squares = carry.moments[index][path]
-            keep = norm.momentum
-            norm.mean[...] = keep * old[path].mean[...] + (1 - keep) * mean
-            norm.var[...] = keep * old[path].var[...] + (1 - keep) * (squares / carry.count)
+            move_averages(norm, mean, squares / carry.count, start=old[path])
         rest = split(module)[2]
         own = metrics if index == len(group) - 1 else {}
         one, values = apply_gradient(

@@ -82,17 +82,27 @@ def describe(state: StageState) -> dict[str, str]:
     return found
 
 
-def _check_same(saved: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
-    """Refuse another network's arrays before anything is read."""
+def _uncounted(saved: dict[str, str], expected: dict[str, str]) -> set[str]:
+    """A stage's numbers of updates of batch norms that are missing; earlier versions did not count them."""
+    ends = ("/mean/value", "/var/value")
+    missing = {name for name in set(expected) - set(saved) if expected[name] == "int32[]"}
+    norms = {name.removesuffix("/updates/value") for name in missing if name.endswith("/updates/value")}
+    return {f"{norm}/updates/value" for norm in norms if all(norm + end in saved for end in ends)}
+
+
+def _check_same(saved: list[dict[str, str]], expected: list[dict[str, str]]) -> list[set[str]]:
+    """Refuse another network's arrays before anything is read; :func:`_uncounted` of each stage."""
     if len(saved) != len(expected):
         raise RunError(f"the checkpoint is of another network: it has {len(saved)} stages, this one {len(expected)}")
+    uncounted = [_uncounted(there, here) for there, here in zip(saved, expected, strict=True)]
     for index, (there, here) in enumerate(zip(saved, expected, strict=True)):
-        for name in sorted(set(there) | set(here)):
+        for name in sorted((set(there) | set(here)) - uncounted[index]):
             if there.get(name) != here.get(name):
                 raise RunError(
                     f"the checkpoint is of another network: in stage {index}, {name} is {there.get(name, 'missing')} "
                     f"there and {here.get(name, 'missing')} here"
                 )
+    return uncounted
 
 
 @dataclasses.dataclass
@@ -360,7 +370,13 @@ class CheckpointStore:
         folder = self._root / str(step)
         try:
             saved = read_json(folder / "progress.json")
-            _check_same(saved["stages"], [describe(state) for state in pipeline.states])
+            uncounted = _check_same(saved["stages"], [describe(state) for state in pipeline.states])
+            if any(uncounted):
+                _LOG.warning(
+                    "the checkpoint of step %d was saved before the running averages of batch norm were corrected for "
+                    "their start; they go on from what was saved, uncorrected",
+                    step,
+                )
             states = []
             for index, (state, mesh) in enumerate(zip(pipeline.states, pipeline.meshes, strict=True)):
                 place = replicated(mesh)
@@ -369,6 +385,7 @@ class CheckpointStore:
                     continue
                 with self._checkpointer() as checkpointer:
                     loaded = checkpointer.restore(folder / f"stage_{index:03d}", args=self._ocp.args.PyTreeRestore())
+                loaded |= dict.fromkeys(uncounted[index], np.int32(saved["step"]))
                 states.append(to_devices(from_arrays(loaded, state), place))
             progress = Progress(**saved["progress"])
         except (OSError, KeyError, TypeError) as error:

@@ -1,6 +1,10 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
+
+from scpl_jax.models.norm import BatchNorm
 
 
 def zeros(*_):
@@ -18,6 +22,12 @@ def no_random_initial_values(monkeypatch):
     """Every initial value is replaced by a loaded one; zeros need no program to be compiled."""
     monkeypatch.setattr("scpl_jax.models.layers.kernel_init", zeros)
     monkeypatch.setattr("scpl_jax.models.layers.bias_init", zeros)
+
+
+@pytest.fixture(autouse=True)
+def running_averages_of_the_reference(monkeypatch):
+    """They start from what is loaded, and one step moves them by a tenth."""
+    monkeypatch.setattr("scpl_jax.models.layers.BatchNorm", functools.partial(BatchNorm, bias_correction=False))
 
 
 @pytest.fixture(autouse=True)

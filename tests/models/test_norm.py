@@ -1,4 +1,4 @@
-"""Batch norm is Flax's, in values, running averages and gradients."""
+"""Batch norm is Flax's, in values and gradients, and in running averages without the correction for their start."""
 
 import chex
 import jax
@@ -15,7 +15,8 @@ OPTIONS = {"momentum": 0.9, "epsilon": 1e-5, "use_fast_variance": False}
 
 
 def both(**options):
-    layers = [kind(5, **OPTIONS, **options, rngs=nnx.Rngs(0)) for kind in (BatchNorm, nnx.BatchNorm)]
+    ours = BatchNorm(5, bias_correction=False, **OPTIONS, **options, rngs=nnx.Rngs(0))
+    layers = [ours, nnx.BatchNorm(5, **OPTIONS, **options, rngs=nnx.Rngs(0))]
     rng = np.random.default_rng(0)
     values = {name: rng.normal(size=5) for name in ("scale", "bias", "mean")} | {"var": rng.uniform(1, 2, 5)}
     for layer in layers:
