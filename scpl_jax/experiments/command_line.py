@@ -229,7 +229,8 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
         avoid_fusion_emitters()
         try:
             status = _status_of(main, sys.argv[1:] if arguments is None else arguments)
-            output.flush()
+            if status == 0:
+                output.flush()  # where it is the result, it must be there
         except LostOutputError as error:
             output.is_result = False
             if not isinstance(error.__cause__, BrokenPipeError):  # a reader that has enough, as head

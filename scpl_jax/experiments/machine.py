@@ -112,8 +112,8 @@ def shell_line(module: str, *arguments: str | Path) -> str:
     """The command line of a module of the package, as a shell takes it.
 
     Example:
-      >>> shell_line("scpl_jax.report", "--output", Path("my son's.html"))
-      'python -m scpl_jax.report --output \'my son\'"\'"\'s.html\''
+      >>> print(shell_line("scpl_jax.report", "--output", Path("my runs.html")))
+      python -m scpl_jax.report --output 'my runs.html'
     """
     # What begins with a dash would be an option.
     words = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in arguments)

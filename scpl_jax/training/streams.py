@@ -19,7 +19,7 @@ class LostOutputError(Exception):
 
 
 class LastingStream:
-    """A text stream that takes everything; all else it leaves to the stream that it writes to.
+    r"""A text stream that takes everything; all else it leaves to the stream that it writes to.
 
     Args:
       stream: what it writes to; None, as in a process that was started without it, for nowhere.
@@ -35,7 +35,7 @@ class LastingStream:
       >>> stream = LastingStream(file)
       >>> print("Zoë", file=stream, flush=True)
       >>> file.buffer.getvalue()
-      b'Zo\\xeb\\n'
+      b'Zo\\xeb\n'
       >>> file.close()
       >>> print("more", file=stream, flush=True)
       >>> stream.failed
