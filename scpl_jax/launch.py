@@ -296,6 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many processes to start")
     parser.add_argument("--pin", action="store_true", help="give each process its own share of the cores")
     _lost.clear()
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # or a pipe would get the number of a closed stream
+        os.set_inheritable(number, True)
+    os.close(number)
     try:
         options = parser.parse_args(arguments[:end])
         return launch(arguments[end + 1 :], options.processes, options.pin)
