@@ -52,13 +52,20 @@ class LaunchError(ValueError):
     """A mistake in the command line, in one sentence."""
 
 
+_lost: set[int] = set()  # 1 or 2, once it could not be written
+
+
 def _write(target: int, data: bytes) -> None:
     while data:
         try:
             data = data[os.write(target, data) :]
         except BlockingIOError:
             time.sleep(POLL)
-        except OSError:  # our reader has gone; the processes must still be able to save
+        except OSError as error:  # our reader has gone, or the disk is full; the processes must still be able to save
+            if target not in _lost:
+                _lost.add(target)
+                name = ("standard output", "standard error")[target - 1]
+                _write(3 - target, f"{name} can't be written ({error.strerror}); the run goes on without\n".encode())
             return
 
 
@@ -288,6 +295,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="python -m scpl_jax.launch", usage="%(prog)s --processes N [--pin] -- COMMAND ...")
     parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many processes to start")
     parser.add_argument("--pin", action="store_true", help="give each process its own share of the cores")
+    _lost.clear()
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # or a pipe would get the number of a closed stream
+        os.set_inheritable(number, True)
+    os.close(number)
     try:
         options = parser.parse_args(arguments[:end])
         return launch(arguments[end + 1 :], options.processes, options.pin)

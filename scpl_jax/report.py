@@ -157,7 +157,7 @@ def _details(one: Run) -> str:
         what = "Accuracy of each stage's exit." if found.get("exits") else "Probes of each stage's features."
         text.append(_figure(report_figures.probes(one), what))
     if found.get("exits") and found.get("early_stops"):
-        svg = report_figures.svg_of(lambda path: draw_exits(found["exits"], found["early_stops"], path))
+        svg = report_figures.svg_of(lambda file: draw_exits(found["exits"], found["early_stops"], file))
         text.append(_figure(svg, "Stopping early: accuracy against the mean share of the network that is computed."))
     if "confusion" in found:
         svg = report_figures.confusion(found["confusion"], found["class_names"])
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str]) -> int:
     runs = [read_run(path, name) for path, name in zip(paths, name_runs(paths), strict=True)]
     text = page(runs, options.title)
     try:
-        options.output.write_text(text)
+        options.output.write_bytes(text.encode(errors="backslashreplace"))
     except OSError as error:
         raise RunError(f"--output {options.output} can't be written ({error.strerror}); name another file") from error
     print(options.output)

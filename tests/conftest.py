@@ -24,7 +24,7 @@ import pytest
 from flax import nnx
 
 import scpl_jax as scpl
-from scpl_jax.data import registry
+from scpl_jax.data import paths
 from scpl_jax.experiments.machine import avoid_fusion_emitters
 from scpl_jax.models import conv, products
 
@@ -38,7 +38,7 @@ if "SCPL_JAX_TEST_CACHE" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", os.environ["SCPL_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 # Data sets that tests and examples prepare don't go to the user's folder either.
-registry.DEFAULT_CACHE_DIR = Path(os.environ["SCPL_JAX_TEST_CACHE"])
+paths.DEFAULT_CACHE_DIR = Path(os.environ["SCPL_JAX_TEST_CACHE"])
 
 
 @pytest.fixture

@@ -410,6 +410,29 @@ def test_the_processes_go_on_when_nobody_reads_their_output(start, tmp_path):
     assert file.exists()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this machine")
+def test_output_that_cannot_be_written_is_said_once(start):
+    with open("/dev/full", "w") as full:
+        process = start("for _ in range(9): print('x' * 9999, flush=True)", stdout=full)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert said == "standard output can't be written (No space left on device); the run goes on without\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_hold_nothing_up(start, tmp_path, closed):
+    program = "print('out', flush=True); print('error', file=sys.stderr, flush=True); "
+    program += f"Path({str(tmp_path)!r}, str(rank)).touch()"
+    process = start(program, before=["sh", "-c", f'exec "$0" "$@" {closed}'])
+    written = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+    assert [sorted(text.splitlines()) for text in written] == [
+        [] if ">&-" in closed.replace("2>&-", "") else ["[1] out", "out"],
+        [] if "2>&-" in closed else ["[1] error", "error"],
+    ]
+
+
 def test_a_command_finds_a_broken_pipe_as_usual(capfd):
     assert main(["--processes", "1", "--", "sh", "-c", "yes | head -n 1"]) == 0
     assert capfd.readouterr() == ("y\n", "")

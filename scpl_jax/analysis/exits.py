@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from scpl_jax.analysis.figures import new_figure, save_figure
 
 
-def draw_exits(exits: Sequence[dict[str, Any]], stops: Sequence[dict[str, Any]], path: Path) -> None:
+def draw_exits(exits: Sequence[dict[str, Any]], stops: Sequence[dict[str, Any]], file: Path | IO[str]) -> None:
     """Draw accuracy against the mean share of the network's cost.
 
     Args:
       exits: ``stage``, ``accuracy`` and ``share`` of each exit, all examples stopping there.
       stops: ``accuracy`` and ``share`` of stop rules, with either ``confidence`` or ``patience``.
-      path: SVG or PNG.
+      file: SVG or PNG, or a file that is open for SVG.
     """
     figure, (axis,) = new_figure(figsize=(6, 3.6))
     curve = sorted((s for s in stops if s["confidence"] is not None), key=lambda s: s["confidence"])
@@ -45,7 +45,7 @@ def draw_exits(exits: Sequence[dict[str, Any]], stops: Sequence[dict[str, Any]],
     axis.margins(y=0.2)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, loc="lower right")
-    save_figure(figure, path)
+    save_figure(figure, file)
 
 
 def _named_ends(curve: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:

@@ -1,8 +1,17 @@
 """How every figure is made: without a display, and the same file for the same numbers."""
 
-from collections.abc import Iterable
+import contextlib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from scpl_jax.training.files import reason_of
+
+_LOG = logging.getLogger(__name__)
 
 # Paul Tol's "muted", which colour-blind readers can tell apart too; with dashes there are twenty.
 COLOURS = (
@@ -29,6 +38,7 @@ def new_figure(rows: int = 1, columns: int | None = None, **options: Any) -> tup
       columns: axes side by side, for axes (rows, columns); None for axes (rows,).
       **options: ``figsize`` in inches; others as of ``matplotlib.figure.Figure.subplots``.
     """
+    _matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=options.pop("figsize", None))
@@ -46,10 +56,52 @@ def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as SVG or PNG, without a date."""
-    import matplotlib
-
+def save_figure(figure: Any, file: Path | IO[str]) -> None:
+    """Write a figure as SVG or PNG to a path, or as SVG to an open file, without a date."""
+    kind = file.suffix if isinstance(file, Path) else ".svg"
     figure.tight_layout()
-    with matplotlib.rc_context({"svg.hashsalt": "scpl_jax"}):
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with _matplotlib().rc_context({"svg.hashsalt": "scpl_jax"}):
+        figure.savefig(file, format=kind[1:] or None, metadata={"Date": None} if kind == ".svg" else None)
+
+
+def attempt(what: str, draw: Callable[..., object], *arguments: Any) -> bool:
+    """Draw; numbers are worth more than their figure, so a failure is a warning.
+
+    Args:
+      what: is drawn, for the warning.
+      draw: draws it.
+      *arguments: of ``draw``.
+
+    Returns:
+      Whether it was drawn.
+
+    Example:
+      >>> attempt("the figure", lambda numbers: max(numbers), [])
+      False
+    """
+    try:
+        draw(*arguments)
+    except Exception as error:  # of matplotlib, its configuration, fonts, the disk
+        _LOG.warning("%s could not be drawn (%s); the numbers are whole", what, reason_of(error))
+        return False
+    return True
+
+
+def _matplotlib() -> Any:
+    """Matplotlib, whatever the environment says of its backend.
+
+    Nothing here needs one, but the name of one that this installation does not have, as a notebook hands it on to the
+    commands that it starts, would end the import.
+    """
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    asked = os.environ.pop("MPLBACKEND", None)
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    finally:
+        if asked is not None:
+            os.environ["MPLBACKEND"] = asked
+    if asked:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = asked  # for a notebook's own figures
+    return matplotlib

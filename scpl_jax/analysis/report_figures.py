@@ -1,25 +1,28 @@
 """The figures of a report, as SVG to put into a page."""
 
+import io
 import re
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from scpl_jax.analysis.figures import COLOURS, line_styles, new_figure, save_figure
+from scpl_jax.analysis.figures import COLOURS, attempt, line_styles, new_figure, save_figure
 from scpl_jax.analysis.runs import Run
 
 # More classes than this are drawn without numbers.
 _NUMBERED = 20
 
 
-def svg_of(draw: Callable[[Path], None]) -> str:
-    """What ``draw`` writes to a file, without the head that only a file of its own has."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "figure.svg")
-        draw(path)
-        return inline(path.read_text())
+def svg_of(draw: Callable[[IO[str]], None]) -> str:
+    """What ``draw`` writes to a file, without the head that only a file of its own has.
+
+    Where it fails, a sentence that says so.
+    """
+    file = io.StringIO()
+    if not attempt("a figure of the report", draw, file):
+        return "<p>This figure could not be drawn.</p>"
+    return inline(file.getvalue())
 
 
 def inline(text: str) -> str:
@@ -37,7 +40,7 @@ def inline(text: str) -> str:
 def accuracy_curves(runs: Sequence[Run]) -> str:
     """Test accuracy of all runs against epochs, and against seconds of training."""
 
-    def draw(path: Path) -> None:
+    def draw(file: IO[str]) -> None:
         figure, axes = new_figure(2, figsize=(7, 6.4))
         styles = line_styles(run.name for run in runs)
         for run in runs:
@@ -53,7 +56,7 @@ def accuracy_curves(runs: Sequence[Run]) -> str:
             axis.grid(alpha=0.3)
         if len(runs) > 1:
             axes[0].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        save_figure(figure, path)
+        save_figure(figure, file)
 
     return svg_of(draw)
 
@@ -61,7 +64,7 @@ def accuracy_curves(runs: Sequence[Run]) -> str:
 def loss_curves(run: Run) -> str:
     """Training loss of every stage against epochs, of the first seed."""
 
-    def draw(path: Path) -> None:
+    def draw(file: IO[str]) -> None:
         figure, (axis,) = new_figure(figsize=(6, 3.4))
         lines = run.seeds()[0]
         stages = max(len(line["train_loss"]) for line in lines)
@@ -75,7 +78,7 @@ def loss_curves(run: Run) -> str:
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        save_figure(figure, path)
+        save_figure(figure, file)
 
     return svg_of(draw)
 
@@ -87,7 +90,7 @@ def _at(values: Sequence[float | None], index: int) -> float | None:
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     """A confusion matrix: shares of each class's examples by the answer they got."""
 
-    def draw(path: Path) -> None:
+    def draw(file: IO[str]) -> None:
         counts = np.asarray(matrix, float)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         numbered = len(names) <= _NUMBERED
@@ -105,7 +108,7 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
         axis.set_xlabel("answer")
         axis.set_ylabel("class")
         figure.colorbar(image, ax=axis, label="share of the class", shrink=0.8)
-        save_figure(figure, path)
+        save_figure(figure, file)
 
     return svg_of(draw)
 
@@ -114,7 +117,7 @@ def probes(run: Run) -> str:
     """Accuracy by stage: of exits, or of probes of the stage's features."""
     results = run.results or {}
 
-    def draw(path: Path) -> None:
+    def draw(file: IO[str]) -> None:
         figure, (axis,) = new_figure(figsize=(6, 3.2))
         for index, (label, rows, key) in enumerate(
             (
@@ -131,7 +134,7 @@ def probes(run: Run) -> str:
         axis.set_ylabel("test accuracy")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, frameon=False)
-        save_figure(figure, path)
+        save_figure(figure, file)
 
     return svg_of(draw)
 
@@ -139,7 +142,7 @@ def probes(run: Run) -> str:
 def memory(runs: Sequence[Run]) -> str:
     """Peak memory of every run's processes."""
 
-    def draw(path: Path) -> None:
+    def draw(file: IO[str]) -> None:
         rows = [
             (run.name if len(peaks) == 1 else f"{run.name}, process {index}", peak / 2**20)
             for run in runs
@@ -152,6 +155,6 @@ def memory(runs: Sequence[Run]) -> str:
         axis.invert_yaxis()
         axis.margins(x=0.12)
         axis.set_xlabel("peak memory, MiB")
-        save_figure(figure, path)
+        save_figure(figure, file)
 
     return svg_of(draw)

@@ -13,8 +13,6 @@ import numpy as np
 
 from scpl_jax.data.errors import ZIP_ERRORS
 
-DEFAULT_CACHE_DIR = Path("~/.cache/scpl_jax")
-
 _LOGGER = logging.getLogger(__name__)
 # Goes up whenever the file's layout or the decoding of any reader changes.
 _FORMAT = 1
@@ -41,7 +39,7 @@ def cached(
     kind: type[AnyDataset],
     build: Callable[[], AnyDataset],
     *,
-    cache_dir: Path,
+    cache_dir: Path | None,
     reader: str,
     files: Iterable[str | Path],
     options: Any,
@@ -51,7 +49,7 @@ def cached(
     Args:
         kind: class of the data set.
         build: makes the data set.
-        cache_dir: the file lies in `datasets/` below this folder.
+        cache_dir: the file lies in `datasets/` below this folder; None for no cache.
         reader: name and version of the reader; another one has another cache file.
         files: absolute paths of every file the data set is made of. A change of a name, size or modification
             time leads to another cache file.
@@ -63,6 +61,8 @@ def cached(
     Raises:
         DataError: what `build` raises; nothing is cached then.
     """
+    if cache_dir is None:
+        return build()
     path = cache_dir / "datasets" / f"{_digest(reader, files, options)}.npz"
     found = _read(kind, path)
     if found is not None:

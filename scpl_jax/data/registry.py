@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from scpl_jax.data.cache import DEFAULT_CACHE_DIR
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.paths import expand, find_cache_dir
 from scpl_jax.data.readers import (
     auto,
     cifar,
@@ -70,8 +70,8 @@ def load(
         raise DataError(f"--dataset {name} is unknown, expected one of {', '.join(DATASETS)}; choose one.")
     if image_size is not None and image_size < 1:
         raise DataError(f"--image-size is {image_size}, expected at least 1 pixel; leave it out to keep sizes.")
-    data_path = None if data_dir is None else Path(data_dir).expanduser()
+    data_path = None if data_dir is None else expand(data_dir, "--data-dir")
     if data_path is not None and not os.access(data_path, os.R_OK):
         raise DataError(f"--data-dir {data_path} does not exist or cannot be read; name an existing folder.")
-    cache_path = (DEFAULT_CACHE_DIR if cache_dir is None else Path(cache_dir)).expanduser()
+    cache_path = find_cache_dir(cache_dir)
     return _LOADERS[name](Request(name=name, data_dir=data_path, cache_dir=cache_path, image_size=image_size))

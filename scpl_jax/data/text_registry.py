@@ -4,12 +4,14 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scpl_jax.data.buckets import bucket_lengths
-from scpl_jax.data.cache import DEFAULT_CACHE_DIR, cached
+from scpl_jax.data.cache import cached
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.paths import expand, find_cache_dir
 from scpl_jax.data.ragged import Texts
 from scpl_jax.data.text_dataset import TextDataset
 from scpl_jax.data.text_readers import folders, generated, tables, tfds
@@ -78,13 +80,16 @@ def load_texts(request: TextRequest) -> TextDataset:
     """
     if request.name not in TEXT_DATASETS:
         raise DataError(f"--dataset {request.name} is unknown, expected one of {', '.join(TEXT_DATASETS)}; choose one.")
-    for option, path in (
-        ("--data-dir", request.data_dir),
-        ("--data-file", request.data_file),
-        ("--test-file", request.test_file),
-    ):
-        if path is not None and not os.access(path, os.R_OK):
+    places: dict[str, Any] = {}
+    for name in ("data_dir", "data_file", "test_file"):
+        option, given = f"--{name.replace('_', '-')}", getattr(request, name)
+        if given is None:
+            continue
+        path = expand(given, option)
+        if not os.access(path, os.R_OK):
             raise DataError(f"{option} {path} does not exist or cannot be read; name an existing one.")
+        places[name] = path
+    request = dataclasses.replace(request, **places)
     if (request.name == "file") != (request.data_file is not None):
         raise DataError("--dataset file and --data-file go together; give both or neither.")
     name, source = _find(request)
@@ -100,7 +105,7 @@ def load_texts(request: TextRequest) -> TextDataset:
     return cached(
         TextDataset,
         lambda: _encoded(request, source.read()),
-        cache_dir=(request.cache_dir or DEFAULT_CACHE_DIR).expanduser(),
+        cache_dir=find_cache_dir(request.cache_dir),
         reader=f"{_READER} {name}",
         files=[path.resolve() for path in source.files],
         options=decisive,

@@ -1,13 +1,16 @@
 """From a command line to options, and from errors to one sentence and exit status 2."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import logging
 import os
+import re
+import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,16 +18,23 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
+from scpl_jax.data.paths import expand
 from scpl_jax.experiments.machine import avoid_fusion_emitters, keep_freed_memory
-from scpl_jax.experiments.run_options import AnyOptions, contradiction, from_json
+from scpl_jax.experiments.run_options import AnyOptions, contradiction, flag, from_json
 from scpl_jax.pipeline import processes
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.run_dir import RunDirectory
+from scpl_jax.training.streams import LastingStream, LostOutputError, lasting_streams
 
 T = TypeVar("T")
 
-# Options that name a file for results.
+# Options that name a file for results, and those of them that are drawn.
 _WRITTEN = ("output", "figure", "timeline")
+_DRAWN = ("figure", "timeline")
+# Variables that say which devices JAX is to have.
+_DEVICES = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")
+# What a terminal takes as colour.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def _peek(arguments: Sequence[str], option: str) -> str | None:
@@ -47,31 +57,71 @@ def parse_options(kind: type[T], arguments: Sequence[str], experiment: str, defa
       default: what holds where nothing is given.
 
     Raises:
-      RunError: an unknown option or a value that can't be read (tyro's own box, in one sentence), or a file that is to
-        be written at the end and can't be.
+      RunError: an unknown option or a value that can't be read (tyro's own box, in one sentence), a file that is to be
+        written at the end and can't be, or results that there is nowhere to put.
+      DataError: a path begins with a home directory that is not known.
     """
+    _prints_results(True)  # --help
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _wide_enough():
             program = f"python -m {experiment if '.' in experiment else f'scpl_jax.experiments.{experiment}'}"
             options = tyro.cli(kind, args=list(arguments), prog=program, default=default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         # A title, the reason, more: each behind a rule, in a box or not, as the terminal can draw it.
-        lines = [line.strip(" │|╭╮╰╯─-+") for line in said.getvalue().splitlines()]
+        lines = [_COLOUR.sub("", line).strip(" │|╭╮╰╯─-+") for line in said.getvalue().splitlines()]
         _, *rest = lines or [""]
         reason = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, rest)))
         reason = reason.rstrip(".") or "the command line can't be read"
         raise RunError(f"{reason[0].lower()}{reason[1:]}; --help lists every option") from None
-    for name in _WRITTEN:
-        if isinstance(path := getattr(options, name, None), Path):
-            _check_writable(f"--{name}", path)
+    options = _expanded(options)
+    written = [name for name in _WRITTEN if isinstance(getattr(options, name, None), Path)]
+    for name in written:
+        _check_writable(f"--{name}", getattr(options, name), drawn=name in _DRAWN)
+    if _prints_results(hasattr(options, "output") and not written) and sys.stdout.absent:  # type: ignore[union-attr]
+        raise RunError("standard output is closed, so nobody would see the results; open it or give --output FILE")
     return options
 
 
-def _check_writable(option: str, path: Path) -> None:
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Let a terminal, or the variable that stands for its width, have at least 40 columns: in few tyro never ends."""
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < 40:
+        os.environ["COLUMNS"] = "40"
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def _expanded(options: T) -> T:
+    """The options with the home directory in place of ``~`` in every path: a shell leaves it in ``--out-dir=~/run``."""
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        value, option = getattr(options, field.name), flag(field.name)
+        if isinstance(value, Path):
+            setattr(options, field.name, expand(value, option))
+        elif isinstance(value, tuple) and value and isinstance(value[0], Path):
+            setattr(options, field.name, tuple(expand(path, option) for path in value))
+    return options
+
+
+def _prints_results(alone: bool) -> bool:
+    """Tell standard output whether what is printed from now on is all that the command gives; whether it does so."""
+    if isinstance(sys.stdout, LastingStream):
+        sys.stdout.is_result = alone
+        return alone
+    return False
+
+
+def _check_writable(option: str, path: Path, *, drawn: bool) -> None:
     """Refuse before a long measurement what could not be written after it."""
+    if drawn and path.suffix not in (".svg", ".png"):
+        raise RunError(f"{option} {path} is neither SVG nor PNG; give a file whose name ends with .svg or .png")
     if path.is_dir():
         raise RunError(f"{option} {path} is a folder; give a file")
     if not path.parent.is_dir():
@@ -124,9 +174,13 @@ def parse(
     Raises:
       RunError: a bad value, a run directory in use, or options that contradict the run to be resumed.
     """
+    if {"--help", "-h"} & set(arguments):  # needs neither the other processes nor a device
+        parse_options(kind, arguments, experiment, kind())
     join(arguments)
-    given = _peek(arguments, "--out-dir")
-    config = processes.decided_by_first(lambda: RunDirectory.config_of(Path(given)) if given else None)
+    check_devices()
+    asked = _peek(arguments, "--out-dir")
+    given = expand(asked, "--out-dir") if asked else None
+    config = processes.decided_by_first(lambda: RunDirectory.config_of(given) if given else None)
     resuming = config is not None and "--resume" in arguments
     saved = from_json(kind, config["options"]) if config is not None and resuming else kind()
     options = parse_options(kind, arguments, experiment, saved)
@@ -143,34 +197,86 @@ def parse(
     return options, config if resuming else None
 
 
-def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
-    """Run an experiment's main function; an error that a user can cause becomes one sentence and status 2."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    keep_freed_memory()
-    avoid_fusion_emitters()
+def check_devices() -> None:
+    """Find out whether JAX has the devices that the environment asks for.
+
+    Raises:
+      RunError: it has not.
+    """
     try:
-        status = main(sys.argv[1:] if arguments is None else arguments)
-        processes.leave()
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError where the plugin of the platform is missing
+        asked = [name for name in _DEVICES if os.environ.get(name)]
+        what = " and ".join(f"{name}={os.environ[name]}" for name in asked) or "its default"
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        remedy = f"unset {' and '.join(asked)}" if asked else "set JAX_PLATFORMS=cpu"
+        raise RunError(
+            f"JAX can't have the devices that {what} asks for{f' ({reason})' if reason else ''}; "
+            f"{remedy}, or, for a GPU, install its driver "
+            "and jax[cuda13]"
+        ) from error
+
+
+def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
+    """Run an experiment's main function; an error that a user can cause becomes one sentence and status 2.
+
+    What can't be printed does not end it, unless the print is all that the command gives: that is status 1.
+    """
+    with lasting_streams() as output:
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        keep_freed_memory()
+        avoid_fusion_emitters()
+        try:
+            status = _status_of(main, sys.argv[1:] if arguments is None else arguments)
+            if status == 0:
+                output.flush()  # where it is the result, it must be there
+        except LostOutputError as error:
+            output.is_result = False
+            if not isinstance(error.__cause__, BrokenPipeError):  # a reader that has enough, as head
+                print(f"error: {error}", file=sys.stderr)
+            status = 1
+        return _leave_at_once(status) if status else status
+
+
+def _status_of(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """The exit status of a main function."""
+    try:
+        status = main(arguments)
+        if jax.distributed.is_initialized():
+            processes.leave()
         return status
-    except ValueError as error:
-        # RunError, DataError and the library's own checks; anything unforeseen is a bug and keeps its traceback.
-        if not _is_user_error(error):
-            traceback.print_exc()
-            return _leave_at_once(1)
-        print(f"error: {error}", file=sys.stderr)
-        return _leave_at_once(2)
+    except SystemExit as stop:
+        if stop.code not in (0, None):
+            raise
+        return 0  # --help
     except KeyboardInterrupt:
         print("stopped at once; what was saved before stays as it is", file=sys.stderr)
-        return _leave_at_once(130)
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _leave_at_once(1)
-    except Exception:
-        if jax.distributed.is_initialized():
-            traceback.print_exc()
-            return _leave_at_once(1)
+        return 130
+    except LostOutputError:
         raise
+    except Exception as error:
+        if (sentence := _sentence(error)) is not None:
+            print(f"error: {sentence}", file=sys.stderr)
+            return 2
+        if isinstance(error, ValueError) or jax.distributed.is_initialized():
+            traceback.print_exc()
+            return 1
+        raise
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a user gets of an error; None for what is unforeseen, a bug, which keeps its traceback."""
+    if isinstance(error, ValueError):  # RunError, DataError and the library's own checks
+        return str(error) if _is_user_error(error) else None
+    if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):
+        return f"{error.strerror}; set TMPDIR to a folder that can be written"
+    if isinstance(error, RuntimeError | AssertionError):
+        try:
+            check_devices()  # a command that does not ask for them at its start
+        except RunError as problem:
+            return str(problem)
+    return None
 
 
 def _leave_at_once(status: int) -> int:

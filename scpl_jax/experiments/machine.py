@@ -5,14 +5,18 @@ import importlib.metadata
 import os
 import platform
 import resource
+import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from scpl_jax.data.paths import find_cache_dir, say_once
 from scpl_jax.models.onednn import is_tested_jaxlib
 from scpl_jax.pipeline import Pipeline, Timeline, idle_shares, processes
+from scpl_jax.training.files import reason_of
 
 
 def versions(*others: str) -> dict[str, str]:
@@ -76,10 +80,44 @@ def avoid_fusion_emitters() -> bool:
     return True
 
 
+def keep_compiled(cache_dir: Path | None) -> None:
+    """Keep compiled programs below the cache's folder; one that can't be written is read, and a warning says so."""
+    folder = find_cache_dir(cache_dir)
+    jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder / "compiled"))
+    least: float = 0  # seconds that a program must have taken to be kept
+    if folder is not None and (why := _hindrance(folder / "compiled")) is not None:
+        least = float("inf")  # JAX would warn for every program
+        if processes.is_first():
+            say_once(f"Compiled programs are not kept in {folder} ({why}); --cache-dir names another folder for them.")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+
+
+def _hindrance(folder: Path) -> str | None:
+    """Why files can't be made in a folder, which is made if need be; None if they can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return reason_of(error)
+
+
 def say(text: str) -> None:
     """Print in the first process of a run only."""
     if processes.is_first():
         print(text, flush=True)
+
+
+def shell_line(module: str, *arguments: str | Path) -> str:
+    """The command line of a module of the package, as a shell takes it.
+
+    Example:
+      >>> print(shell_line("scpl_jax.report", "--output", Path("my runs.html")))
+      python -m scpl_jax.report --output 'my runs.html'
+    """
+    # What begins with a dash would be an option.
+    words = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in arguments)
+    return shlex.join(["python", "-m", module, *words])
 
 
 def names(mesh: jax.sharding.Mesh) -> str:
@@ -112,11 +150,12 @@ class Recording:
         spans = self._timeline.stop_everywhere()
         self._timeline, self._done = None, True
         if processes.is_first() and spans:
+            from scpl_jax.analysis.figures import attempt
             from scpl_jax.analysis.timeline import draw, write_trace
 
             write_trace(spans, self._folder / "timeline.json")
             shown = [span for span in spans if span.step < min(s.step for s in spans) + 12]
             title = "backpropagation" if self._pipeline.end_to_end else "local losses"
-            draw({title: shown}, self._folder / "timeline.svg")
+            attempt("timeline.svg", draw, {title: shown}, self._folder / "timeline.svg")
             idle = ", ".join(f"{name} {share:.0%}" for name, share in idle_shares(spans, skip=2).items())
             say(f"idle: {idle}; {self._folder}/timeline.json opens in https://ui.perfetto.dev")

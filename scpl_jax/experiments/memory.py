@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from scpl_jax.analysis.figures import new_figure, save_figure
+from scpl_jax.analysis.figures import attempt, new_figure, save_figure
 from scpl_jax.experiments import measure
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import versions
@@ -128,8 +128,8 @@ def main(arguments: Sequence[str]) -> int:
         write_json(
             options.output, {"options": settings, "table": table, "cores": os.cpu_count(), "versions": versions()}
         )
-    if options.figure is not None:
-        _draw(table, options.figure)
+    if options.figure is not None and not attempt(f"--figure {options.figure}", _draw, table, options.figure):
+        return 1
     return 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import scpl_jax
+from scpl_jax.analysis.figures import attempt
 from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_rows, markdown
 from scpl_jax.experiments.cells import Ledger, Runner, call, cores_here
 from scpl_jax.experiments.command_line import parse_options, run
@@ -152,16 +153,16 @@ def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[s
         return rows
     missing = sum(ledger.get(cell) is None for cell in table.cells)
     note = f"\n\n{missing} of {len(table.cells)} runs are still missing." if missing else ""
-    (out_dir / "table.md").write_text(f"{markdown(rows, table.unit, target=table.target)}{note}\n")
-    (out_dir / "table.csv").write_text(comma_separated(rows, table.unit, table.target))
+    (out_dir / "table.md").write_text(f"{markdown(rows, table.unit, target=table.target)}{note}\n", encoding="utf-8")
+    (out_dir / "table.csv").write_text(comma_separated(rows, table.unit, table.target), encoding="utf-8")
     summary = [
         {**{k: v for k, v in dataclasses.asdict(row).items() if k != "curves"}, "mean": row.mean, "std": row.deviation}
         for row in rows
     ]
     write_json(out_dir / "table.json", {"command": list(command), "rows": summary, "versions": versions()})
-    draw_rows(rows, out_dir / "rows.svg", table.unit)
+    attempt("rows.svg", draw_rows, rows, out_dir / "rows.svg", table.unit)
     if any(row.curves for row in rows):
-        draw_accuracy(rows, out_dir / "accuracy.svg")
+        attempt("accuracy.svg", draw_accuracy, rows, out_dir / "accuracy.svg")
     return rows
 
 

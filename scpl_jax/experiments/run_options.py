@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from scpl_jax.data.paths import expand
 from scpl_jax.experiments.methods import END_TO_END, check_method
 from scpl_jax.models import LIBRARIES
 from scpl_jax.training.errors import RunError
@@ -347,6 +348,7 @@ def from_json(kind: type[AnyOptions], values: dict[str, Any]) -> AnyOptions:
 
     Raises:
       RunError: an unknown option or a value of another type.
+      DataError: a path begins with a home directory that is not known.
     """
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
@@ -356,7 +358,7 @@ def from_json(kind: type[AnyOptions], values: dict[str, Any]) -> AnyOptions:
     for name, value in values.items():
         kinds = typing.get_args(hints[name]) or (hints[name],)
         if Path in kinds and isinstance(value, str):
-            value = Path(value)
+            value = expand(value, flag(name))
         accepted = (*kinds, int) if float in kinds else kinds
         if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
             raise RunError(f"config.json has {value!r} for {name}, which is not of the right type")

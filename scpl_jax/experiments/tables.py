@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scpl_jax.data.paths import expand
 from scpl_jax.experiments.run_options import as_arguments
 from scpl_jax.training.errors import RunError
 
@@ -109,9 +110,10 @@ def find(name: str, folders: Sequence[Path]) -> Path:
       RunError: there is none.
     """
     if name.endswith(".toml"):
-        if not Path(name).is_file():
-            raise RunError(f"--table {name} is not there")
-        return Path(name)
+        path = expand(name, "--table")
+        if not path.is_file():
+            raise RunError(f"--table {path} is not there")
+        return path
     for folder in folders:
         if (found := folder / name / "table.toml").is_file():
             return found
@@ -136,7 +138,7 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
       RunError: it can't be read, or does not have this form.
     """
     try:
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path} can't be read as TOML ({str(error).splitlines()[0]})") from error
     if (what := _malformed(found, scale)) is not None:

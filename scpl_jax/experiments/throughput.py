@@ -17,6 +17,9 @@ from typing import Any
 
 import jax
 
+from scpl_jax.analysis.figures import attempt
+from scpl_jax.analysis.timeline import draw
+from scpl_jax.data.paths import find_cache_dir
 from scpl_jax.experiments import measure, speed_report
 from scpl_jax.experiments.building import devices_of
 from scpl_jax.experiments.command_line import join, parse_options, run
@@ -142,9 +145,9 @@ def _in_processes(options: Options, arguments: Sequence[str], memory_of: str | N
         launch += ["--pin"] if options.pin else []
         command = [*launch, "--", *command]
         # Compiled programs go where the other experiments keep them, not into a folder that nobody removes.
-        kept = str(Path("~/.cache/scpl_jax/compiled").expanduser())
-        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", kept)
-        environment = {**os.environ, "SCPL_THROUGHPUT_ANSWER": str(answer), "JAX_COMPILATION_CACHE_DIR": cache}
+        environment = {**os.environ, "SCPL_THROUGHPUT_ANSWER": str(answer)}
+        if "JAX_COMPILATION_CACHE_DIR" not in environment and (kept := find_cache_dir(None)) is not None:
+            environment["JAX_COMPILATION_CACHE_DIR"] = str(kept / "compiled")
         if memory_of is not None:
             environment |= measure.GIVE_BACK
         status = subprocess.run(command, env=environment, check=False).returncode
@@ -180,13 +183,12 @@ def main(arguments: Sequence[str]) -> int:
     spans: dict[str, Sequence[Span]] = {name: [Span(**span) for span in some] for name, some in found}
     speed_report.show(result, unit)
     _write(options, result)
+    drawn = [True]
     if options.figure is not None:
-        speed_report.draw(result, unit, options.figure)
+        drawn.append(attempt(f"--figure {options.figure}", speed_report.draw, result, unit, options.figure))
     if options.timeline is not None:
-        from scpl_jax.analysis.timeline import draw
-
-        draw(spans, options.timeline)
-    return 0
+        drawn.append(attempt(f"--timeline {options.timeline}", draw, spans, options.timeline))
+    return 0 if all(drawn) else 1
 
 
 def _main_single(options: Options) -> int:

@@ -16,7 +16,7 @@ from scpl_jax.data import Examples, add_label_noise, limit
 from scpl_jax.experiments.building import build_pipeline, joins_of, plan_of, schedule_of, stop_rules
 from scpl_jax.experiments.command_line import parse
 from scpl_jax.experiments.library import with_library
-from scpl_jax.experiments.machine import Recording, names, peak_memory_bytes, say, versions
+from scpl_jax.experiments.machine import Recording, keep_compiled, names, peak_memory_bytes, say, shell_line, versions
 from scpl_jax.experiments.run_options import PRECISIONS, AnyOptions, RunOptions, to_json
 from scpl_jax.experiments.tasks import Task
 from scpl_jax.pipeline import Pipeline, processes
@@ -37,9 +37,7 @@ from scpl_jax.training.files import reason_of
 def _configure_jax(options: RunOptions) -> None:
     """Matrix precision and the persistent compilation cache."""
     jax.config.update("jax_default_matmul_precision", PRECISIONS[options.precision])
-    cache = (options.cache_dir or Path("~/.cache/scpl_jax")).expanduser() / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    keep_compiled(options.cache_dir)
 
 
 def _load(task: Task[AnyOptions], options: AnyOptions) -> Any:
@@ -305,10 +303,8 @@ def _train_all(
             result, failure = _train_seed(options, dataset, pipeline, seed, directory, interrupt, started)
             failed = failure or failed
             if result is None:
-                say(
-                    f"\nstopped and saved; continue with: python -m scpl_jax.experiments.{task.name} "
-                    f"--out-dir {directory.path} --resume"
-                )
+                again = shell_line(f"scpl_jax.experiments.{task.name}", "--out-dir", directory.path, "--resume")
+                say(f"\nstopped and saved; continue with: {again}")
                 return interrupt.exit_status
             more = _after_training(options, dataset, pipeline, seed, directory)
             numbers = dataclasses.asdict(result)
@@ -339,16 +335,21 @@ def _train_all(
 
 
 def _write_results(results: dict[str, Any], directory: RunDirectory) -> None:
-    """Write what a run leaves at its end; ``results.json`` last, as it marks the run as complete."""
+    """Write what a run leaves at its end; ``results.json`` marks it as complete, and only then figures are drawn."""
     if not processes.is_first():
         return
     directory.flush_metrics()
     if directory.failed is not None:
         raise OSError(directory.failed)
-    if "exits" in results:
-        from scpl_jax.analysis.exits import draw_exits
-
-        plots = directory.path / "plots"
-        plots.mkdir(exist_ok=True)
-        draw_exits(results["exits"], results["early_stops"], plots / "exits.svg")
     directory.write_results(results)
+    if "exits" in results:
+        from scpl_jax.analysis.figures import attempt
+
+        attempt("plots/exits.svg", _draw_exits, results, directory.path / "plots")
+
+
+def _draw_exits(results: dict[str, Any], plots: Path) -> None:
+    from scpl_jax.analysis.exits import draw_exits
+
+    plots.mkdir(exist_ok=True)
+    draw_exits(results["exits"], results["early_stops"], plots / "exits.svg")

@@ -4,6 +4,7 @@ Of several processes the first one reports; the others leave it the losses and n
 """
 
 import collections
+import logging
 import sys
 import time
 from pathlib import Path
@@ -13,10 +14,13 @@ import jax
 import tqdm
 
 from scpl_jax.pipeline import processes
+from scpl_jax.training.files import reason_of
+from scpl_jax.training.streams import lasting
 
 if TYPE_CHECKING:
     from scpl_jax.training.tensorboard import Scalars
 
+_LOG = logging.getLogger(__name__)
 # How often losses are looked at, in seconds.
 _INTERVAL = 0.5
 
@@ -30,10 +34,13 @@ def _ready(tree: Any) -> bool:
     return all(leaf.is_ready() for leaf in jax.tree.leaves(tree) if _here(leaf))
 
 
-def _scalars(folder: Path) -> "Scalars":
+def _scalars(folder: Path) -> "Scalars | None":
     """The writer of curves; TensorBoard's packages take their time to import, so a run without curves does not."""
-    from scpl_jax.training.tensorboard import Scalars
-
+    try:
+        from scpl_jax.training.tensorboard import Scalars
+    except Exception as error:  # its protocol buffers do not fit the environment or one another
+        _LOG.warning("TensorBoard's files are not written (%s)", reason_of(error))
+        return None
     return Scalars(folder)
 
 
@@ -62,7 +69,7 @@ class Reporter:
 
     def __init__(self, tensorboard: Path | None = None, *, progress: bool | None = None, unit: str = "images"):
         self._unit = unit
-        self._progress = processes.is_first() and (sys.stderr.isatty() if progress is None else progress)
+        self._progress = processes.is_first() and (lasting(sys.stderr).isatty() if progress is None else progress)
         self._curves = None if tensorboard is None or not processes.is_first() else _scalars(tensorboard)
         self._pending: collections.deque[tuple[int, Any, bool]] = collections.deque()
         self._next_look = 0.0
@@ -80,6 +87,7 @@ class Reporter:
             disable=not self._progress,
             leave=False,
             dynamic_ncols=True,
+            file=lasting(sys.stderr),
         )
 
     def after_step(self, step: int, metrics: list[dict[str, Any]], with_norms: bool) -> None:
@@ -157,8 +165,7 @@ class Reporter:
         )
         if any(line.get("skipped_updates", ())):
             text += f"  updates left out {' '.join(map(str, line['skipped_updates']))}"
-        tqdm.tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        print(text, file=lasting(sys.stdout), flush=True)
         if self._curves is not None:
             for name in ("test_accuracy", "train_accuracy", "learning_rate", "test_loss"):
                 if line.get(name) is not None:

@@ -32,6 +32,10 @@ class RunDirectory:
         self.unwritten: list[str] = []
         self.failed: str | None = None
         try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise RunError(f"--out-dir {str(path)!a} is no UTF-8, and checkpoints need that; rename it") from None
+        try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass

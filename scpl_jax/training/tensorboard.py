@@ -36,7 +36,7 @@ class Scalars:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = EventsWriter(str(folder / "events"))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._give_up(error)
         self._flushed = time.monotonic()
 
@@ -49,10 +49,10 @@ class Scalars:
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._writer.flush()
                 self._flushed = time.monotonic()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._give_up(error)
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, error: OSError | ValueError) -> None:
         _LOG.warning("TensorBoard's files could not be written (%s); the run goes on without them", reason_of(error))
         self._writer = None
 
@@ -62,6 +62,6 @@ class Scalars:
             return
         try:
             self._writer.close()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._give_up(error)
         self._writer = None

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from scpl_jax.data import DataError, TextRequest, add_label_noise, limit, load_texts, text_registry
+from scpl_jax.data import DataError, TextRequest, add_label_noise, limit, load_texts, paths, text_registry
 from scpl_jax.data.ragged import Texts
 from scpl_jax.data.vectors import read_vectors
 from scpl_jax.data.words import build_vocabulary, clean, stop_words
@@ -17,7 +17,7 @@ from scpl_jax.data.words import build_vocabulary, clean, stop_words
 def cache(tmp_path_factory, monkeypatch):
     """Where cleaned texts are kept, instead of in the user's own folder."""
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(text_registry, "DEFAULT_CACHE_DIR", folder)
+    monkeypatch.setattr(paths, "DEFAULT_CACHE_DIR", folder)
     return folder
 
 

@@ -39,7 +39,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import odd_labels
 
 TESTS = Path(__file__).parent.parent
-sys.path.insert(0, str(TESTS / "data"))
+sys.path[:0] = [str(TESTS / "data"), str(TESTS / "faults")]
+
+import odd_surroundings  # noqa: E402
+
 SECONDS = 60  # a case that takes longer hangs
 Files = dict[str, bytes]
 
@@ -560,6 +563,7 @@ TARGETS: dict[str, tuple[int, Callable[[Path, random.Random], None]]] = {  # sha
     "checkpoint": (2, checkpoints),
     "checkpoint, forged": (2, forged_checkpoint),
 }
+TARGETS |= odd_surroundings.TARGETS
 
 TARGETS |= odd_labels.TARGETS
 

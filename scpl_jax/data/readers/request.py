@@ -13,13 +13,13 @@ class Request:
     Attributes:
         name: name of the data set, as in `scpl_jax.data.DATASETS`.
         data_dir: folder (or file) with the data; None when the user named none.
-        cache_dir: folder under which decoded images are kept.
+        cache_dir: folder under which decoded images are kept; None for none.
         image_size: edge in pixels to which all images are resized; None leaves the reader's own size.
     """
 
     name: str
     data_dir: Path | None
-    cache_dir: Path
+    cache_dir: Path | None
     image_size: int | None
 
     def required_dir(self, content: str) -> Path:

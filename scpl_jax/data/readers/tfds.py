@@ -1,5 +1,6 @@
 """Data sets prepared by TensorFlow Datasets (TFDS)."""
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.paths import expand
 from scpl_jax.data.readers.probe import reachable
 from scpl_jax.data.readers.request import Request
 
@@ -65,8 +67,12 @@ def load(request: Request, tfds_name: str, finish: Callable[[Arrays, Arrays, tup
 
 
 def default_dir() -> Path:
-    """Folder in which TFDS keeps its data sets: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """Folder in which TFDS keeps its data sets: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+
+    Raises:
+        DataError: when that is in a home directory that is not known.
+    """
+    return expand(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "the folder of TFDS, TFDS_DATA_DIR,")
 
 
 def find_prepared(tfds_name: str, data_dir: Path | None) -> Path | None:
@@ -81,7 +87,10 @@ def find_prepared(tfds_name: str, data_dir: Path | None) -> Path | None:
     Returns:
         The folder to hand to TFDS as its `data_dir`, or None.
     """
-    for folder in (data_dir, default_dir()):
+    own = None
+    with contextlib.suppress(DataError):  # without a home directory nothing can have been prepared there
+        own = default_dir()
+    for folder in (data_dir, own):
         # TFDS refuses to open what it has prepared in another format, so the files are looked at first.
         if folder is None or not any((folder / tfds_name).glob(f"*/*.{_FORMAT}*")):
             continue
