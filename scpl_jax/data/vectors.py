@@ -1,7 +1,6 @@
 """Word vectors in the text format of GloVe and fastText."""
 
 import os
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -12,6 +11,7 @@ from scpl_jax.data.errors import DataError
 from scpl_jax.data.files import check_given
 from scpl_jax.data.packed import open_text
 from scpl_jax.data.text_readers.raw import byte_lines
+from scpl_jax.data.words import composed
 
 _MAX_LINE_BYTES = 1_000_000
 
@@ -105,7 +105,7 @@ def _found(
 
 
 def _composed(word: str) -> bytes:
-    return unicodedata.normalize("NFC", word).encode(errors="replace")
+    return composed(word).encode(errors="replace")
 
 
 def _told(lines: Iterator[bytes], disk: BufferedReader, progress: Callable[[int], None]) -> Iterator[bytes]:

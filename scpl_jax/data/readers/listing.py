@@ -1,6 +1,5 @@
 """Image files with their classes, and the data set made of them."""
 
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -14,6 +13,7 @@ from scpl_jax.data.errors import DataError, some
 from scpl_jax.data.files import open_file
 from scpl_jax.data.images import channel_statistics, decode_images
 from scpl_jax.data.readers.request import Request
+from scpl_jax.data.words import composed
 
 _READER = "listing-2"
 
@@ -69,7 +69,7 @@ def class_folders(place: Path | str, folders: Iterable[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for folder in folders:
-        name = unicodedata.normalize("NFC", folder)
+        name = composed(folder)
         if name in found:
             raise DataError(
                 f"{place} holds two folders of the class {name}, {found[name]!a} and {folder!a}, which differ only in "

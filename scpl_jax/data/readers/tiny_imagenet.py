@@ -1,7 +1,6 @@
 """Tiny ImageNet (200 classes, 64 x 64) as published, zipped or not, or sorted into class folders."""
 
 import io
-import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from scpl_jax.data.readers.listing import (
     take_turns,
 )
 from scpl_jax.data.readers.request import Request
+from scpl_jax.data.words import composed
 
 _NAME = "tiny-imagenet-200"
 _LAYOUT = f"a folder that holds {_NAME}.zip or the folder {_NAME} extracted from it"
@@ -144,7 +144,7 @@ def _by_class(images: list[str], split: str) -> dict[str, list[str]]:
 def _annotated(place: Path, images: list[str], annotations: str) -> dict[str, list[str]]:
     """Images of `val/images`, by the class that the annotations give them."""
     rows = [line.split("\t") for line in annotations.splitlines() if line.strip()]
-    classes = {f"{_FLAT}/{row[0]}": unicodedata.normalize("NFC", row[1].strip()) for row in rows if len(row) > 1}
+    classes = {f"{_FLAT}/{row[0]}": composed(row[1].strip()) for row in rows if len(row) > 1}
     flat = [name for name in images if name.startswith(f"{_FLAT}/")]
     if not flat:
         # Some sort the images into class folders and leave the annotations where they were.
