@@ -107,7 +107,7 @@ class LabelReader:
 
     def missing(self, unit: str) -> str:
         """How many labels are missing, and as what; empty when none is."""
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self._missing.most_common(5))
+        kinds = ", ".join(f"{count:,} {kind:.40}" for kind, count in self._missing.most_common(5))
         return f"{self._missing.total():,} {unit} without a label were left out ({kinds})" if kinds else ""
 
     def note(self, unit: str) -> str:
@@ -116,7 +116,8 @@ class LabelReader:
         Args:
             unit: what is labelled, in the plural.
         """
-        merged = [" and ".join(map(repr, some)) for some in self._spellings.values() if len(some) > 1]
+        several = [list(some)[:3] for some in self._spellings.values() if len(some) > 1]
+        merged = [" and ".join(f"{spelling!r:.40}" for spelling in some) for some in several]
         parts = [f"{missing}."] if (missing := self.missing(unit)) else []
         if merged:
             parts.append(f"Equal labels are one class: {'; '.join(merged[:3])}{' ...' if len(merged) > 3 else ''}.")

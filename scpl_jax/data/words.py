@@ -11,12 +11,11 @@ UNKNOWN = 1
 
 # What HTML's tokenizer takes for a tag: "x < 3 and y > 2" holds none.
 _TAG = re.compile(r"<[a-zA-Z/!?][^<>]*>")
-# Apostrophes go without a trace, so that "don't" is one word, those of Ukrainian and Hebrew, too, as does the dot of
-# Catalan's "col·lecció"; all other punctuation parts words.
-_APOSTROPHE = re.compile("['\u2019\u02bc\uff07\u05f3\u05f4]")
-# What nobody sees: soft hyphens, directions, variants of a character, byte order marks.
-_UNSEEN = re.compile(
-    "[\u00ad\u034f\u061c\u180b-\u180f\u200e\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]"
+# Without a trace go apostrophes, so that "don't" is one word, those of Ukrainian and Hebrew, too; and what nobody sees:
+# soft hyphens, directions, variants of a character, byte order marks. All other punctuation parts words.
+_SILENT = re.compile(
+    "['\u2019\u02bc\uff07\u05f3\u05f4"
+    "\u00ad\u034f\u061c\u180b-\u180f\u200e\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]"
 )
 _ASCII_WORD = re.compile("[a-z0-9]+")
 _JOINERS = "\u200c\u200d"
@@ -59,11 +58,7 @@ def stop_words() -> frozenset[str]:
     """scikit-learn's English stop words, spelled as :func:`clean` leaves them."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    return frozenset(map(_without_apostrophes, ENGLISH_STOP_WORDS))
-
-
-def _without_apostrophes(text: str) -> str:
-    return _APOSTROPHE.sub("", text).replace("l\u00b7l", "ll")
+    return frozenset(_SILENT.sub("", word) for word in ENGLISH_STOP_WORDS)
 
 
 def clean(text: str, stop: frozenset[str] = frozenset()) -> list[str]:
@@ -87,8 +82,8 @@ def clean(text: str, stop: frozenset[str] = frozenset()) -> list[str]:
         words = _ASCII_WORD.findall(text.lower().replace("'", ""))
     else:
         # Lower case may decompose, as that of the Turkish İ does.
-        text = unicodedata.normalize("NFC", composed(_UNSEEN.sub("", text)).lower())
-        text = _without_apostrophes(text)
+        text = unicodedata.normalize("NFC", composed(_SILENT.sub("", text)).lower())
+        text = text.replace("l\u00b7l", "ll")  # Catalan
         words = _word().findall(text.replace("_", " "))
         if any(joiner in text for joiner in _JOINERS):
             words = [word.rstrip(_JOINERS) for word in words]

@@ -35,6 +35,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import odd_data
+
 TESTS = Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS / "data"))
 SECONDS = 60  # a case that takes longer hangs
@@ -234,8 +236,8 @@ def sound(name: str) -> Files:
     def arrays(folder: Path) -> None:
         rng = np.random.default_rng(0)
         parts = {"train": 6, "test": 3}
-        images = {f"{k}_images": rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for k, n in parts.items()}
-        np.savez(folder / "data.npz", **images, **{f"{k}_labels": np.arange(n) % 3 for k, n in parts.items()})
+        images = {f"x_{k}": rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for k, n in parts.items()}
+        np.savez(folder / "data.npz", **images, **{f"y_{k}": np.arange(n) % 3 for k, n in parts.items()})
 
     def tiny_imagenet(folder: Path) -> None:
         for label, one in enumerate(("n01", "n02")):
@@ -557,6 +559,7 @@ TARGETS: dict[str, tuple[int, Callable[[Path, random.Random], None]]] = {  # sha
     "checkpoint": (2, checkpoints),
     "checkpoint, forged": (2, forged_checkpoint),
 }
+TARGETS |= odd_data.TARGETS
 
 # What a case may not do
 
