@@ -229,6 +229,7 @@ def test_label_arrays_of_every_kind_are_read(tmp_path, kind):
         (np.array([0, 1, np.inf, 0, 1, 0]), "y_train in .* is float64 of shape"),
         (np.array([0, 1, -2, 0, 1, 0]), "y_train in .* runs from -2 to 1"),
         (np.array([0, 1, 2**63, 0, 1, 0], np.uint64), "y_train in .* runs from 0 to 9223372036854775808"),
+        (np.array([0, 1, 2**64 - 1, 0, 1, 0], np.uint64), "y_train in .* runs from 0 to 18446744073709551615"),
         (np.array([0, 1, 2**32, 0, 1, 0]), "y_train in .* runs from 0 to 4294967296"),
         (np.array([0, 1, 1e30, 0, 1, 0]), r"y_train in .* runs from 0.0 to 1e\+30"),
         (np.full(6, -1), r"y_train in .* holds no label \(6 images without a label"),
