@@ -96,7 +96,7 @@ def _load_archive(request: Request, archive: Path) -> Dataset:
 
 
 def _images_below(folder: Path, inside: str, levels: int = 2) -> Iterator[str]:
-    """Images in a folder and so many levels below it, by their paths relative to `folder`; links are followed."""
+    """Images in a folder and some levels below it, by their paths relative to `folder`; links are followed."""
     for name in names_in(folder / inside):
         path = f"{inside}/{name}"
         if is_image(name):
