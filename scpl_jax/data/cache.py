@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from scpl_jax.data.errors import ZIP_ERRORS
+from scpl_jax.data.files import open_file, readable
 
 _LOGGER = logging.getLogger(__name__)
 # Goes up whenever the file's layout or the decoding of any reader changes.
@@ -59,7 +60,7 @@ def cached(
         The data set. A damaged cache file is built anew; a cache that cannot be written costs a warning.
 
     Raises:
-        DataError: what `build` raises; nothing is cached then.
+        DataError: what `build` raises, or when one of the files is not there; nothing is cached then.
     """
     if cache_dir is None:
         return build()
@@ -75,22 +76,23 @@ def cached(
 def _digest(reader: str, files: Iterable[str | Path], options: Any) -> str:
     digest = hashlib.sha256(json.dumps([_FORMAT, reader, options]).encode())
     for file in sorted(os.fspath(file) for file in files):
-        status = os.stat(file)
+        with readable(file):
+            status = os.stat(file)
         digest.update(f"\0{file}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
 def _read(kind: type[AnyDataset], path: Path) -> AnyDataset | None:
     """The data set in a cache file, or None when there is none or it is damaged."""
+    if not os.path.lexists(path):
+        return None
     try:
         # A zip member carries a checksum, which numpy verifies as it reads: damage does not go unseen.
-        with np.load(path, allow_pickle=False) as stored:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as stored:
             texts = json.loads(stored["texts"].item())
             arrays = {name: stored[name] for name in stored.files if name != "texts"}
         texts = {name: tuple(value) if isinstance(value, list) else value for name, value in dict(texts).items()}
         return kind.unpacked(arrays, texts)
-    except FileNotFoundError:
-        return None
     except (*ZIP_ERRORS, ValueError, KeyError, TypeError) as error:  # a DataError is a ValueError
         _LOGGER.warning("The cached data set %s cannot be read (%s) and is built anew.", path, error)
         return None

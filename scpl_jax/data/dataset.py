@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from scpl_jax.data.batching import Batch, batches, check_batch_size, epoch_order, eval_batches
-from scpl_jax.data.errors import DataError
+from scpl_jax.data.errors import DataError, printable, some
 
 _SPLITS = ("train", "test")
 
@@ -99,6 +99,7 @@ class Dataset:
     unit: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
+        make_printable(self)
         self.validate()
 
     @property
@@ -193,8 +194,39 @@ def check_labels(name: str, split: str, labels: np.ndarray, count: int, num_clas
     if low < 0 or high >= num_classes:
         raise DataError(
             f"data set {name}: {split} labels run from {low} to {high}, expected 0 to {num_classes - 1} for "
-            f"its {num_classes} classes; correct the labels."
+            f"its {num_classes} classes; correct the labels, and leave out what has none."
         )
+
+
+def make_printable(dataset: Any) -> None:
+    """Make printable what a new data set tells of files: its source, its note and the names of its classes."""
+    for name in ("source", "note"):
+        object.__setattr__(dataset, name, printable(getattr(dataset, name)))
+    object.__setattr__(dataset, "class_names", tuple(map(printable, dataset.class_names)))
+
+
+def check_use(dataset: AnyExamples) -> AnyExamples:
+    """Check that a data set as it was read can be learned from.
+
+    Returns:
+        The data set; classes without a training example are told in its note.
+
+    Raises:
+        DataError: when all training examples are of one class.
+    """
+    used = set(np.unique(dataset.train_labels).tolist())
+    if len(used) < 2:
+        raise DataError(
+            f"data set {dataset.name}: all {len(dataset.train_labels):,} training {dataset.unit} are of the class "
+            f"{dataset.class_names[min(used)]}, expected at least 2 classes; add {dataset.unit} of another one."
+            + (f" (Note: {dataset.note})" if dataset.note else "")
+        )
+    unused = [name for label, name in enumerate(dataset.class_names) if label not in used]
+    if not unused:
+        return dataset
+    told = f"No training {dataset.unit} are of the class {some(unused)}."
+    noted: AnyExamples = replace(dataset, note=f"{dataset.note} {told}".strip())  # type: ignore[type-var]
+    return noted
 
 
 def limit(dataset: AnyExamples, limit_train: int | None = None, limit_test: int | None = None) -> AnyExamples:

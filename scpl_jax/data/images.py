@@ -1,5 +1,6 @@
 """Decoding, resizing and measuring images."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from scpl_jax.data.errors import DataError
 _STATISTICS_CHUNK = 4096
 # Converting these modes to RGB clips all but the lowest 8 bits, which would turn most pictures white.
 _WIDE_MODES = ("I", "F")
+_ORIENTATION = 0x0112  # the tag in EXIF data; 1 is upright
 
 
 def channel_statistics(
@@ -73,24 +75,27 @@ def resize(images: np.ndarray, size: int | None) -> np.ndarray:
     return _in_parallel(resized, len(images), (size, size, 3))
 
 
-def decode_images(open_image: Callable[[int], Any], names: Sequence[str], size: int | None) -> np.ndarray:
+def decode_images(open_image: Callable[[int], Any], names: Sequence[str], size: int | None) -> tuple[np.ndarray, int]:
     """Decode images from anywhere into one array.
 
     Args:
-        open_image: gives, for an index, what Pillow can open: a path or a binary file.
+        open_image: gives, for an index, a binary file with the image, which is closed.
         names: what to call each image in an error; as many as there are images, at least one.
         size: edge in pixels to which all are resized; None takes the size of the first.
 
     Returns:
-        `(N, H, W, 3)` uint8.
+        `(N, H, W, 3)` uint8, and how many images have an orientation in their EXIF data, which is ignored.
 
     Raises:
-        DataError: when an image cannot be decoded, or, with `size` None, is not as large as the first.
+        DataError: when an image cannot be opened or decoded, or, with `size` None, is not as large as the first.
     """
-    first = _decode(open_image(0), names[0], size)
+    first, _ = _decode(open_image(0), names[0], size)
+    turned = []
 
     def decoded(at: int) -> np.ndarray:
-        image = _decode(open_image(at), names[at], size)
+        image, is_turned = _decode(open_image(at), names[at], size)
+        if is_turned:
+            turned.append(at)
         if image.shape != first.shape:
             raise DataError(
                 f"{names[at]} is {image.shape[1]} x {image.shape[0]} pixels but {names[0]} is "
@@ -98,19 +103,20 @@ def decode_images(open_image: Callable[[int], Any], names: Sequence[str], size: 
             )
         return image
 
-    return _in_parallel(decoded, len(names), first.shape)
+    return _in_parallel(decoded, len(names), first.shape), len(turned)
 
 
-def _decode(opened: Any, name: str, size: int | None) -> np.ndarray:
+def _decode(opened: Any, name: str, size: int | None) -> tuple[np.ndarray, bool]:
     from PIL import Image
 
     try:
-        with Image.open(opened) as picture:
+        with opened, Image.open(opened) as picture:
             if picture.mode.startswith(_WIDE_MODES):
                 raise DataError(
                     f"{name} has pixels of mode {picture.mode}, expected 8 bits a channel; convert it first."
                 )
             rgb = picture.convert("RGB")
+            turned = _is_turned(picture)
     except DataError:
         raise
     # Pillow's plugins raise nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error.
@@ -120,7 +126,13 @@ def _decode(opened: Any, name: str, size: int | None) -> np.ndarray:
         ) from error
     if size is not None and rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
+    return np.asarray(rgb), turned
+
+
+def _is_turned(picture: Any) -> bool:
+    with contextlib.suppress(Exception):  # whatever Pillow raises on broken EXIF data, which nothing needs
+        return picture.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    return False
 
 
 def _in_parallel(make: Callable[[int], np.ndarray], count: int, shape: tuple[int, ...], chunk: int = 256) -> np.ndarray:

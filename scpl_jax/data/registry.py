@@ -1,11 +1,11 @@
 """Chooses a data set by its name."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from scpl_jax.data.dataset import Dataset
+from scpl_jax.data.dataset import Dataset, check_use
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.files import check_given, readable
 from scpl_jax.data.paths import expand, find_cache_dir
 from scpl_jax.data.readers import (
     auto,
@@ -56,10 +56,11 @@ def load(
         image_size: edge in pixels to which all images are resized, bilinearly.
 
     Returns:
-        The data set, validated.
+        The data set, validated; `note` says what was left out or is odd about it.
 
     Raises:
-        DataError: for an unknown name, data that are missing or damaged, or a failed download.
+        DataError: for an unknown name, data that are missing or damaged, training images of one class only, or a
+            failed download.
 
     Example:
         >>> from scpl_jax.data import load
@@ -71,7 +72,8 @@ def load(
     if image_size is not None and image_size < 1:
         raise DataError(f"--image-size is {image_size}, expected at least 1 pixel; leave it out to keep sizes.")
     data_path = None if data_dir is None else expand(data_dir, "--data-dir")
-    if data_path is not None and not os.access(data_path, os.R_OK):
-        raise DataError(f"--data-dir {data_path} does not exist or cannot be read; name an existing folder.")
+    check_given("--data-dir", data_path)
     cache_path = find_cache_dir(cache_dir)
-    return _LOADERS[name](Request(name=name, data_dir=data_path, cache_dir=cache_path, image_size=image_size))
+    request = Request(name=name, data_dir=data_path, cache_dir=cache_path, image_size=image_size)
+    with readable(data_path or name):
+        return check_use(_LOADERS[name](request))

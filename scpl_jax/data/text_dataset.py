@@ -8,7 +8,7 @@ import numpy as np
 
 from scpl_jax.data.batching import Batch, check_batch_size
 from scpl_jax.data.buckets import eval_text_batches, text_batches
-from scpl_jax.data.dataset import check_labels
+from scpl_jax.data.dataset import check_labels, make_printable
 from scpl_jax.data.errors import DataError
 from scpl_jax.data.ragged import Texts
 
@@ -53,6 +53,7 @@ class TextDataset:
     unit: ClassVar[str] = "texts"
 
     def __post_init__(self) -> None:
+        make_printable(self)
         if self.max_length < 1:
             raise DataError(f"--max-length is {self.max_length}, expected at least 1 token; choose a larger one.")
         for split in _SPLITS:

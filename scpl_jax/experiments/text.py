@@ -18,6 +18,7 @@ import tqdm  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from scpl_jax.data import TextDataset, TextRequest, load_texts  # noqa: E402
+from scpl_jax.data.files import check_given  # noqa: E402
 from scpl_jax.data.vectors import read_vectors  # noqa: E402
 from scpl_jax.experiments.building import dtype_of  # noqa: E402
 from scpl_jax.experiments.command_line import run  # noqa: E402
@@ -40,11 +41,14 @@ def _load(options: TextOptions) -> TextDataset:
     if options.word_vectors is None:
         return dataset
     path = options.word_vectors
-    size = path.stat().st_size if path.exists() else 0
+    check_given("--word-vectors", path)
+    size = path.stat().st_size
     quiet = not (processes.is_first() and sys.stderr.isatty())
     with tqdm.tqdm(total=size, desc="word vectors", unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
         vectors = read_vectors(path, dataset.words, options.embedding_size, bar.update)
     found = f"{len(vectors):,} of {len(dataset.words):,} words have vectors in {path}; the others begin at random."
+    if 2 * len(vectors) < len(dataset.words):
+        found += " These are few: check that the vectors are of the language of the texts and of words in lower case."
     return dataclasses.replace(dataset, vectors=vectors, note=" ".join(filter(None, (dataset.note, found))))
 
 

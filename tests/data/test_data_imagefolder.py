@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +176,55 @@ def test_cifar10_as_jpeg_is_the_cifar10_of_the_exact_copy(tmp_path):
             found += 1
             assert original.test_labels[nearest] == label
     assert found > 0
+
+
+def turn(path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(path).convert("RGB").save(path, exif=exif)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_orientations_are_ignored_and_told(tmp_path, suffix):
+    root = write_image_folder(tmp_path / "pets")
+    for split, orientation in (("train", 6), ("train", 1), ("test", 3)):
+        turn(write_image(root / split / "cat" / f"{orientation}{suffix}", 90, (8, 8)), orientation)
+    turn(write_image(root / "train" / "dog" / f"wide{suffix}", 90, (8, 8)), 8)
+    dataset = _load(root, tmp_path)
+    assert "3 images are to be turned or mirrored according to their EXIF data, which is ignored" in dataset.note
+    assert _load(root, tmp_path).note == dataset.note
+    Image.new("RGB", (8, 6)).save(root / "train" / "dog" / f"wide{suffix}")
+    turn(root / "train" / "dog" / f"wide{suffix}", 6)
+    with pytest.raises(DataError, match=rf"wide\{suffix} is 8 x 6 pixels"):
+        _load(root, tmp_path)
+
+
+def test_upright_images_and_broken_exif_data_are_no_news(tmp_path):
+    root = write_image_folder(tmp_path / "pets")
+    Image.new("RGB", (8, 8)).save(root / "train" / "cat" / "7.png", exif=b"Exif\0\0no byte order")
+    turn(write_image(root / "train" / "dog" / "8.tif"), 3)  # Pillow turns it
+    assert _load(root, tmp_path).note == ""
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_a_class_may_be_composed_in_another_way_in_each_split(tmp_path, forms):
+    root = write_image_folder(tmp_path / "pets", classes=("cafe", "zoo"))
+    for split, form in zip(("train", "test"), forms, strict=True):
+        (root / split / "cafe").rename(root / split / unicodedata.normalize(form, "café"))
+    dataset = _load(root, tmp_path)
+    assert dataset.class_names == ("caf\u00e9", "zoo")
+    assert dataset.test_labels.tolist() == [0, 1] * 2
+
+
+def test_two_folders_of_one_class_are_refused(tmp_path):
+    root = write_image_folder(tmp_path / "pets", classes=("caf\u00e9", "cafe\u0301"))
+    with pytest.raises(
+        DataError, match=r"train holds two folders of the class café, 'cafe\\u0301' and 'caf\\xe9', which"
+    ):
+        _load(root, tmp_path)
+
+
+def test_a_single_class_is_refused(tmp_path):
+    root = write_image_folder(tmp_path / "pets", classes=("cat",))
+    with pytest.raises(DataError, match="all 3 training images are of the class cat, expected at least 2 classes"):
+        _load(root, tmp_path)

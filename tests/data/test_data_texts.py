@@ -9,7 +9,6 @@ import pytest
 
 from scpl_jax.data import DataError, TextRequest, add_label_noise, limit, load_texts, paths, text_registry
 from scpl_jax.data.ragged import Texts
-from scpl_jax.data.vectors import read_vectors
 from scpl_jax.data.words import build_vocabulary, clean, stop_words
 
 
@@ -275,40 +274,3 @@ def test_auto_says_that_it_took_generated_sentences(monkeypatch, tmp_path):
     again = load_texts(TextRequest("generated"))
     np.testing.assert_array_equal(dataset.train_texts.ids, again.train_texts.ids)
     assert 0.45 < dataset.train_labels.mean() < 0.55
-
-
-def test_word_vectors_of_glove_and_fasttext(tmp_path):
-    glove = tmp_path / "glove.txt"
-    glove.write_text("the 1 2 3\ncat -1 0.5 1e-2\ncat 9 9 9\n. . 4 5 6\n")
-    found = read_vectors(glove, ["cat", "the", "dog"])
-    assert {word: vector.tolist() for word, vector in found.items()} == {
-        "the": [1, 2, 3],
-        "cat": pytest.approx([-1, 0.5, 0.01]),
-    }
-    fasttext = tmp_path / "vectors.vec"
-    fasttext.write_text("2 3\nthe 1 2 3 \ncat 4 5 6 \n")
-    done = []
-    assert len(read_vectors(fasttext, ["cat", "the"], 3, done.append)) == 2
-    assert sum(done) == fasttext.stat().st_size
-
-
-@pytest.mark.parametrize(
-    ("text", "size", "message"),
-    [
-        ("the 1 2 3\n", 4, "line 1 of .* has 3 values, expected 4; give --embedding-size"),
-        ("the 1 2\ncat 1\n", None, "line 2 of .* has 1 values, expected 2"),
-        ("the 1 x\n", None, "line 1 of .* is no word with 2 numbers"),
-        ("the 1 nan\n", None, "line 1 of .* has values that are not finite"),
-        ("", None, "holds no vectors"),
-        ("the " + "1 " * 600_000, None, "line 1 of .* is longer than 1 MB"),
-    ],
-)
-def test_faults_of_word_vectors_are_one_sentence(tmp_path, text, size, message):
-    (tmp_path / "v.txt").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_vectors(tmp_path / "v.txt", ["the", "cat"], size)
-
-
-def test_a_file_of_word_vectors_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"--word-vectors .* cannot be read"):
-        read_vectors(tmp_path / "none.txt", ["a"])

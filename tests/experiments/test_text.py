@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from scpl_jax.experiments.command_line import run
-from scpl_jax.experiments.text import main
+from scpl_jax.experiments.text import TASK, main
+from scpl_jax.experiments.text_options import TextOptions
 from scpl_jax.pipeline import Pipeline
 
 WORDS = {0: ["dull", "bland", "stale", "poor"], 1: ["warm", "great", "lovely", "fine"]}
@@ -149,6 +150,17 @@ def test_a_stopped_run_goes_on_as_an_undisturbed_one(experiment, monkeypatch):
 
 
 @pytest.mark.runs
+@pytest.mark.parametrize("few", [True, False])
+def test_few_words_with_vectors_are_told(reviews, cache, tmp_path, few):
+    vectors = tmp_path / "vectors.txt"
+    known = ["dull"] if few else [*WORDS[0], *WORDS[1]]
+    vectors.write_text("".join(f"{word} 1 2\n" for word in known))
+    options = TextOptions(dataset="file", data_file=reviews, word_vectors=vectors, cache_dir=cache)
+    note = TASK.load(options).note
+    assert f"{len(known)} of 10 words have vectors" in note
+    assert ("These are few" in note) == few
+
+
 def test_word_vectors_are_where_the_embedding_begins(experiment, tmp_path, capsys):
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("film 1 2 3 4 5 6\nwarm 1 1 1 1 1 1\nunseen 0 0 0 0 0 0\n")
@@ -200,7 +212,7 @@ def test_a_finished_run_is_continued_with_its_own_options(experiment, reviews, t
         (["--test-file", "nowhere.csv"], "--test-file nowhere.csv does not exist"),
         (["--buckets", "0"], "--buckets must be at least 1, got 0"),
         (["--data-file", "nowhere.csv"], "--data-file nowhere.csv does not exist"),
-        (["--word-vectors", "nowhere.txt"], "--word-vectors nowhere.txt cannot be read"),
+        (["--word-vectors", "nowhere.txt"], "--word-vectors nowhere.txt does not exist or cannot be read"),
         (["--image-size", "8"], "--help lists every option"),
     ],
 )

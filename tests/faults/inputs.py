@@ -35,12 +35,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-import odd_labels
 
 TESTS = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS / "data"), str(TESTS / "faults")]
 
+import odd_data  # noqa: E402
+import odd_labels  # noqa: E402
 import odd_surroundings  # noqa: E402
 
 SECONDS = 60  # a case that takes longer hangs
@@ -240,8 +240,8 @@ def sound(name: str) -> Files:
     def arrays(folder: Path) -> None:
         rng = np.random.default_rng(0)
         parts = {"train": 6, "test": 3}
-        images = {f"{k}_images": rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for k, n in parts.items()}
-        np.savez(folder / "data.npz", **images, **{f"{k}_labels": np.arange(n) % 3 for k, n in parts.items()})
+        images = {f"x_{k}": rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for k, n in parts.items()}
+        np.savez(folder / "data.npz", **images, **{f"y_{k}": np.arange(n) % 3 for k, n in parts.items()})
 
     def tiny_imagenet(folder: Path) -> None:
         for label, one in enumerate(("n01", "n02")):
@@ -563,9 +563,7 @@ TARGETS: dict[str, tuple[int, Callable[[Path, random.Random], None]]] = {  # sha
     "checkpoint": (2, checkpoints),
     "checkpoint, forged": (2, forged_checkpoint),
 }
-TARGETS |= odd_surroundings.TARGETS
-
-TARGETS |= odd_labels.TARGETS
+TARGETS |= odd_data.TARGETS | odd_labels.TARGETS | odd_surroundings.TARGETS
 
 # What a case may not do
 

@@ -8,6 +8,7 @@ import numpy as np
 from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.files import real_path
 from scpl_jax.data.images import resize
 from scpl_jax.data.readers import tfds
 from scpl_jax.data.readers.members import Members, find_members
@@ -105,7 +106,7 @@ def load_official(request: Request) -> Dataset | None:
         return None
     for archive in _ARCHIVES[request.name]:
         wanted = (*archive.train, archive.test, archive.names)
-        members = find_members(request.data_dir.resolve(), archive.file, archive.folder, wanted)
+        members = find_members(real_path(request.data_dir), archive.file, archive.folder, wanted)
         if members is not None:
             return _read(request, archive, members)
     return None

@@ -9,6 +9,7 @@ import numpy as np
 
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.files import is_file, read_file
 from scpl_jax.data.images import channel_statistics, resize, to_rgb
 from scpl_jax.data.readers import tfds
 from scpl_jax.data.readers.request import Request
@@ -67,13 +68,14 @@ def _find(data_dir: Path | None, name: str) -> Path | None:
     if data_dir is None:
         return None
     candidates = (data_dir / name, data_dir / f"{name}.gz")
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if is_file(path)), None)
 
 
 def _read_idx(path: Path, num_axes: int) -> np.ndarray:
     """Array of unsigned bytes in an idx file: a magic number, the length of each axis, the bytes."""
+    content = read_file(path)
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be unpacked ({str(error).rstrip('.')}); fetch it again.") from error
     header = 4 * (1 + num_axes)

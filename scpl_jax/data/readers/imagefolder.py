@@ -1,13 +1,16 @@
 """Images in one folder for each class, the layout of torchvision's ImageFolder."""
 
+import os
 from pathlib import Path
 
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.files import folders_in, is_folder, names_in, real_path
 from scpl_jax.data.readers.listing import (
     IMAGE_EXTENSIONS,
     Listing,
     check_classes,
+    class_folders,
     decode_listings,
     is_image,
     take_turns,
@@ -21,18 +24,19 @@ def load(request: Request) -> Dataset:
     """Read `train/<class>/*` and `test/<class>/*`, or `val/<class>/*` where there is no `test`.
 
     Both lie in `data_dir` itself or in the only folder in it that holds a `train`. Classes are the sorted
-    folder names. Hidden files and files that are no images by their extension are passed over. Examples take
-    turns: the first image of each class, the second of each, and so on, so that the first N are a balanced
-    subset. Images become RGB; `image_size` resizes them, without it all must be of one size.
+    folder names, see `class_folders`. Hidden files and files that are no images by their extension are passed over.
+    Examples take turns: the first image of each class, the second of each, and so on, so that the first N are a
+    balanced subset. Images become RGB; `image_size` resizes them, without it all must be of one size. Pixels stay as
+    they are stored, whatever orientation EXIF data give; `note` says of how many images.
 
     Raises:
         DataError: for a missing folder or split, a class folder without images, test classes that differ
-            from the training classes, an unreadable image, or images of several sizes.
+            from the training classes, a link that leads nowhere, an unreadable image, or images of several sizes.
     """
-    root = _root(request.required_dir(_LAYOUT)).resolve()
+    root = real_path(_root(request.required_dir(_LAYOUT)))
     class_names, train = _list_split(root / "train")
-    test_dir = root / "test" if (root / "test").is_dir() else root / "val"
-    if not test_dir.is_dir():
+    test_dir = root / "test" if is_folder(root / "test") else root / "val"
+    if not is_folder(test_dir):
         raise DataError(
             f"--data-dir {root} has a train folder but neither test nor val, expected one of them; add test "
             "images or split some off the training images."
@@ -51,41 +55,36 @@ def load(request: Request) -> Dataset:
 
 def _root(data_dir: Path) -> Path:
     """The folder that holds `train`: `data_dir` itself or the only folder in it that does."""
-    if not data_dir.is_dir():
+    if not is_folder(data_dir):
         raise DataError(f"--data-dir {data_dir} is a file, expected {_LAYOUT}; name the folder.")
-    if (data_dir / "train").is_dir():
+    if is_folder(data_dir / "train"):
         return data_dir
-    candidates = sorted(entry for entry in _visible(data_dir) if (entry / "train").is_dir())
+    # Folders that can't be looked into may be anything, as the user named the one above them.
+    candidates = [name for name in names_in(data_dir) if os.path.isdir(data_dir / name / "train")]
     if len(candidates) == 1:
-        return candidates[0]
+        return data_dir / candidates[0]
     if candidates:
-        names = ", ".join(candidate.name for candidate in candidates)
         raise DataError(
-            f"--data-dir {data_dir} holds {len(candidates)} folders with a train folder ({names}), expected "
-            "one; name the one you mean."
+            f"--data-dir {data_dir} holds {len(candidates)} folders with a train folder ({', '.join(candidates)}), "
+            "expected one; name the one you mean."
         )
     raise DataError(f"--data-dir {data_dir} holds no train folder, expected {_LAYOUT}; name such a folder.")
 
 
 def _list_split(split_dir: Path) -> tuple[tuple[str, ...], Listing]:
     """Sorted class names and the images of one split."""
-    class_names = tuple(sorted(entry.name for entry in _visible(split_dir) if entry.is_dir()))
-    if not class_names:
+    folders = class_folders(split_dir, folders_in(split_dir))
+    if not folders:
         raise DataError(f"{split_dir} holds no class folders, expected {_LAYOUT}; sort the images by class.")
-    return class_names, take_turns([_class_files(split_dir / name) for name in class_names])
+    return tuple(folders), take_turns([_class_files(split_dir / folder) for folder in folders.values()])
 
 
 def _class_files(folder: Path) -> list[str]:
     """Sorted paths of the images directly in a folder."""
-    found = sorted(str(entry) for entry in _visible(folder) if is_image(entry.name))
+    found = [str(folder / name) for name in names_in(folder) if is_image(name)]
     if not found:
         raise DataError(
             f"class folder {folder} holds no images, expected at least one file ending in "
             f"{', '.join(IMAGE_EXTENSIONS)}; add images or remove the folder."
         )
     return found
-
-
-def _visible(folder: Path) -> list[Path]:
-    """Entries of a folder whose names do not begin with a dot."""
-    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]

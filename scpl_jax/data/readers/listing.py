@@ -9,11 +9,18 @@ import numpy as np
 
 from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
-from scpl_jax.data.errors import DataError
+from scpl_jax.data.errors import DataError, some
+from scpl_jax.data.files import open_file
 from scpl_jax.data.images import channel_statistics, decode_images
 from scpl_jax.data.readers.request import Request
+from scpl_jax.data.words import composed
 
-_READER = "listing-1"
+_READER = "listing-2"
+
+_TURNED = (
+    "{:,} images are to be turned or mirrored according to their EXIF data, which is ignored, as torchvision's "
+    "ImageFolder does; turn the images themselves if that matters."
+)
 
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Endings, in lower case, of the files taken for images."""
@@ -43,6 +50,35 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
+def class_folders(place: Path | str, folders: Iterable[str]) -> dict[str, str]:
+    r"""The folder of each class, in the order of the classes.
+
+    A class is named after its folder, in Unicode's composed form: file systems differ in the form that they keep, so
+    that two splits may spell one class in two ways.
+
+    Args:
+        place: where the folders lie, for the error.
+        folders: names of folders.
+
+    Raises:
+        DataError: when two folders are one class.
+
+    Example:
+        >>> class_folders("train", ["dog", "cafe\u0301"]) == {"caf\u00e9": "cafe\u0301", "dog": "dog"}
+        True
+    """
+    found: dict[str, str] = {}
+    for folder in folders:
+        name = composed(folder)
+        if name in found:
+            raise DataError(
+                f"{place} holds two folders of the class {name}, {found[name]!a} and {folder!a}, which differ only in "
+                "how Unicode composes their characters; move the images of one into the other."
+            )
+        found[name] = folder
+    return dict(sorted(found.items()))
+
+
 def check_classes(place: Path | str, train_names: Sequence[str], test_names: Sequence[str]) -> None:
     """Check that the test classes are the training classes.
 
@@ -58,8 +94,8 @@ def check_classes(place: Path | str, train_names: Sequence[str], test_names: Seq
     extra = sorted(set(test_names) - set(train_names))
     if missing or extra:
         raise DataError(
-            f"the classes in {place} differ from those in train (missing: {_some(missing)}; not in train: "
-            f"{_some(extra)}); give both splits the same classes."
+            f"the classes in {place} differ from those in train (missing: {some(missing)}; not in train: "
+            f"{some(extra)}); give both splits the same classes."
         )
 
 
@@ -72,9 +108,12 @@ def decode_listings(
     test: Listing,
     image_size: int | None,
     files: Iterable[str | Path] | None = None,
-    open_image: Callable[[str], Any] = str,
+    open_image: Callable[[str], Any] = open_file,
 ) -> Dataset:
     """Decode the listed images into a data set, through the cache.
+
+    An orientation in an image's EXIF data is ignored, as it is by torchvision's ImageFolder, and the note says in how
+    many images. (TIFF files are turned as they say, as Pillow does so.)
 
     Args:
         request: what was asked for.
@@ -84,7 +123,7 @@ def decode_listings(
         test: the same of the test examples.
         image_size: edge in pixels to which all images are resized; None when all have one size.
         files: the files on disk the images depend on; None when the names are their paths.
-        open_image: gives, for a name, what Pillow can open.
+        open_image: gives, for a name, a binary file with the image.
 
     Raises:
         DataError: when an image cannot be read or images differ in size.
@@ -92,7 +131,7 @@ def decode_listings(
     names = [name for name, _ in train] + [name for name, _ in test]
 
     def build() -> Dataset:
-        images = decode_images(lambda at: open_image(names[at]), names, image_size)
+        images, turned = decode_images(lambda at: open_image(names[at]), names, image_size)
         train_images, test_images = images[: len(train)], images[len(train) :]
         mean, std = channel_statistics(train_images)
         return Dataset(
@@ -105,6 +144,7 @@ def decode_listings(
             class_names=class_names,
             mean=mean,
             std=std,
+            note=_TURNED.format(turned) if turned else "",
         )
 
     return cached(
@@ -115,10 +155,3 @@ def decode_listings(
         files=names if files is None else files,
         options=image_size,
     )
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    """The first few of some names."""
-    if not names:
-        return "none"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.files import is_file, is_folder, open_file, read_file
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Members:
     @property
     def is_archive(self) -> bool:
         """Whether the files lie in a tar archive."""
-        return self.place.is_file()
+        return is_file(self.place)
 
     @property
     def files(self) -> list[Path]:
@@ -48,14 +49,14 @@ class Members:
         return found
 
     def _read_folder(self) -> dict[str, bytes]:
-        return {name: (self.place / name).read_bytes() for name in self.wanted if (self.place / name).is_file()}
+        return {name: read_file(self.place / name) for name in self.wanted if is_file(self.place / name)}
 
     def _read_archive(self) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
         reading = "its first member"
         try:
             # Members come one after another, so a compressed archive is unpacked once only.
-            with tarfile.open(self.place, "r|gz") as archive:
+            with open_file(self.place) as file, tarfile.open(fileobj=file, mode="r|gz") as archive:
                 for member in archive:
                     name = Path(member.name).name
                     if name not in self.wanted or not member.isfile():
@@ -67,6 +68,8 @@ class Members:
                     if len(found[name]) != member.size:
                         raise EOFError("the file ends too early")
                     reading = f"what follows its member {name}"
+        except DataError:
+            raise
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise DataError(
                 f"{self.place} is damaged at {reading} ({str(error).rstrip('.')}); fetch the official archive again."
@@ -87,12 +90,12 @@ def find_members(data_dir: Path, archive: str, folder: str, wanted: Sequence[str
         The extracted folder if there is one, else the archive, else None.
     """
     names = tuple(wanted)
-    if data_dir.is_file():
+    if is_file(data_dir):
         return Members(data_dir, names) if data_dir.name == archive else None
-    if (data_dir / folder).is_dir():
+    if is_folder(data_dir / folder):
         return Members(data_dir / folder, names)
-    if data_dir.name == folder or any((data_dir / name).is_file() for name in names):
+    if data_dir.name == folder or any(is_file(data_dir / name) for name in names):
         return Members(data_dir, names)
-    if (data_dir / archive).is_file():
+    if is_file(data_dir / archive):
         return Members(data_dir / archive, names)
     return None

@@ -6,78 +6,116 @@ from pathlib import Path
 import numpy as np
 
 from scpl_jax.data.dataset import Dataset
-from scpl_jax.data.errors import ZIP_ERRORS, DataError
+from scpl_jax.data.errors import ZIP_ERRORS, DataError, some
+from scpl_jax.data.files import is_folder, is_there, open_file
 from scpl_jax.data.images import channel_statistics, resize, to_rgb
+from scpl_jax.data.labels import LabelReader, class_numbers, in_order
 from scpl_jax.data.readers.request import Request
 
 _LAYOUT = "a .npz file with x_train, y_train, x_test, y_test or a folder with train.npz and test.npz of x, y"
+_MOST_CLASSES = 100_000  # more are no classes, and no memory would hold a classifier of them
 
 
 def load(request: Request) -> Dataset:
     """Read one .npz file of both splits, or a folder with one .npz file for each.
 
-    Images are uint8 `(N, H, W, 3)`, or `(N, H, W)` for grey ones, which get three equal channels; labels are
-    whole numbers `(N,)` from 0. There are as many classes as the largest label of either split says, and they
-    are named by their numbers.
+    Images are uint8 `(N, H, W, 3)`, or `(N, H, W)` for grey ones, which get three equal channels. Labels are `(N,)` or
+    `(N, 1)`: class numbers from 0 of any type that holds whole numbers, or texts that name the classes. There are as
+    many classes as the largest number of either split says, named by their numbers; or one for each text in the
+    training labels. Images without a label are left out, and `note` says how many: those with -1, not-a-number, or a
+    text that `class_of` takes for missing.
 
     Raises:
         DataError: when a file or an array is missing, damaged, or of the wrong type or shape.
     """
     path = request.required_dir(_LAYOUT)
-    if path.is_dir():
-        train = _split(path / "train.npz", "x", "y", request.image_size)
-        test = _split(path / "test.npz", "x", "y", request.image_size)
+    if is_folder(path):
+        places = [(path / f"{split}.npz", "x", "y") for split in ("train", "test")]
     else:
-        train = _split(path, "x_train", "y_train", request.image_size)
-        test = _split(path, "x_test", "y_test", request.image_size)
-    num_classes = 1 + max(int(train[1].max()), int(test[1].max()))
-    mean, std = channel_statistics(train[0])
+        places = [(path, f"x_{split}", f"y_{split}") for split in ("train", "test")]
+    reader, parts = LabelReader(), []
+    class_names: list[str] = []
+    for place, images_key, labels_key in places:
+        images, found = _arrays(place, (images_key, labels_key))
+        _check_images(images, f"{images_key} in {place}")
+        where = f"{labels_key} in {place}"
+        labels, class_names = _labels(found, len(images), where, class_names, reader)
+        labelled = labels >= 0
+        if not labelled.any():
+            raise DataError(f"{where} holds no label ({reader.missing('images')}); label some images.")
+        images = images if labelled.all() else images[labelled]
+        images = resize(to_rgb(images) if images.ndim == 3 else images, request.image_size)
+        parts.append((images, labels[labelled].astype(np.int32)))
+    (train_images, train_labels), (test_images, test_labels) = parts
+    mean, std = channel_statistics(train_images)
     return Dataset(
         name=request.name,
-        source=f"numpy {'files in' if path.is_dir() else 'file'} {path.name}",
-        train_images=train[0],
-        train_labels=train[1],
-        test_images=test[0],
-        test_labels=test[1],
-        class_names=tuple(str(index) for index in range(num_classes)),
+        source=f"numpy {'files in' if len({place for place, _, _ in places}) > 1 else 'file'} {path.name}",
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        class_names=tuple(class_names),
         mean=mean,
         std=std,
+        note=reader.note("images"),
     )
 
 
-def _split(path: Path, images_key: str, labels_key: str, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Images `(N, H, W, 3)` uint8 and labels `(N,)` int32 of one split."""
-    images, labels = _arrays(path, (images_key, labels_key))
-    grey = images.ndim == 3
-    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[-1] == 3)):
+def _check_images(images: np.ndarray, where: str) -> None:
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)):
         raise DataError(
-            f"{images_key} in {path} is {images.dtype} of shape {images.shape}, expected uint8 of shape "
-            "(N, H, W, 3) or (N, H, W); convert it and save it again."
+            f"{where} is {images.dtype} of shape {images.shape}, expected uint8 of shape (N, H, W, 3) or (N, H, W); "
+            "convert it and save it again."
         )
     if images.size == 0:
-        raise DataError(f"{images_key} in {path} is empty (shape {images.shape}); save at least one image.")
-    if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
+        raise DataError(f"{where} is empty (shape {images.shape}); save at least one image.")
+
+
+def _labels(
+    labels: np.ndarray, count: int, where: str, names: list[str], reader: LabelReader
+) -> tuple[np.ndarray, list[str]]:
+    """Class indices, `(N,)` with -1 for missing labels, and the classes: those known before, with what is new."""
+    if labels.shape == (count, 1):
+        labels = labels[:, 0]
+    if labels.shape == (count,) and labels.dtype.kind in "US":
+        texts = [text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in labels]
+        classes = [reader.read(text) for text in texts]
+        known = names or in_order({name for name in classes if name is not None})
+        index = {None: -1} | {name: at for at, name in enumerate(known)}
+        for text, name in zip(texts, classes, strict=True):
+            if name not in index:
+                raise DataError(f"{where} has the label {text!r:.100}, expected one of {some(known, 20)}; correct it.")
+        return np.array([index[name] for name in classes]), known
+    numbers = class_numbers(labels) if labels.shape == (count,) else None
+    if numbers is None:
         raise DataError(
-            f"{labels_key} in {path} is {labels.dtype} of shape {labels.shape}, expected whole numbers of "
-            f"shape ({len(images)},), one for each image in {images_key}; convert it and save it again."
+            f"{where} is {labels.dtype} of shape {labels.shape}, expected whole numbers or texts of shape ({count},), "
+            "one for each image; convert it and save it again."
         )
-    if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+    if numbers.min() < -1 or numbers.max() >= _MOST_CLASSES:
         raise DataError(
-            f"{labels_key} in {path} runs from {labels.min()} to {labels.max()}, expected class numbers from "
-            "0 on; correct the labels and save it again."
+            f"{where} runs from {labels.min()} to {labels.max()}, expected class numbers from 0 on, at most "
+            f"{_MOST_CLASSES - 1}, and -1 for images without a label; correct the labels and save it again."
         )
-    return resize(to_rgb(images) if grey else images, size), labels.astype(np.int32)
+    if missing := int((numbers < 0).sum()):
+        reader.leave_out("-1 or not a number", missing)
+    if names and not all(name == str(at) for at, name in enumerate(names)):
+        raise DataError(f"{where} holds numbers, but the training labels are texts; save both alike.")
+    return numbers, [str(index) for index in range(max(len(names), 1 + int(numbers.max())))]
 
 
 def _arrays(path: Path, keys: tuple[str, str]) -> list[np.ndarray]:
-    if not path.is_file():
+    if not is_there(path):
         raise DataError(f"{path} does not exist; set --data-dir to {_LAYOUT}.")
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is no intact .npz file; set --data-dir to {_LAYOUT}.")
     key = keys[0]
     try:
         # A pickled object could run any code, so none is read.
-        with np.load(path, allow_pickle=False) as stored:
+        with open_file(path) as file:
+            if not zipfile.is_zipfile(file):
+                raise DataError(f"{path} is no intact .npz file; set --data-dir to {_LAYOUT}.")
+            file.seek(0)
+            stored = np.load(file, allow_pickle=False)
             found = []
             for key in keys:
                 if key not in stored:

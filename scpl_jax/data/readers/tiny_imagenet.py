@@ -1,15 +1,23 @@
 """Tiny ImageNet (200 classes, 64 x 64) as published, zipped or not, or sorted into class folders."""
 
 import io
-import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import ZIP_ERRORS, DataError
-from scpl_jax.data.readers.listing import Listing, check_classes, decode_listings, is_image, take_turns
+from scpl_jax.data.files import is_file, is_folder, is_there, names_in, open_file, read_file, real_path
+from scpl_jax.data.readers.listing import (
+    Listing,
+    check_classes,
+    class_folders,
+    decode_listings,
+    is_image,
+    take_turns,
+)
 from scpl_jax.data.readers.request import Request
+from scpl_jax.data.words import composed
 
 _NAME = "tiny-imagenet-200"
 _LAYOUT = f"a folder that holds {_NAME}.zip or the folder {_NAME} extracted from it"
@@ -31,12 +39,12 @@ def load(request: Request) -> Dataset:
         DataError: when a split, an annotation or an image is missing or damaged, or the classes of the splits
             differ.
     """
-    data_dir = request.required_dir(_LAYOUT).resolve()
-    archive = data_dir if data_dir.is_file() else data_dir / f"{_NAME}.zip"
+    data_dir = real_path(request.required_dir(_LAYOUT))
+    archive = data_dir if is_file(data_dir) else data_dir / f"{_NAME}.zip"
     for folder in (data_dir, data_dir / _NAME):
-        if (folder / "train").is_dir():
+        if is_folder(folder / "train"):
             return _load_folder(request, folder)
-    if archive.is_file():
+    if is_file(archive):
         return _load_archive(request, archive)
     raise DataError(
         f"--data-dir {data_dir} holds neither a train folder nor {archive.name}, expected {_LAYOUT}; name "
@@ -45,14 +53,10 @@ def load(request: Request) -> Dataset:
 
 
 def _load_folder(request: Request, folder: Path) -> Dataset:
-    names = []
-    for split in ("train", "val"):
-        for parent, _, files in os.walk(folder / split):
-            inside = Path(parent).relative_to(folder).as_posix()
-            names += [f"{inside}/{file}" for file in files]
+    names = [name for split in ("train", "val") if is_folder(folder / split) for name in _images_below(folder, split)]
     annotations = folder / _ANNOTATIONS
     # What is no UTF-8 is no name of an image either, and named as one that does not match.
-    text = annotations.read_text("utf-8", "replace") if annotations.is_file() else None
+    text = read_file(annotations).decode(errors="replace") if is_there(annotations) else None
     class_names, train, test = _listings(folder, names, text)
     return decode_listings(
         request,
@@ -71,7 +75,7 @@ def _load_folder(request: Request, folder: Path) -> Dataset:
 
 def _load_archive(request: Request, archive: Path) -> Dataset:
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with open_file(archive) as file, zipfile.ZipFile(file) as opened:
             members = {name.removeprefix(f"{_NAME}/"): name for name in opened.namelist()}
             text = opened.read(members[_ANNOTATIONS]).decode(errors="replace") if _ANNOTATIONS in members else None
             class_names, train, test = _listings(archive, members, text)
@@ -85,8 +89,20 @@ def _load_archive(request: Request, archive: Path) -> Dataset:
                 files=[archive],
                 open_image=lambda name: io.BytesIO(opened.read(members[name])),
             )
+    except DataError:
+        raise
     except ZIP_ERRORS as error:
         raise DataError(f"{archive} is damaged ({str(error).rstrip('.')}); fetch the archive again.") from error
+
+
+def _images_below(folder: Path, inside: str, levels: int = 2) -> Iterator[str]:
+    """Images in a folder and some levels below it, by their paths relative to `folder`; links are followed."""
+    for name in names_in(folder / inside):
+        path = f"{inside}/{name}"
+        if is_image(name):
+            yield path
+        elif levels and is_folder(folder / path):
+            yield from _images_below(folder, path, levels - 1)
 
 
 def _listings(place: Path, names: Iterable[str], annotations: str | None) -> tuple[tuple[str, ...], Listing, Listing]:
@@ -106,12 +122,12 @@ def _listings(place: Path, names: Iterable[str], annotations: str | None) -> tup
     for split, found in (("train", train), ("val", test)):
         if not found:
             raise DataError(f"{place} holds no images in {split}, expected the published folders; fetch it again.")
-    class_names = tuple(sorted(train))
-    check_classes(f"{place}/val", class_names, list(test))
+    train_folders, test_folders = class_folders(f"{place}/train", train), class_folders(f"{place}/val", test)
+    check_classes(f"{place}/val", list(train_folders), list(test_folders))
     return (
-        class_names,
-        take_turns([train[name] for name in class_names]),
-        take_turns([test[name] for name in class_names]),
+        tuple(train_folders),
+        take_turns([train[folder] for folder in train_folders.values()]),
+        take_turns([test[folder] for folder in test_folders.values()]),
     )
 
 
@@ -128,7 +144,7 @@ def _by_class(images: list[str], split: str) -> dict[str, list[str]]:
 def _annotated(place: Path, images: list[str], annotations: str) -> dict[str, list[str]]:
     """Images of `val/images`, by the class that the annotations give them."""
     rows = [line.split("\t") for line in annotations.splitlines() if line.strip()]
-    classes = {f"{_FLAT}/{row[0]}": row[1].strip() for row in rows if len(row) > 1}
+    classes = {f"{_FLAT}/{row[0]}": composed(row[1].strip()) for row in rows if len(row) > 1}
     flat = [name for name in images if name.startswith(f"{_FLAT}/")]
     if not flat:
         # Some sort the images into class folders and leave the annotations where they were.

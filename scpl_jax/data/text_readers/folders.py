@@ -4,6 +4,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.files import is_folder, names_in, read_file
 from scpl_jax.data.text_readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced, Source
 
 _CLASSES = ("neg", "pos")
@@ -21,7 +22,7 @@ def find_imdb(folder: Path) -> Source | None:
         DataError: when a folder is missing or empty, or, on reading, a file cannot be read.
     """
     places = [folder, folder / "imdb", folder / "aclImdb"]
-    place = next((place for place in places if (place / "train" / "pos").is_dir()), None)
+    place = next((place for place in places if is_folder(place / "train" / "pos")), None)
     if place is None:
         return None
     train, test = (_files(place / split) for split in ("train", "test"))
@@ -37,7 +38,8 @@ def find_imdb(folder: Path) -> Source | None:
 def _files(folder: Path) -> _Labelled:
     files = []
     for name in _CLASSES:
-        found = sorted((folder / name).glob("*.txt"), key=lambda path: (len(path.name), path.name))
+        names = [file for file in names_in(folder / name) if file.endswith(".txt")]
+        found = [folder / name / file for file in sorted(names, key=lambda file: (len(file), file))]
         if not found:
             raise DataError(
                 f"{folder / name} holds no .txt files, expected one for each text; fetch the data set again."
@@ -51,10 +53,7 @@ def _read(files: _Labelled, replaced: Replaced) -> RawTexts:
 
 
 def _text(path: Path, replaced: Replaced) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the file.") from error
+    data = read_file(path)
     if len(data) > MAX_LINE_BYTES:
         raise DataError(f"{path} is longer than {MAX_LINE_BYTES // 1_000_000} MB, expected one text; check the file.")
     return replaced.decode(data)

@@ -1,10 +1,14 @@
 """Labelled raw texts, and reading them line by line without trust in what a file holds."""
 
+import codecs
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.files import is_file, open_file
+from scpl_jax.data.packed import UTF_16, unpackable
 
 # Far longer than any text of the known data sets; a longer line is no text, and would not fit into memory.
 MAX_LINE_BYTES = 10_000_000
@@ -56,7 +60,7 @@ class RawDataset:
         train: training texts.
         test: test texts.
         replaced: characters that were no UTF-8.
-        note: what a user should know about how the data set was chosen; empty when nothing.
+        note: what a user should know about how the data set was chosen or read; empty when nothing.
     """
 
     source: str
@@ -80,42 +84,47 @@ class Source:
     read: Callable[[], RawDataset]
 
 
-def byte_lines(path: Path, most: int, holds: str) -> Iterator[bytes]:
+def byte_lines(file: BufferedReader, path: Path, most: int, holds: str) -> Iterator[bytes]:
     """The lines of a file with their line ends, none of them longer than `most` bytes.
 
     Args:
-        path: the file.
+        file: the file; it may be unpacked while it is read.
+        path: its path, for errors.
         most: longest line, a multiple of a million bytes.
         holds: what a line should be, for the error.
 
     Raises:
-        DataError: when the file cannot be read, or has a longer line.
+        DataError: when the file cannot be read or unpacked, or has a longer line.
     """
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(most + 1):
-                number += 1
-                if len(line) > most:
-                    raise DataError(
-                        f"line {number} of {path} is longer than {most // 1_000_000} MB, expected {holds}; check that "
-                        "this is the right file."
-                    )
-                yield line
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the file.") from error
+    number = 0
+    while line := _line(file, path, most + 1):
+        number += 1
+        if len(line) > most:
+            raise DataError(
+                f"line {number} of {path} is longer than {most // 1_000_000} MB, expected {holds}; check that this is "
+                "the right file."
+            )
+        yield line
+
+
+def _line(file: BufferedReader, path: Path, most: int) -> bytes:
+    with unpackable(path):
+        return file.readline(most)
 
 
 def lines(path: Path, replaced: Replaced) -> Iterator[str]:
     """The lines of a file with their line ends, a byte order mark left out.
 
     Raises:
-        DataError: when the file cannot be read, or a line is longer than 10 MB.
+        DataError: when the file cannot be read, is UTF-16, or has a line longer than 10 MB.
     """
-    for number, line in enumerate(byte_lines(path, MAX_LINE_BYTES, "a text a line")):
-        yield replaced.decode(line if number else line.removeprefix(b"\xef\xbb\xbf"))
+    with open_file(path) as file:
+        for number, line in enumerate(byte_lines(file, path, MAX_LINE_BYTES, "a text a line")):
+            if number == 0 and line.startswith(UTF_16):
+                raise DataError(f"{path} is UTF-16, expected UTF-8; save it as UTF-8.")
+            yield replaced.decode(line if number else line.removeprefix(codecs.BOM_UTF8))
 
 
 def find_file(folders: Sequence[Path], name: str) -> Path | None:
     """A file of this name in the first folder that has one."""
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+    return next((folder / name for folder in folders if is_file(folder / name)), None)

@@ -2,14 +2,19 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from scpl_jax.data.errors import DataError
+import numpy as np
+
+from scpl_jax.data.errors import DataError, some
+from scpl_jax.data.labels import LabelReader, class_of, in_order
 from scpl_jax.data.text_readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced, Source, find_file, lines
+from scpl_jax.data.words import composed
 
-Row = tuple[int, Mapping[str, str]]
-"""The number of the line at which a row ends, and its values by column."""
+Row = tuple[int, Mapping[str, Any]]
+"""The number of the line at which a row ends, and its values by column: texts; of JSON also None, lists and dicts."""
 
 _MOST_CLASSES = 1000
 
@@ -63,14 +68,14 @@ def _separated(path: Path, replaced: Replaced, columns: tuple[str, ...] | None) 
             reader = csv.reader(content, delimiter="\t", quoting=csv.QUOTE_NONE)
         else:
             reader = csv.reader(content)
-        header = columns or tuple(name.strip() for name in next(reader, []))
+        header = columns or tuple(composed(name.strip()) for name in next(reader, []))
         for values in reader:
             if not values:
                 continue
             if len(values) != len(header):
                 raise DataError(
                     f"line {reader.line_num} of {path} has {len(values)} columns, expected {len(header)} "
-                    f"({_names(header)}); correct the line."
+                    f"({', '.join(header)}); correct the line."
                 )
             yield reader.line_num, dict(zip(header, values, strict=True))
     except csv.Error as error:
@@ -84,47 +89,81 @@ def _json_lines(path: Path, replaced: Replaced, columns: tuple[str, ...] | None)
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            # Numbers stay as they are spelled, so that large ones keep all their digits.
+            row = json.loads(line, parse_int=str, parse_float=str, parse_constant=_constant)
         except (ValueError, RecursionError) as error:
             raise DataError(f"line {number} of {path} is no JSON ({error}); correct the line.") from error
         if not isinstance(row, dict):
             raise DataError(f"line {number} of {path} is no JSON object; give one object with its columns a line.")
-        yield number, {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
+        yield number, {composed(name): _scalar(value) for name, value in row.items()}
 
 
-def _names(columns: Iterable[str]) -> str:
-    """Names of columns in one line; a quoted one may hold a line break."""
-    return " ".join(", ".join(columns).split())
+def _constant(name: str) -> str | None:
+    return None if name == "NaN" else name
 
 
-def _column(path: Path, number: int, row: Mapping[str, str], column: str, option: str) -> str:
-    if column not in row:
+def _scalar(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, bool) else value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
+def _check_column(path: Path, rows: Sequence[Row], column: str, option: str) -> None:
+    """Check that a row has this column; JSON lines may leave out what is missing."""
+    if not any(column in row for _, row in rows):
+        number, row = rows[0]
         raise DataError(
-            f"line {number} of {path} has no column {column!r}, only {_names(row) or 'none'}; name one of them "
+            f"line {number} of {path} has no column {column!r}, only {', '.join(row) or 'none'}; name one of them "
             f"with {option}."
         )
-    return row[column]
 
 
 def _with_classes(
-    path: Path, rows: Iterable[Row], text: Iterable[str], label: str, classes: Mapping[str, int]
+    path: Path,
+    rows: Sequence[Row],
+    text: Sequence[str],
+    label: str,
+    classes: Mapping[str, int],
+    reader: LabelReader,
+    unless: str | None = None,
 ) -> RawTexts:
-    """Texts of rows whose label is one of ``classes``; several text columns are joined."""
+    """Texts of rows whose label is one of `classes`, without those whose label is missing.
+
+    Several text columns are joined; a missing text is an empty one.
+    """
+    if not rows:
+        raise DataError(f"{path} holds no rows; give a file with a header line and one text a line.")
+    for name in text:
+        _check_column(path, rows, name, "--text-column")
+    _check_column(path, rows, label, "--label-column")
     texts, labels = [], []
     for number, row in rows:
-        texts.append(" ".join(_column(path, number, row, name, "--text-column") for name in text))
-        value = _column(path, number, row, label, "--label-column").strip()
-        if value not in classes:
-            known = ", ".join(list(classes)[:20])
-            raise DataError(f"line {number} of {path} has the label {value!r}, expected one of {known}; correct it.")
-        labels.append(classes[value])
+        if isinstance(value := row.get(label), list | dict):
+            raise DataError(
+                f"line {number} of {path} has the label {value!r:.100}, expected one class; give a text or a number."
+            )
+        found = reader.read(value, unless)
+        if found is None:
+            continue
+        if found not in classes:
+            raise DataError(
+                f"line {number} of {path} has the label {value!r:.100}, expected one of {some(classes, 20)}; "
+                "correct it."
+            )
+        texts.append(" ".join(_text(row.get(name)) for name in text))
+        labels.append(classes[found])
+    if not texts:
+        raise DataError(f"no text of {path} has a label ({reader.missing('texts')}); label some of them.")
     return RawTexts(texts, labels)
 
 
 def find_file_pair(data_file: Path, test_file: Path | None, text_column: str, label_column: str) -> Source:
     """A data set in files of the user's own; without a test file a stratified fifth is held out.
 
-    The classes are the labels that occur in the training file, in alphabetical order (numbers by value).
+    The classes are the labels that occur in the training file, in alphabetical order (numbers by value). See `class_of`
+    for what is one class, and which labels are missing: texts without one are left out, and the note says how many.
 
     Raises:
         DataError: on reading, when a file or a column is not there, a line is damaged, or the labels do not look like
@@ -135,43 +174,46 @@ def find_file_pair(data_file: Path, test_file: Path | None, text_column: str, la
 
 
 def _own(data_file: Path, test_file: Path | None, text_column: str, label_column: str) -> RawDataset:
-    replaced = Replaced()
+    replaced, reader, text_column, label_column = (
+        Replaced(),
+        LabelReader(),
+        composed(text_column),
+        composed(label_column),
+    )
     rows = list(read_rows(data_file, replaced))
-    if not rows:
-        raise DataError(f"{data_file} holds no rows; give a file with a header line and one text a line.")
-    found = {_column(data_file, number, row, label_column, "--label-column").strip() for number, row in rows}
-    names = sorted(found, key=lambda name: (0, float(name), name) if _is_number(name) else (1, 0.0, name))
-    if len(names) < 2 or len(names) > _MOST_CLASSES:
-        raise DataError(
-            f"column {label_column!r} of {data_file} has {len(names)} different labels, expected 2 to {_MOST_CLASSES} "
-            "classes; name another one with --label-column."
-        )
+    found = {class_of(label) for _, row in rows if isinstance(label := row.get(label_column), str)}
+    names = tuple(in_order(name for name in found if name is not None))
     classes = {name: index for index, name in enumerate(names)}
-    train = _with_classes(data_file, rows, [text_column], label_column, classes)
+    train = _with_classes(data_file, rows, [text_column], label_column, classes, reader)
+    if len(names) < 2 or len(names) > _MOST_CLASSES:
+        missing = f" ({reader.missing('texts')})" if reader.missing("texts") else ""
+        raise DataError(
+            f"column {label_column!r} of {data_file} has {len(names)} different labels{missing}, expected 2 to "
+            f"{_MOST_CLASSES} classes; name another one with --label-column."
+        )
     if test_file is not None:
-        test = _with_classes(test_file, read_rows(test_file, replaced), [text_column], label_column, classes)
-        return RawDataset(f"{data_file.name}, {test_file.name}", tuple(names), train, test, replaced.characters)
-    train, test = hold_out(train, data_file)
-    source = f"{data_file.name}, a stratified fifth held out"
-    return RawDataset(source, tuple(names), train, test, replaced.characters)
+        source = f"{data_file.name}, {test_file.name}"
+        test_rows = list(read_rows(test_file, replaced))
+        test = _with_classes(test_file, test_rows, [text_column], label_column, classes, reader)
+    else:
+        source = f"{data_file.name}, a stratified fifth held out"
+        train, test = hold_out(train, data_file, names)
+    return RawDataset(source, names, train, test, replaced.characters, reader.note("texts"))
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text.lower() != "nan"
-
-
-def hold_out(all_texts: RawTexts, path: Path) -> tuple[RawTexts, RawTexts]:
+def hold_out(all_texts: RawTexts, path: Path, names: Sequence[str]) -> tuple[RawTexts, RawTexts]:
     """(training, test) texts: a stratified fifth, always the same one, is for testing.
 
     Raises:
-        DataError: when a class has one text only.
+        DataError: when a class has one text only, or there are too few texts.
     """
     from sklearn.model_selection import train_test_split
 
+    if single := [name for name, count in zip(names, np.bincount(all_texts.labels), strict=True) if count == 1]:
+        raise DataError(
+            f"a fifth of {path} can't be held out for testing, as one text only is of the class {some(single)}; give a "
+            "--test-file, or more texts of that class."
+        )
     try:
         parts = train_test_split(range(len(all_texts.texts)), stratify=all_texts.labels, test_size=0.2, random_state=0)
     except ValueError as error:
@@ -191,9 +233,7 @@ def find_sst2(folder: Path) -> Source | None:
         return None
 
     def read() -> RawDataset:
-        replaced, classes = Replaced(), {"0": 0, "1": 1}
-        train, test = (_with_classes(file, read_rows(file, replaced), ["sentence"], "label", classes) for file in files)
-        return RawDataset("GLUE SST-2 files", ("negative", "positive"), train, test, replaced.characters)
+        return _published(files, "GLUE SST-2 files", {"0": "negative", "1": "positive"}, ["sentence"], "label")
 
     return Source(files, read)
 
@@ -211,16 +251,29 @@ def find_csv(folder: Path, name: str) -> Source | None:
         return None
 
     def read() -> RawDataset:
-        replaced = Replaced()
-        classes = {str(number): number - 1 for number in range(1, len(class_names) + 1)}
+        classes = {str(number): title for number, title in enumerate(class_names, start=1)}
         columns = ("class", "title", "text")
-        train, test = (
-            _with_classes(file, read_rows(file, replaced, columns), ["title", "text"], "class", classes)
-            for file in files
-        )
-        return RawDataset(f"{name} CSV files", class_names, train, test, replaced.characters)
+        return _published(files, f"{name} CSV files", classes, ["title", "text"], "class", columns)
 
     return Source(files, read)
+
+
+def _published(
+    files: Sequence[Path],
+    source: str,
+    classes: Mapping[str, str],
+    text: Sequence[str],
+    label: str,
+    columns: tuple[str, ...] | None = None,
+) -> RawDataset:
+    """A data set whose labels, here with the names of their classes, are known; -1 says that a label is kept secret."""
+    replaced, reader = Replaced(), LabelReader()
+    indices = {name: index for index, name in enumerate(classes)}
+    train, test = (
+        _with_classes(file, list(read_rows(file, replaced, columns)), text, label, indices, reader, unless="-1")
+        for file in files
+    )
+    return RawDataset(source, tuple(classes.values()), train, test, replaced.characters, reader.note("texts"))
 
 
 def _pair(folder: Path, *below: str, names: tuple[str, str]) -> tuple[Path, Path] | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.labels import LabelReader
 from scpl_jax.data.readers import tfds as images
 from scpl_jax.data.text_readers.raw import RawDataset, RawTexts, Replaced, Source
 
@@ -45,13 +46,14 @@ def find(name: str, data_dir: Path | None) -> Source:
         images.prepare(tfds_name, folder, url)
 
     def read() -> RawDataset:
-        replaced = Replaced()
+        replaced, reader = Replaced(), LabelReader()
 
         def texts(examples: list[Any]) -> RawTexts:
-            found = [" ".join(replaced.decode(example[key]) for key in keys) for example in examples]
-            return RawTexts(found, [int(example["label"]) for example in examples])
+            labelled = [one for one in examples if reader.read(str(int(one["label"])), unless="-1") is not None]
+            found = [" ".join(replaced.decode(example[key]) for key in keys) for example in labelled]
+            return RawTexts(found, [int(example["label"]) for example in labelled])
 
         names, (train, test) = images.read_prepared(tfds_name, folder, ("train", test_split), texts)
-        return RawDataset("TensorFlow Datasets", names, train, test, replaced.characters)
+        return RawDataset("TensorFlow Datasets", names, train, test, replaced.characters, reader.note("texts"))
 
     return Source(images.prepared_files(tfds_name, folder), read)
