@@ -21,7 +21,7 @@ from flax import nnx
 from scpl_jax.losses import cross_entropy
 from scpl_jax.stages.decouple import Stage, StageModule
 from scpl_jax.stages.step import StageState, apply_gradient
-from scpl_jax.stages.variables import split
+from scpl_jax.stages.variables import check_kept, split
 
 Group = Sequence[Stage]
 
@@ -101,6 +101,7 @@ def _blocks(
             metrics["correct"] = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
         moments.append(_merge_moments(old, norms, carry.count + 1))
         rests.append(split(module)[2])
+        check_kept(rest, rests[-1], "a block")  # decouple has seen it, but not with a batch of this size
     return message, Carry(tuple(rests), tuple(moments), carry.count + 1), metrics
 
 
@@ -234,6 +235,7 @@ def update(
     examples: int,
     with_norms: jax.Array | bool,
     skip_non_finite: bool = True,
+    objective: jax.Array | None = None,
 ) -> tuple[tuple[StageState, ...], list[dict[str, Any]]]:
     """The step's one update of a group.
 
@@ -247,11 +249,13 @@ def update(
       examples: examples of the whole batch (static).
       with_norms: compute the gradient norm of every layer, else they are 0.
       skip_non_finite: as of :func:`scpl_jax.stages.step.apply_gradient`, for each stage by itself (static).
+      objective: the loss, for groups without metrics; None where the optimizer does not ask for it.
 
     Returns:
       (the new states, metrics of each stage as of :func:`scpl_jax.stages.train_step`).
     """
     new, reported = [], []
+    objective = metrics.get("loss", objective)
     for index, (stage, state) in enumerate(zip(group, states, strict=True)):
         module = _module(stage, state.params, carry.rest[index])
         old = _norms(_module(stage, state.params, state.rest))
@@ -262,6 +266,7 @@ def update(
             norm.var[...] = keep * old[path].var[...] + (1 - keep) * (squares / carry.count)
         rest = split(module)[2]
         own = metrics if index == len(group) - 1 else {}
+        own = own if objective is None else {**own, "objective": objective}
         one, values = apply_gradient(
             optimizer, state, gradient[index], rest, own, examples, with_norms, skip_non_finite=skip_non_finite
         )
