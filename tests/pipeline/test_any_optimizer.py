@@ -1,5 +1,6 @@
 """Any Optax optimizer trains stages, or is refused in one sentence before anything is trained."""
 
+import contextlib
 import inspect
 
 import jax
@@ -13,6 +14,7 @@ from flax import nnx
 import scpl_jax as scpl
 from scpl_jax.pipeline import local_programs
 from scpl_jax.stages.optimizer import apply_optimizer, initial_optimizer_state, uses_loss
+from scpl_jax.training import RunError, build_optimizer
 from scpl_jax.training.checkpoints import CheckpointStore, Progress
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
@@ -252,3 +254,13 @@ def test_stages_train_as_by_optax_alone(stage):
             )
             plain = optax.apply_updates(plain, updates)
         jax.tree.map(np.testing.assert_array_equal, (own, state), (plain, plain_state))
+
+
+def test_optimizers_of_the_command_take_a_schedule_or_are_refused(stage):
+    built = set()
+    for name in dir(optax):
+        with contextlib.suppress(RunError, ValueError):
+            initial_optimizer_state(build_optimizer(name, optax.cosine_decay_schedule(0.1, 3)), stage.params)
+            built.add(name)
+    assert {"adam", "sgd", "lars", "adabelief", "noisy_sgd"} < built
+    assert not {"sm3", "lbfgs", "polyak_sgd", "chain"} & built
