@@ -219,8 +219,9 @@ def test_complex_parameters_go_down():
 
 
 def test_stacked_layers_of_two_stages_draw_different_masks():
-    pipeline = pipeline_of((Stacked, Stacked), LOCAL, 2)
-    keys = [raw(stage.rest["blocks"][0]["layers"]["layers"][1]["rngs"]["key"][...]) for stage in pipeline.stages]
+    blocks = [Stacked(nnx.Rngs(0)), Stacked(nnx.Rngs(0))]
+    stages = scpl.decouple(blocks, 2, LOCAL, X, nnx.Rngs(1), classifier=False)
+    keys = [raw(stage.rest["blocks"][0]["layers"]["layers"][1]["rngs"]["key"][...]) for stage in stages]
     assert len(np.unique(np.concatenate(keys), axis=0)) == 6
 
 
