@@ -30,6 +30,7 @@ from scpl_jax.pipeline.schedule import gpipe
 from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages import backprop
 from scpl_jax.stages.decouple import Stage
+from scpl_jax.stages.optimizer import uses_loss
 from scpl_jax.stages.step import StageState
 
 # A state taken apart, so that what the saved activations may share memory with is not donated.
@@ -69,9 +70,10 @@ def _update(
     gradient: Any,
     metrics: dict[str, jax.Array],
     flag: jax.Array,
+    loss: jax.Array | None,
 ) -> tuple[States, Metrics]:
     states = [StageState(*values) for values in zip(*parts, strict=True)]
-    return backprop.update(group, optimizer, states, carry, gradient, metrics, flag, skip_non_finite)
+    return backprop.update(group, optimizer, states, carry, gradient, metrics, flag, skip_non_finite, loss)
 
 
 class BackpropPrograms:
@@ -108,6 +110,11 @@ class BackpropPrograms:
         self._schedule = gpipe(len(groups), micro_batches)
         self._remat, self._settings = remat, (optimizer, skip_non_finite)
         self._carries = [_first_carry(group) for group in groups]
+        # Whether the loss goes back from group to group, for their updates.
+        self._hands_loss = any(uses_loss(optimizer, stage.params) for group in groups[:-1] for stage in group.stages)
+        loss_of = [
+            abstract(np.float32(0), replicated(group.mesh)) if self._hands_loss else None for group in groups[:-1]
+        ] + [None]
         parts_of = [abstract(_parts(states[group.members]), replicated(group.mesh)) for group in groups]
         carry_of = [abstract(self._carry(i, states), replicated(group.mesh)) for i, group in enumerate(groups)]
 
@@ -153,7 +160,8 @@ class BackpropPrograms:
             self.memory.insert(0, zeros_of(total))
             # In the order first, middle, last: the first one's output tells the shape of the sums.
             for begins, ends in sorted(kinds, key=lambda kind: (kind[1], not kind[0])):
-                arguments = (*parts_of[index], carry_of[index], *given, total, flag_of(group))
+                loss = loss_of[index] if ends else None
+                arguments = (*parts_of[index], carry_of[index], *given, total, flag_of(group), loss)
                 # Parameters may share memory with saved activations of the stage.
                 donated = (2, 3, 7) if index < len(groups) - 1 and not remat else (0, 2, 3)
                 programs[begins, ends], (cotangent, sums, carry) = builder.add(
@@ -169,7 +177,7 @@ class BackpropPrograms:
                 update, _ = builder.add(
                     functools.partial(_update, group.stages, *self._settings),
                     group.mesh,
-                    (parts_of[index], carry, *self._gradient(index, total), flag_of(group)),
+                    (parts_of[index], carry, *self._gradient(index, total), flag_of(group), loss_of[index]),
                     (False, False),
                     donate=(0,),
                     options=UPDATE_OPTIONS,
@@ -179,7 +187,7 @@ class BackpropPrograms:
 
     def _sums_of(self, index: int, arguments: tuple[Any, ...]) -> Any:
         """Shapes and places of a group's sums of gradients and metrics."""
-        sums = jax.eval_shape(functools.partial(self._work, index, True, False), *arguments, None, False)[1]
+        sums = jax.eval_shape(functools.partial(self._work, index, True, False), *arguments, None, False, None)[1]
         return abstract(sums, replicated(self._groups[index].mesh))
 
     def _work(
@@ -196,10 +204,12 @@ class BackpropPrograms:
         wanted: Any,
         total: Any,
         flag: jax.Array,
+        loss: jax.Array | None,
     ) -> tuple[Any, Any, Any]:
         """A micro-batch's backward pass; for the last group with its forward pass; if ``ends`` with the update.
 
-        ``total`` are the sums of the micro-batches before; where the step ``begins``, at most memory for them.
+        ``total`` are the sums of the micro-batches before; where the step ``begins``, at most memory for them. ``loss``
+        is the whole batch's, if the update of a group before the last asks for it.
 
         Returns:
           (gradient of the message, sums so far or the new states, carry or metrics).
@@ -215,7 +225,7 @@ class BackpropPrograms:
         if not ends:
             return cotangent, sums, carry
         parts = (params, rest, opt_state, totals)
-        return cotangent, *_update(stages, *self._settings, parts, carry, *self._gradient(index, sums), flag)
+        return cotangent, *_update(stages, *self._settings, parts, carry, *self._gradient(index, sums), flag, loss)
 
     def _gradient(self, index: int, sums: Any) -> tuple[Any, dict[str, Any]]:
         """(gradient, metrics) from a group's sums; only the last group has metrics."""
@@ -247,6 +257,7 @@ class BackpropPrograms:
         saved: dict[tuple[int, int], Any] = {}
         sums = list(self.memory)
         outcomes: list[Any] = [None] * len(groups)
+        loss: Any = None
         for task in self._schedule:
             index, m = task.stage, task.micro_batch
             place = batch_sharding(groups[index].mesh)
@@ -266,7 +277,9 @@ class BackpropPrograms:
                 self._pacer.before(groups[index])
                 update = self._updates[index]
                 program = self._backward[index][m == 0, m == final and update is None]
-                gave, sums[index], rest = program(*parts[index], carries[index], *pair, sums[index], flags[index])
+                told = loss if m == final else None
+                more = (sums[index], flags[index], told if update is None else None)
+                gave, sums[index], rest = program(*parts[index], carries[index], *pair, *more)
                 if m == final and update is None:
                     outcomes[index] = (sums[index], rest)
                 elif task.kind == "forward_backward":
@@ -276,12 +289,16 @@ class BackpropPrograms:
                 _tell(record, f"{task.kind} {m}", groups[index], taken, gave)
                 if index:
                     given[index - 1, m] = hand_over(gave, batch_sharding(groups[index - 1].mesh))
+                if index and m == final and self._hands_loss:
+                    if task.kind == "forward_backward":
+                        loss = (rest[-1] if update is None else sums[index][1])["loss"]
+                    loss = hand_over(loss, replicated(groups[index - 1].mesh))
                 if m == final and update is not None:
                     # Behind the message: the group before waits for that, nobody for the update.
                     self._pacer.before(groups[index])
                     self.memory[index] = sums[index]
                     own = self._gradient(index, sums[index])
-                    outcomes[index] = update(parts[index], rest, *own, flags[index])
+                    outcomes[index] = update(parts[index], rest, *own, flags[index], told)
                     self._pacer.after(groups[index], outcomes[index][1])
                     _tell(record, f"update {m}", groups[index], (), outcomes[index][1])
         new = tuple(state for some, _ in outcomes for state in some)

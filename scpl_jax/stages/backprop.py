@@ -23,7 +23,7 @@ from scpl_jax.losses.labels import class_indices, is_kept, is_outside
 from scpl_jax.models.norm import move_averages
 from scpl_jax.stages.decouple import Stage, StageModule
 from scpl_jax.stages.step import StageState, apply_gradient
-from scpl_jax.stages.variables import split
+from scpl_jax.stages.variables import check_kept, split
 
 Group = Sequence[Stage]
 
@@ -106,6 +106,7 @@ def _blocks(
             metrics["bad_labels"] = jnp.sum(is_outside(labels, logits.shape[-1]), dtype=jnp.int32)
         moments.append(_merge_moments(old, norms, carry.count + 1))
         rests.append(split(module)[2])
+        check_kept(rest, rests[-1], "a block")  # decouple has seen it, but not with a batch of this size
     return message, Carry(tuple(rests), tuple(moments), carry.count + 1), metrics
 
 
@@ -243,6 +244,7 @@ def update(
     metrics: dict[str, jax.Array],
     with_norms: jax.Array | bool,
     skip_non_finite: bool = True,
+    objective: jax.Array | None = None,
 ) -> tuple[tuple[StageState, ...], list[dict[str, Any]]]:
     """The step's one update of a group.
 
@@ -255,11 +257,13 @@ def update(
       metrics: of the last group: loss and so on; else empty.
       with_norms: compute the gradient norm of every layer, else they are 0.
       skip_non_finite: as of :func:`scpl_jax.stages.step.apply_gradient`, for each stage by itself (static).
+      objective: the loss, for groups without metrics; None where the optimizer does not ask for it.
 
     Returns:
       (the new states, metrics of each stage as of :func:`scpl_jax.stages.train_step`).
     """
     new, reported = [], []
+    objective = metrics.get("loss", objective)
     for index, (stage, state) in enumerate(zip(group, states, strict=True)):
         module = _module(stage, state.params, carry.rest[index])
         old = _norms(_module(stage, state.params, state.rest))
@@ -268,6 +272,7 @@ def update(
             move_averages(norm, mean, squares / carry.count, start=old[path])
         rest = split(module)[2]
         own = metrics if index == len(group) - 1 else {}
+        own = own if objective is None else {**own, "objective": objective}
         one, values = apply_gradient(
             optimizer, state, gradient[index], rest, own, with_norms, skip_non_finite=skip_non_finite
         )

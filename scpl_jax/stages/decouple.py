@@ -13,6 +13,7 @@ from scpl_jax.objectives import Objective
 from scpl_jax.objectives.base import common_classes, summary_of
 from scpl_jax.stages.cost import TrainingCost, measured_cost, module_cost
 from scpl_jax.stages.cuts import balanced_cut, check_cut, check_num_stages, even_cut
+from scpl_jax.stages.first_call import output_of
 from scpl_jax.stages.inputs import admit_inputs
 from scpl_jax.stages.variables import separate_rngs, split
 
@@ -75,35 +76,35 @@ class Stage:
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
 
-def _output(module: nnx.Module, message: Any) -> Any:
-    """Shapes and dtypes of ``module(message)``, without computing it."""
-    graphdef, state = nnx.split(module)
-    return jax.eval_shape(lambda state, x: nnx.merge(graphdef, state, copy=True)(x), state, message)
-
-
-def _number_of_classes(classifier: nnx.Module, features: Any) -> int:
-    """Number of classes of the network's own classifier.
+def _number_of_classes(logits: Any) -> int:
+    """Number of classes of the network's own classifier, by what it returns.
 
     Raises:
-      ValueError: it does not return logits (N, classes).
+      ValueError: these are no logits (N, classes).
     """
-    logits = jax.tree.leaves(_output(classifier, features))
-    if len(logits) != 1 or logits[0].ndim != 2:
+    leaves = jax.tree.leaves(logits)
+    if len(leaves) != 1 or leaves[0].ndim != 2:
         raise ValueError(
-            f"the last block must be a classifier that returns logits (N, classes), got {[x.shape for x in logits]}; "
+            f"the last block must be a classifier that returns logits (N, classes), got {[x.shape for x in leaves]}; "
             "add one, or pass classifier=False"
         )
-    return int(logits[0].shape[1])
+    return int(leaves[0].shape[1])
 
 
 def _check_unshared(groups: Sequence[StageModule]) -> None:
-    """A variable in two stages would be silently copied, and its copies would drift apart."""
+    """A variable in two stages would be silently copied, and its copies would drift apart.
+
+    Random streams may be shared: they are made to differ, see :func:`~scpl_jax.stages.variables.separate_rngs`.
+    """
     owner: dict[int, int] = {}
     for index, module in enumerate(groups):
         for path, variable in nnx.iter_graph(module):
-            if isinstance(variable, nnx.Param) and owner.setdefault(id(variable), index) != index:
+            if not isinstance(variable, nnx.Variable) or isinstance(variable, nnx.RngState | nnx.Intermediate):
+                continue
+            if owner.setdefault(id(variable), index) != index:
+                kind = "parameter" if isinstance(variable, nnx.Param) else "variable"
                 raise ValueError(
-                    f"stages {owner[id(variable)]} and {index} share the parameter "
+                    f"stages {owner[id(variable)]} and {index} share the {kind} "
                     f"{'.'.join(map(str, path))}; stages are trained separately, so put the blocks that share it "
                     "into one stage or give each its own"
                 )
@@ -139,7 +140,7 @@ def _make_stage(
     message_bytes: int,
 ) -> Stage:
     module.eval()
-    eval_graph = nnx.graphdef(module)
+    eval_graph, *_ = split(module)
     module.train()
     train_graph, params, rest = split(module)
     rest = separate_rngs(rest, index)
@@ -231,11 +232,21 @@ def decouple(
     if objectives[0].coded and last is not None:
         raise ValueError("associated learning has no use for the network's classifier; leave it out: classifier=False")
 
+    for index, module in enumerate([*blocks, last]):
+        if not isinstance(module, nnx.Module | None):
+            raise ValueError(
+                f"block {index} is no nnx.Module but a {type(module).__name__}; of a function, nnx.Sequential(f) is one"
+            )
+    StageModule(blocks, None, last).train()
+
     # The input of every block, and of the classifier.
     inputs = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), admit_inputs(example))]
-    for block in blocks:
-        inputs.append(_output(block, inputs[-1]))
-    of_classifier = None if last is None else _number_of_classes(last, inputs[-1])
+    for index, block in enumerate(blocks):
+        inputs.append(output_of(f"block {index} ({type(block).__name__})", block, inputs[-1]))
+    of_classifier = None
+    if last is not None:
+        logits = output_of(f"the classifier ({type(last).__name__})", last, inputs[-1])
+        of_classifier = _number_of_classes(logits)
     classes = common_classes([of_classifier, *(one.classes for one in objectives)])
     labels = jax.ShapeDtypeStruct((jax.tree.leaves(inputs[0])[0].shape[0],), "int32")
     if costs not in ("estimate", "measured"):
@@ -281,6 +292,9 @@ def decouple(
     modules = []
     for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
         loss = build(index, stop, rngs)
+        if loss is not None:
+            beside = codes[index] if codes else labels
+            output_of(f"the local loss of stage {index}", loss, summary_of(inputs[stop]), beside)
         modules.append(StageModule(blocks[start:stop], loss, last if stop == len(blocks) else None))
     _check_unshared(modules)
     return tuple(

@@ -15,7 +15,8 @@ from scpl_jax.losses.labels import class_indices, is_kept, is_outside, not_a_num
 from scpl_jax.objectives.base import summary_of
 from scpl_jax.objectives.heads import average_pool
 from scpl_jax.stages.decouple import Stage, StageModule
-from scpl_jax.stages.variables import split
+from scpl_jax.stages.optimizer import apply_optimizer, initial_optimizer_state
+from scpl_jax.stages.variables import check_kept, split
 
 
 @jax.tree_util.register_dataclass
@@ -59,9 +60,16 @@ def initial_state(stage: Stage, optimizer: optax.GradientTransformation) -> Stag
     """The state before the first step.
 
     The arrays are copies: steps donate their state, and the stage must stay usable.
+
+    Args:
+      stage: the stage.
+      optimizer: its Optax optimizer.
+
+    Raises:
+      ValueError: the optimizer needs more than gradients, parameters and the loss's value.
     """
     params, rest = jax.tree.map(jnp.copy, (stage.params, stage.rest))
-    return StageState(params, rest, optimizer.init(params), zero_totals(stage))
+    return StageState(params, rest, initial_optimizer_state(optimizer, params), zero_totals(stage))
 
 
 def _forward(module: StageModule, message: Any) -> Any:
@@ -126,13 +134,18 @@ def gradients(
     Returns:
       (gradient, a tree like ``params``; (message for the next stage, other variables after the step, metrics)). Metrics
       are scalars: ``loss``; with a classifier ``classifier_loss``, ``correct`` and ``examples`` (counts of labelled
-      examples); ``bad_labels``, the number of labels that are none of the classes. Where there is one, the loss is NaN.
+      examples); ``bad_labels``, the number of labels that are none of the classes (where there is one, the loss is
+      NaN); and ``objective``, the sum that the gradient is of.
+
+    Raises:
+      ValueError: shapes of other variables depend on the size of the batch.
     """
     message = jax.lax.stop_gradient(message)
-    (_, outcome), gradient = jax.value_and_grad(stage_loss, argnums=1, has_aux=True)(
+    (total, (features, new_rest, metrics)), gradient = jax.value_and_grad(stage_loss, argnums=1, has_aux=True)(
         stage, params, rest, message, labels
     )
-    return gradient, outcome
+    check_kept(rest, new_rest, "a block")  # decouple has seen it, but not with a batch of this size
+    return gradient, (features, new_rest, {**metrics, "objective": total})
 
 
 def layer_name(path: Sequence[Any]) -> str:
@@ -146,10 +159,11 @@ def layer_norms(tree: Any) -> dict[str, jax.Array]:
     A layer is a module; the norm runs over all its parameters.
     """
     squares: dict[str, jax.Array] = {}
-    for path, leaf in nnx.to_flat_state(tree):
+    for path, variable in nnx.to_flat_state(tree):
         name = layer_name(path)
-        value = jnp.sum(jnp.square(leaf[...].astype(jnp.float32)))
-        squares[name] = squares.get(name, jnp.float32(0)) + value
+        for leaf in jax.tree.leaves(variable):
+            size = jnp.abs(leaf) if jnp.iscomplexobj(leaf) else leaf
+            squares[name] = squares.get(name, jnp.float32(0)) + jnp.sum(jnp.square(size.astype(jnp.float32)))
     return {name: jnp.sqrt(value) for name, value in squares.items()}
 
 
@@ -207,25 +221,27 @@ def apply_gradient(
       state: the stage's state at the start of the step.
       gradient: a tree like its parameters.
       rest: the other variables after the step.
-      metrics: scalars of the step.
+      metrics: scalars of the step; ``objective``, for optimizers that want it, is what the gradient is of.
       with_norms: as of :func:`train_step`.
       skip_non_finite: leave out updates by bad numbers (static). Unlike ``optax.apply_if_finite`` this keeps batch
         statistics clean too, looks at the loss, and never gives up.
 
     Returns:
-      (new state, metrics with ``gradient_norms`` added, and, where bad numbers are looked for, ``skipped``: bool).
+      (new state, metrics without ``objective``, but with ``gradient_norms`` and, where bad numbers are looked for,
+      ``skipped``: bool).
     """
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(layer_norms, gradient))
     norms = jax.lax.cond(with_norms, layer_norms, lambda _: zeros, gradient)
 
     def update(state: StageState, gradient: Any, rest: Any, metrics: dict[str, jax.Array]) -> StageState:
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        value = metrics.get("objective", jnp.float32(jnp.nan))
+        params, opt_state = apply_optimizer(optimizer, state.params, state.opt_state, gradient, value)
         totals = {name: total + metrics[name] for name, total in state.totals.items() if name in metrics}
         totals["batches"] = state.totals["batches"] + 1
         return StageState(params, rest, opt_state, {"skipped": state.totals["skipped"], **totals})
 
     outcome = (gradient, rest, metrics)
+    metrics = {name: value for name, value in metrics.items() if name != "objective"}
     if not skip_non_finite:
         return update(state, *outcome), {**metrics, "gradient_norms": norms}
     losses = [value for name, value in metrics.items() if name in ("loss", "classifier_loss")]

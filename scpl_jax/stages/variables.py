@@ -1,13 +1,21 @@
-"""A module's variables: what is trained, and the rest."""
+"""A module's variables: what is trained, the rest, and that running the module keeps what there is of them."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 
 def split(module: nnx.Module) -> tuple[Any, Any, Any]:
-    """(static structure, parameters, all other variables) of a module.
+    """(static structure, trained parameters, all other variables) of a module.
+
+    Trained is every ``nnx.Param`` of floating or complex numbers; others have no gradient. Intermediates, as ``sow``
+    makes them, are left out: they belong to one call.
+
+    Raises:
+      ValueError: a variable holds something else than arrays and numbers.
 
     Example:
       >>> from flax import nnx
@@ -15,16 +23,106 @@ def split(module: nnx.Module) -> tuple[Any, Any, Any]:
       >>> sorted(params), sorted(rest)
       (['bias', 'scale'], ['mean', 'var'])
     """
-    graphdef, params, *others = nnx.split(module, nnx.Param, ...)
-    return graphdef, params, others[0]
+    if any(isinstance(node, nnx.Intermediate) for _, node in nnx.iter_graph(module)):
+        module = nnx.clone(module)
+        nnx.pop(module, nnx.Intermediate)
+    graphdef, params, *others = nnx.split(module, _is_trained, ...)
+    return graphdef, *jax.tree_util.tree_map_with_path(_as_array, (params, others[0]))
+
+
+def _is_trained(_: Any, variable: Any) -> bool:
+    if not isinstance(variable, nnx.Param):
+        return False
+    values = jax.tree.leaves(variable.get_value())
+    return bool(values) and all(jnp.issubdtype(_dtype(value), jnp.inexact) for value in values)
+
+
+def _dtype(value: Any) -> Any:
+    return getattr(value, "dtype", None) or np.result_type(type(value))
+
+
+def _as_array(path: Any, value: Any) -> Any:
+    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return value
+    try:
+        return jnp.asarray(value, jax.dtypes.canonicalize_dtype(_dtype(value)))
+    except TypeError as error:
+        raise ValueError(
+            f"the variable {_name(path[1:])} holds a {type(value).__name__}; variables hold arrays or numbers, so keep "
+            "it as an attribute of the module"
+        ) from error
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def named(state: Any) -> dict[str, Any]:
+    """Name -> array, of variables as :func:`split` tells them: a tuple of two trees, or one of them."""
+    trees = state if isinstance(state, tuple | list) else (state,)
+    return {_name(path): x for tree in trees for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def same_structure(one: Any, other: Any) -> bool:
+    """Whether two trees differ in their leaves only."""
+    structure: Any = jax.tree.structure(one)
+    return bool(structure == jax.tree.structure(other))
+
+
+def check_kept(before: Any, after: Any, what: str) -> None:
+    """Refuse what makes, loses or reshapes variables while it runs: a step is compiled for those that there are.
+
+    Args:
+      before: variables by which a module is called, as of :func:`split`; a tree of arrays or their shapes and dtypes.
+      after: the same after the call.
+      what: name of the module.
+
+    Raises:
+      ValueError: they are not alike.
+    """
+    old, new = ({name: f"{x.dtype}{list(x.shape)}" for name, x in named(tree).items()} for tree in (before, after))
+    for name in [*new, *old]:
+        if name not in old:
+            raise ValueError(
+                f"{what} makes the variable {name} while it runs; create it in __init__, or sow it as an "
+                "nnx.Intermediate, which is dropped after each step"
+            )
+        if old[name] != new.get(name):
+            raise ValueError(
+                f"{what} changes the variable {name} from {old[name]} to {new.get(name, 'nothing')} while it runs; its "
+                "shape and dtype must stay"
+            )
+    if not same_structure(before, after):
+        raise ValueError(f"{what} changes types or metadata of its variables while it runs; only values may change")
+
+
+def changed_attribute(before: nnx.Module, after: nnx.Module) -> str:
+    """Of two forms of a module the first attribute, neither variable nor submodule, that is not the same, in words."""
+    old, new = _attributes(before), _attributes(after)
+    for name in {**new, **old}:
+        if old.get(name) != new.get(name):
+            return f"its Python attribute {name} from {old.get(name, 'nothing')} to {new.get(name, 'nothing')}"
+    return "its structure"
+
+
+def _attributes(module: nnx.Module) -> dict[str, str]:
+    """Path -> what a module and its submodules keep besides variables and submodules, in words."""
+    return {
+        ".".join(map(str, (*path, name))): repr(value)[:40]
+        for path, node in nnx.iter_graph(module)
+        if isinstance(node, nnx.Pytree)
+        for name, value in vars(node).items()
+        if not name.startswith("_pytree__") and not nnx.is_data(value)
+    }
 
 
 def separate_rngs(rest: Any, index: int) -> Any:
     """Random streams that blocks of several stages were built from start equal: make them differ by stage."""
 
     def fold(variable: Any) -> Any:
-        if isinstance(variable, nnx.RngKey):
-            return variable.replace(jax.random.fold_in(variable.get_value(), index))
-        return variable
+        if not isinstance(variable, nnx.RngKey):
+            return variable
+        # One key, or one for each of the layers that nnx.vmap stacks.
+        return variable.replace(jnp.vectorize(lambda key: jax.random.fold_in(key, index))(variable.get_value()))
 
     return jax.tree.map(fold, rest, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

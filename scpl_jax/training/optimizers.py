@@ -8,6 +8,8 @@ import optax
 
 from scpl_jax.training.errors import RunError
 
+_OTHERS = "try adam, adamw, sgd, lamb, lars, lion or rmsprop"
+
 
 def cosine_schedule(lr: float, end_lr: float, total_steps: int, every: int = 1) -> optax.Schedule:
     r"""Cosine from ``lr`` at step 0 to ``end_lr`` at step ``total_steps``.
@@ -38,7 +40,7 @@ def build_optimizer(name: str, schedule: optax.Schedule) -> optax.GradientTransf
     """The Optax optimizer called ``name`` with a schedule as its learning rate and its own defaults otherwise.
 
     Raises:
-      RunError: Optax has no optimizer of this name that needs nothing but a learning rate.
+      RunError: Optax has no optimizer of this name that needs nothing but a learning rate, which may change.
 
     Example:
       >>> import optax
@@ -49,10 +51,12 @@ def build_optimizer(name: str, schedule: optax.Schedule) -> optax.GradientTransf
     parameters = inspect.signature(factory).parameters if inspect.isfunction(factory) else {}
     required = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if next(iter(parameters), None) != "learning_rate" or required not in ([], ["learning_rate"]):
-        raise RunError(
-            f"--optimizer {name} is not an Optax optimizer that needs only a learning rate; "
-            "try adam, adamw, sgd, lamb, lars, lion or rmsprop"
-        )
+        raise RunError(f"--optimizer {name} is not an Optax optimizer that needs only a learning rate; {_OTHERS}")
     assert factory is not None
-    optimizer: optax.GradientTransformation = factory(learning_rate=schedule)
+    try:
+        optimizer: optax.GradientTransformation = factory(learning_rate=schedule)
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"--optimizer {name} does not take a learning rate that changes with the steps ({error}); {_OTHERS}"
+        ) from error
     return optimizer

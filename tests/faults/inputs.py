@@ -35,7 +35,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 TESTS = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS / "data"), str(TESTS / "faults")]
 

@@ -1,0 +1,128 @@
+"""What a module returns, found out without computing it; state that it makes at its first call is made by that.
+
+A step is compiled for the variables that there are: afterwards a call changes nothing of a module but their values.
+"""
+
+import unittest.mock
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend.core import Jaxpr, Literal, jaxpr_as_fun
+
+from scpl_jax.stages.variables import changed_attribute, check_kept, named, split
+
+
+def output_of(what: str, module: nnx.Module, *inputs: Any) -> Any:
+    """Shapes and dtypes of ``module(*inputs)``.
+
+    Variables and submodules that the module makes while it runs are put into it, with the values that they are created
+    with; so it may be changed in place.
+
+    Args:
+      what: name of the module.
+      module: any NNX module.
+      *inputs: shapes and dtypes.
+
+    Raises:
+      ValueError: the module can't be called with them, or it changes more than the values of its variables.
+    """
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Variable) and (node.hijax or node.ref):
+            raise ValueError(
+                f"{what} has the variable {'.'.join(map(str, path))} made with hijax or ref; stages need plain ones"
+            )
+    graph, params, rest = split(module)
+
+    def call(params: Any, rest: Any, inputs: Any) -> Any:
+        called = nnx.merge(graph, params, rest, copy=True)
+        output = _called(what, called, inputs)
+        graph_after, *after = split(called)
+        if not made and set(named(after)) - set(named((params, rest))):
+            made.append(True)
+            return None
+        check_kept((params, rest), tuple(after), what)
+        if graph_after != graph:
+            raise ValueError(
+                f"{what} changes {changed_attribute(module, called)} while it runs, and each step would begin with the "
+                "old one; keep what changes in an nnx.Variable"
+            )
+        return output
+
+    made: list[bool] = []
+    output = jax.eval_shape(call, params, rest, inputs)
+    if made:
+        _make_state(what, module, inputs)
+        graph, params, rest = split(module)
+        output = jax.eval_shape(call, params, rest, inputs)
+    return output
+
+
+def _called(what: str, module: nnx.Module, inputs: Any) -> Any:
+    try:
+        return module(*inputs)
+    except Exception as error:
+        told = " ".join(str(error).split())
+        linen = any(isinstance(node, nnx.bridge.ToNNX) for _, node in nnx.iter_graph(module))
+        hint = "; initialise Linen modules first, by their lazy_init" if linen else ""
+        given = ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(inputs))
+        raise ValueError(f"{what} can't be called with {given}, {type(error).__name__}: {told[:300]}{hint}") from error
+
+
+def _make_state(what: str, module: nnx.Module, inputs: Any) -> None:
+    """Put into a module what it makes at its first call."""
+    graph, *old = split(module)
+    grown: Any = None
+
+    def call(old: Any, inputs: Any) -> Any:
+        nonlocal grown
+        fresh, created = nnx.merge(graph, *old, copy=True), []
+
+        def note(variable: nnx.Variable[Any], value: Any) -> Any:
+            created.append((variable, value))
+            return value
+
+        with unittest.mock.patch.object(nnx.Variable, "create_value", note):
+            _called(what, fresh, inputs)
+        for variable, value in created:
+            variable.set_value(value)  # not yet what the call made of it
+        grown, *state = split(fresh)
+        return state
+
+    program, shapes = jax.make_jaxpr(call, return_shape=True)(old, inputs)
+    known = named(old)
+    values = [jnp.zeros(x.shape, x.dtype) for x in jax.tree.leaves(inputs)]
+    count = len(program.jaxpr.invars) - len(values)
+    tainted = _depends(program.jaxpr, set(program.jaxpr.invars[count:]))
+    for name, depends in zip(named(shapes), tainted, strict=True):
+        if depends and name not in known:
+            raise ValueError(
+                f"{what} makes the variable {name} of its input's values while it runs; create it in __init__, call it "
+                "once on real data before, or sow an nnx.Intermediate, which is dropped after each step"
+            )
+    made = jax.jit(jaxpr_as_fun(program))(*jax.tree.leaves(old), *values)
+    leaves = [known.get(name, value) for name, value in zip(named(shapes), made, strict=True)]
+    _graft(module, nnx.merge(grown, *jax.tree.unflatten(jax.tree.structure(shapes), leaves)))
+
+
+def _depends(program: Jaxpr, sources: set[Any]) -> list[bool]:
+    """For each output of a program whether it may depend on one of these variables."""
+    reached = set(sources)
+    for equation in program.eqns:
+        if any(not isinstance(x, Literal) and x in reached for x in equation.invars):
+            reached |= set(equation.outvars)
+    return [not isinstance(x, Literal) and x in reached for x in program.outvars]
+
+
+def _graft(module: nnx.Module, grown: nnx.Module) -> None:
+    """Give a module the attributes that a later form of it has more, or has changed."""
+    nodes = dict(nnx.iter_graph(grown))
+    for path, node in list(nnx.iter_graph(module)):
+        if not isinstance(node, nnx.Pytree):
+            continue
+        own, later = vars(node), vars(nodes[path])
+        is_data = later["_pytree__nodes"]
+        for name in set(later) - {"_pytree__nodes", "_pytree__state"}:
+            if name not in own or (not is_data.get(name) and own[name] != later[name]):
+                setattr(node, name, nnx.data(later[name]) if is_data.get(name) else later[name])
