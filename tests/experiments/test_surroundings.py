@@ -95,7 +95,7 @@ def test_a_run_in_the_home_directory_is_found_again(monkeypatch, tmp_path, capsy
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     RunDirectory(tmp_path / "run").write_config({"options": {}})
-    assert run(main, ["--out-dir=~/run"]) == 2
+    assert run(main, ["--out-dir=~/run", "--dataset", "imagefolder"]) == 2
     assert f"--out-dir {tmp_path}/run holds a run already" in capsys.readouterr().err
     assert not Path("~").exists()
 
