@@ -149,7 +149,6 @@ def test_a_stopped_run_goes_on_as_an_undisturbed_one(experiment, monkeypatch):
     assert lines(directory) == lines(whole)
 
 
-@pytest.mark.runs
 @pytest.mark.parametrize("few", [True, False])
 def test_few_words_with_vectors_are_told(reviews, cache, tmp_path, few):
     vectors = tmp_path / "vectors.txt"
@@ -161,6 +160,7 @@ def test_few_words_with_vectors_are_told(reviews, cache, tmp_path, few):
     assert ("These are few" in note) == few
 
 
+@pytest.mark.runs
 def test_word_vectors_are_where_the_embedding_begins(experiment, tmp_path, capsys):
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("film 1 2 3 4 5 6\nwarm 1 1 1 1 1 1\nunseen 0 0 0 0 0 0\n")
