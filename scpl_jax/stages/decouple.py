@@ -36,7 +36,7 @@ class Stage:
       blocks: (first, last + 1) of its blocks in the network.
       train_graph: structure of its :class:`StageModule` in training mode.
       eval_graph: the same in evaluation mode (batch norm by running averages, no dropout).
-      params: initial parameters (``nnx.Param``).
+      params: initial parameters: every ``nnx.Param`` of floating or complex numbers.
       rest: initial batch statistics, random state and all other variables.
       classifier_gradient: whether the classifier's gradient reaches the stage's blocks.
       end_to_end: whether all stages are trained together by the classifier's loss, each getting the gradient of its
@@ -193,12 +193,14 @@ def decouple(
       classifier: False if the network has none: then every block can be cut, and no accuracy is measured.
 
     Returns:
-      The stages in order. The blocks passed in are not changed by training: a stage holds copies of their values.
+      The stages in order. The blocks passed in are not changed by training: a stage holds copies of their values. They
+      are in training mode afterwards, and have what they make at their first call, by the values it is created with.
+      Intermediates that they sow are dropped after each step.
 
     Raises:
       ValueError: a number of stages or a cut that does not fit the blocks, an example that is no batch of arrays, a
-        last block that returns no logits, numbers of classes that differ, an objective that can't serve a stage, or a
-        parameter shared between stages.
+        last block that returns no logits, numbers of classes that differ, an objective that can't serve a stage, a
+        variable shared between stages, or a module that changes more than the values of its variables while it runs.
 
     Example:
       >>> import jax, jax.numpy as jnp
