@@ -95,6 +95,7 @@ def every_stage(convert, trees, tables, *rest):
     return values
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("rule", ["scpl", "bp", "bp over stages"])
 @pytest.mark.parametrize("network", ["vgg", "resnet"])
 def test_step(network, rule):
