@@ -1,7 +1,5 @@
 """The settings in which the tests of numbers run."""
 
-import os
-
 import jax
 import portable
 import pytest
@@ -14,25 +12,24 @@ from scpl_jax.stages import gradients
 
 def names(*arguments):
     said = []
-    return [setting[0] for setting in portable.settings(*arguments, say=said.append)], said
+    found = [setting[0] for setting in portable.settings(*arguments, say=said.append)]
+    return found, [line.partition(":")[0] for line in said]
 
 
 def test_there_are_eight_settings_or_those_that_the_machine_has():
-    found, said = names(2, True, True)
+    found, said = names(2, True, True, True)
     assert len(set(found)) == 8
     assert said == []
     assert found[-1] == "AVX-512 hidden, onednn, 2 cores"
-    found, said = names(2, False, True)
-    assert found == [
-        f"as it is, {library}, {cores}" for library in ("xla", "onednn") for cores in ("one core", "2 cores")
-    ]
-    assert [line.partition(":")[0] for line in said] == ["AVX-512 is not here or hidden already"]
-    found, said = names(1, False, False)
-    assert found == ["as it is, xla, one core"]
-    assert len(said) == 3
+    found, said = names(2, False, True, True)
+    assert found == [f"as it is, {how}" for how in ("xla, 1 core", "xla, 2 cores", "onednn, 1 core", "onednn, 2 cores")]
+    assert said == ["AVX-512 is not here or hidden already"]
+    assert names(1, False, False, True)[0] == ["as it is, xla, 1 core"]
+    assert names(1, True, False, True)[1] == ["oneDNN is not in this jaxlib", "there is one core"]
+    assert names(4, False, False, False)[0] == ["as it is, xla, 4 cores"]
+    assert names(1, True, True, False)[1] == ["cores can't be chosen on this system"]
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores can't be chosen on this system")
 def test_a_setting_that_fails_is_named_and_the_others_run(monkeypatch, capsys):
     ran = []
 
