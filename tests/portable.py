@@ -5,8 +5,10 @@ is the one that users get, unlike that of most tests, which is compiled without 
 begins empty. Further arguments are pytest's.
 """
 
+import concurrent.futures
 import itertools
 import os
+import queue
 import subprocess
 import sys
 import tempfile
@@ -49,7 +51,7 @@ def run(environment: dict[str, str], cores: list[int], arguments: list[str]) -> 
     command = [sys.executable, "-m", "pytest", "-n", workers, "--dist", "worksteal", "-q", *arguments]
     if PINS:
         before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cores)  # what starts here inherits them
+        os.sched_setaffinity(0, cores)  # of this thread; what it starts inherits them
     try:
         with tempfile.TemporaryDirectory(prefix="scpl-jax-portable-") as cache:
             changed = {**os.environ, **environment, "XLA_FLAGS": flags, "SCPL_JAX_TEST_CACHE": cache}
@@ -68,15 +70,29 @@ def main(arguments: list[str]) -> int:
     from scpl_jax.models import onednn
 
     cores = sorted(os.sched_getaffinity(0)) if PINS else list(range(os.cpu_count() or 1))
-    failed = []
-    for name, environment, number in settings(len(cores), onednn.has_avx512(), onednn.available()):
+    found = list(settings(len(cores), onednn.has_avx512(), onednn.available()))
+    failed: list[str] = []
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in cores:
+        free.put(core)
+
+    def one(setting: tuple[str, dict[str, str], int]) -> None:
+        name, environment, number = setting
+        taken = [free.get() for _ in range(number)]
         began = time.perf_counter()
-        status, output = run(environment, cores[:number], [*TESTS, *arguments])
+        status, output = run(environment, taken, [*TESTS, *arguments])
         seconds = time.perf_counter() - began
+        for core in taken:
+            free.put(core)
         summary = output.rstrip().rpartition("\n")[2].strip("= ")
         print(f"{name}: {'FAILED' if status else 'passed'} in {seconds:.0f} s: {summary}", flush=True)
         if status:
-            failed.append(f"\n{name}:\n{output.rstrip()}")
+            failed.append(f"\n{name}:\n{output.rstrip()}\n")
+
+    # First those on all cores, one after the other, then those on one, as many at a time as there are.
+    for some, at_a_time in ((1, 1), (0, len(cores))):
+        with concurrent.futures.ThreadPoolExecutor(at_a_time) as pool:
+            list(pool.map(one, [setting for setting in found if (setting[2] > 1) == some]))
     print("".join(failed), end="")
     return 1 if failed else 0
 

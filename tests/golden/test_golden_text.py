@@ -147,8 +147,9 @@ def blocks_outputs(stages, x):
     return messages, features, logits
 
 
-@pytest.mark.numeric
-@pytest.mark.parametrize("rule", ["scpl identity", "scpl mlp", "bp over stages"])
+@pytest.mark.parametrize(
+    "rule", [pytest.param("scpl identity", marks=pytest.mark.numeric), "scpl mlp", "bp over stages"]
+)
 @pytest.mark.parametrize("model", ["lstm", "transformer"])
 def test_step(model, rule):
     suffix = {"scpl identity": "scpl_step_i", "scpl mlp": "scpl_step_m"}.get(rule, "bp_step")

@@ -54,8 +54,7 @@ def test_equals_a_hand_written_loop(stages):
     assert_close(arrays(pipeline.states)[0], arrays(states)[0], 1e-5)
 
 
-@pytest.mark.numeric
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, 2, pytest.param(4, marks=pytest.mark.numeric)])
 def test_run_ahead_and_devices_change_no_bit(stages, devices):
     synchronous, losses = trained(stages, devices=jax.devices()[:1], max_in_flight=1)
     pipelined, others = trained(stages, devices=jax.devices()[:devices], max_in_flight=8)
@@ -185,8 +184,7 @@ def test_a_batch_that_the_devices_cannot_share_is_an_error(stages, batch):
         pipeline.predict(batch[0][:6])
 
 
-@pytest.mark.numeric
-@pytest.mark.parametrize("data_parallel", [2, 4])
+@pytest.mark.parametrize("data_parallel", [2, pytest.param(4, marks=pytest.mark.numeric)])
 def test_data_parallel_stages_compute_over_the_whole_batch(stages, data_parallel):
     """Gradients (SGD at rate 1 shows them), batch statistics and losses of a step as on one device a stage."""
     results = []
@@ -206,8 +204,7 @@ def test_a_data_parallel_batch_is_really_split(stages, batch):
     assert [len(mesh.devices) for mesh in pipeline.meshes] == [2, 2, 2]
 
 
-@pytest.mark.numeric
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.numeric), 2])
 def test_fused_stages_compute_the_same(stages, devices):
     separate, losses = trained(stages, 3, devices=jax.devices()[:devices])
     fused, others = trained(stages, 3, devices=jax.devices()[:devices], fuse=True)
