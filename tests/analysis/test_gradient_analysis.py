@@ -112,7 +112,6 @@ def test_global_gradients_are_those_of_the_whole_network():
         global_gradients(bare, [bare[0].params], INPUTS, LABELS)
 
 
-@pytest.mark.numeric
 def test_local_gradients_are_those_that_a_step_follows_and_cosines_compare_them():
     stages = staged(4, 2, scpl.SupCon(head="linear", head_dims=(4,)))
     params = [stage.params for stage in stages]

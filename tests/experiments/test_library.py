@@ -89,9 +89,7 @@ def test_a_whole_run_and_its_continuation(tmp_path, cache, capsys):
 
 @pytest.mark.usefixtures("onednn_at_any_size")
 @needs_onednn
-@pytest.mark.parametrize(
-    "options", [{}, {"fuse": True}, pytest.param({"devices": 2}, marks=pytest.mark.numeric)], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"fuse": True}, {"devices": 2}], ids=str)
 def test_a_pipeline_trains_alike_and_does_not_try_to_keep_the_programs(options, monkeypatch):
     put = "put_executable_and_time"
     monkeypatch.setattr(compilation_cache, put, getattr(compilation_cache, put).__wrapped__)  # as it is outside tests

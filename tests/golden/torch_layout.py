@@ -259,6 +259,16 @@ def assert_all(check: Any, actual: Mapping[str, Any], expected: Mapping[str, Any
         check(name, actual[name], value)
 
 
+def assert_all_gradients(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Of all parameters. A bias's sums up what its kernel's does, and may be small only because its terms cancel."""
+
+    def check(name: str, mine: Any, other: Any) -> None:
+        kernel = expected.get(name.replace("bias", "weight"), other)
+        assert_gradients(name, mine, other, max(2e-3, np.abs(kernel).max()))
+
+    assert_all(check, actual, expected)
+
+
 def is_buffer(name: str) -> bool:
     """Whether a name of a ``state_dict`` is that of a batch statistic."""
     return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
