@@ -7,7 +7,7 @@ WORKERS ?= 2
 # Hundreds of processes start here: without bytecode on the disk each would translate the same modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-runs test-processes setup lint types notebooks docs lock audit bench faults clean
+.PHONY: run test test-runs test-processes test-portable setup lint types notebooks docs lock audit bench faults clean
 
 run: setup
 	$(BIN)/python -m scpl_jax.experiments.cifar --stages 4
@@ -22,6 +22,10 @@ test-runs: setup
 # Runs of several real processes: kept apart, as each takes many seconds to start. Tests of a file share runs.
 test-processes: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m processes tests/experiments tests/faults
+
+# Tests of numbers as on other processors: with and without AVX-512, by each library, on one core and on all.
+test-portable: setup
+	$(BIN)/python tests/portable.py
 
 setup: $(VENV)/.ready
 

@@ -3,13 +3,20 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most programs here run a few times only: what their compilation saves counts more than how fast they are. Code is
-# made in one piece, as each test has a core of its own.
-_FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-_FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
+# Code is made in one piece, as each test has a core of its own.
+_FLAGS = "--xla_force_host_platform_device_count=4 --xla_cpu_parallel_codegen_split_count=1"
+# tests/portable.py says by which library networks compute that are built without a word about it. Then the code is the
+# one that users get. Otherwise what its compilation saves counts more than how fast it is: most programs run a few
+# times only.
+_LIBRARY = os.environ.get("SCPL_JAX_TEST_LIBRARY")
+if _LIBRARY is None:
+    _FLAGS += " --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
 import contextlib
+import functools
+import inspect
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,6 +29,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src import compilation_cache
 
 import scpl_jax as scpl
 from scpl_jax.data import paths
@@ -39,6 +47,51 @@ jax.config.update("jax_compilation_cache_dir", os.environ["SCPL_JAX_TEST_CACHE"]
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 # Data sets that tests and examples prepare don't go to the user's folder either.
 paths.DEFAULT_CACHE_DIR = Path(os.environ["SCPL_JAX_TEST_CACHE"])
+
+
+def _kept_if_possible(write):
+    """XLA can't serialise a program with a call of oneDNN; JAX would try to keep it all the same, and warn."""
+
+    @functools.wraps(write)
+    def put(key, name, executable, *rest):
+        try:
+            write(key, name, executable, *rest)
+        except MemoryError:
+            if not any("__onednn$" in module.to_string() for module in executable.hlo_modules()):
+                raise
+
+    return put
+
+
+compilation_cache.put_executable_and_time = _kept_if_possible(compilation_cache.put_executable_and_time)
+
+
+def _default_to(library):
+    """Have everything that takes a library take this one by default, for arrays of any size."""
+    products._MIN_ONEDNN = conv._MIN_ONEDNN = 0
+    for name, module in list(sys.modules.items()):
+        if name.startswith("scpl_jax.models."):
+            made_here = [value for value in vars(module).values() if getattr(value, "__module__", "") == name]
+            for value in made_here:
+                function = inspect.unwrap(value.__init__ if isinstance(value, type) else value)
+                if "library" in (getattr(function, "__kwdefaults__", None) or {}):
+                    function.__kwdefaults__["library"] = library
+
+
+if _LIBRARY == "onednn":
+    _default_to("onednn")
+
+
+@pytest.fixture(scope="session")
+def default_library():
+    """By which library networks compute that are built without a word about it."""
+    return _LIBRARY or "xla"
+
+
+@pytest.fixture(scope="session")
+def code_of_users():
+    """Whether programs are compiled as outside the tests."""
+    return _LIBRARY is not None
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ two is in :mod:`scpl_jax.models.conv` and :mod:`scpl_jax.models.products`.
 
 import functools
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ _CONVOLUTION, _PRODUCT = "__onednn$convolution", "__onednn$matmul"
 # What the calls are configured by is no public interface, and a wrong configuration ends the process: only releases of
 # the kind that was tested, from the first to before the second.
 _JAXLIB = ((0, 10, 2), (0, 11, 0))
+# Values of ONEDNN_MAX_CPU_ISA.
+_WITHOUT_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
 
 
 def on_cpu(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
@@ -63,12 +66,16 @@ def available() -> bool:
 
 @functools.cache
 def has_avx512() -> bool:
-    """Whether the processor has AVX-512, with which some of oneDNN's primitives gain more than others.
+    """Whether oneDNN has AVX-512 here, with which some of its primitives gain more than others.
+
+    The processor must have it, and ``ONEDNN_MAX_CPU_ISA`` of the environment must not hide it.
 
     Example:
       >>> has_avx512() in (True, False)
       True
     """
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_AVX512:
+        return False
     try:
         return "avx512f" in Path("/proc/cpuinfo").read_text().split()
     except OSError:

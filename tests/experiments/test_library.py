@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from closeness import assert_close
 from flax import nnx
+from jax._src import compilation_cache
 
 import scpl_jax as scpl
 from scpl_jax.experiments.cifar import main
@@ -88,7 +90,9 @@ def test_a_whole_run_and_its_continuation(tmp_path, cache, capsys):
 @pytest.mark.usefixtures("onednn_at_any_size")
 @needs_onednn
 @pytest.mark.parametrize("options", [{}, {"fuse": True}, {"devices": 2}], ids=str)
-def test_a_pipeline_trains_alike_and_does_not_try_to_keep_the_programs(options, tmp_path):
+def test_a_pipeline_trains_alike_and_does_not_try_to_keep_the_programs(options, monkeypatch):
+    put = "put_executable_and_time"
+    monkeypatch.setattr(compilation_cache, put, getattr(compilation_cache, put).__wrapped__)  # as it is outside tests
     devices = jax.devices()[: options.pop("devices", 1)]
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(8, 16, 16, 3)).astype(np.float32), rng.integers(0, 10, 8).astype(np.int32)
@@ -102,7 +106,7 @@ def test_a_pipeline_trains_alike_and_does_not_try_to_keep_the_programs(options, 
             warnings.simplefilter("error")
             metrics = [pipeline.train_step(images, labels) for _ in range(2)]
         losses[library] = [[float(m["loss"]) for m in row] for row in metrics]
-    np.testing.assert_allclose(losses["onednn"], losses["xla"], rtol=1e-4)
+    assert_close(losses["onednn"], losses["xla"], 1e-5)
     assert before == jax.config.jax_persistent_cache_min_compile_time_secs
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from closeness import assert_close
 
 CIFAR = [sys.executable, "-m", "scpl_jax.experiments.cifar"]
 LAUNCH = [sys.executable, "-m", "scpl_jax.launch", "--processes", "2"]
@@ -208,7 +209,7 @@ def test_data_spread_over_processes_trains_alike(undisturbed, environment):
     assert [len(stage["devices"]) for stage in stages] == [2, 2]
     first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
     expected = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[0])
-    np.testing.assert_allclose(first["train_loss"], expected["train_loss"], rtol=2e-3)
+    assert_close(first["train_loss"], expected["train_loss"], 2e-3)
 
 
 @two_cores
@@ -220,7 +221,7 @@ def test_backpropagation_over_two_processes(undisturbed, environment):
     one, two = (json.loads((out / "results.json").read_text()) for out in outs)
     assert two["test_accuracy"] == pytest.approx(one["test_accuracy"], abs=0.1)
     losses = [json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["train_loss"] for out in outs]
-    np.testing.assert_allclose(*losses, rtol=1e-3)
+    assert_close(*losses, 1e-3)
     assert len(losses[0]) == 1
 
 

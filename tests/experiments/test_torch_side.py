@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 from scpl_jax.experiments import measure
@@ -112,7 +113,7 @@ def test_three_steps_have_the_same_losses(case, local):
     found = [[float(loss) for loss in step(theirs, optimizers, *batch)] for _ in range(3)]
     # Adam divides each gradient by its size, small ones too: sums in another order show from the second step on.
     for mine, other, tolerance in zip(ours, found, (2e-5, 2e-2, 4e-2), strict=True):
-        np.testing.assert_allclose(other, mine, rtol=tolerance)
+        assert_close(other, mine, tolerance)
     assert ours[0] != ours[2]  # there was something to learn
 
 

@@ -31,8 +31,8 @@ def running_averages_of_the_reference(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def quick_compilation():
+def quick_compilation(code_of_users):
     """These programs run once, and compiling them with all optimisations takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", not code_of_users)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -10,8 +10,7 @@ from torch_layout import (
     Golden,
     Layer,
     assert_after,
-    assert_all,
-    assert_gradients,
+    assert_all_gradients,
     assert_losses,
     assert_outputs,
     block_layers,
@@ -123,7 +122,7 @@ def test_step(name):
         gradients |= to_torch(state.opt_state[0], layers)
         params |= to_torch(state.params, layers)
         statistics |= statistics_to_torch(state.rest, layers, before)
-    assert_all(assert_gradients, gradients, golden.section("grad"))
+    assert_all_gradients(gradients, golden.section("grad"))
     assert_after(golden, params, statistics)
 
     # As the reference numbers were made: from the parameters that are stored, not from those of the step above.

@@ -7,6 +7,7 @@ from flax import nnx
 from torch_layout import (
     Golden,
     assert_all,
+    assert_all_gradients,
     assert_gradients,
     assert_losses,
     assert_outputs,
@@ -67,7 +68,7 @@ def test_head(kind):
     assert_outputs("y_train", flat_there(z, golden), golden["out/y_train"])
     assert_losses("loss", loss, golden["out/loss"])
     for prefix, (to_params, to_x) in {"": gradients, "loss_": loss_gradients}.items():
-        assert_all(assert_gradients, to_torch(to_params, layers), golden.section(f"{prefix}grad"))
+        assert_all_gradients(to_torch(to_params, layers), golden.section(f"{prefix}grad"))
         assert_gradients(f"{prefix}grad_in/x", images_there(to_x), golden[f"{prefix}grad_in/x"])
 
     expected = golden.section("buffers_after")

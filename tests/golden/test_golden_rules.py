@@ -10,7 +10,7 @@ from torch_layout import (
     Golden,
     Layer,
     assert_after,
-    assert_all,
+    assert_all_gradients,
     assert_gradients,
     assert_losses,
     assert_outputs,
@@ -64,7 +64,7 @@ def test_predsim(name):
     for part, weights in (("_pred_weighted", (0.01, 0.0)), ("_sim_weighted", (0.0, 0.99)), ("", objective.weights)):
         assert_losses(part, loss(params, x, weights), golden[f"out/loss{part}"])
     to_params, to_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x, objective.weights)
-    assert_all(assert_gradients, to_torch(to_params, layers), golden.section("grad"))
+    assert_all_gradients(to_torch(to_params, layers), golden.section("grad"))
     assert_gradients("h", images_there(to_x), golden["grad_in/h"])
 
 
@@ -142,7 +142,7 @@ def test_head_and_information_regularisation():
         assert_outputs(name, found[name], value)
     to_params, to_x = jax.jit(jax.grad(lambda p, x, r: sum(run(p, x, r)[1]), argnums=(0, 1)))(params, x, rest)
     expected = {name: value for name, value in golden.section("grad").items() if name not in idle}
-    assert_all(assert_gradients, to_torch(to_params, layers), expected)
+    assert_all_gradients(to_torch(to_params, layers), expected)
     assert_gradients("x", images_there(to_x), golden["grad_in/x"])
 
 
@@ -207,7 +207,7 @@ def test_a_step_of_information_regularisation():
         params |= to_torch(state.params, layers)
         statistics |= statistics_to_torch(state.rest, layers, without_biases(before))
     expected = {name: value for name, value in golden.section("grad").items() if name not in idle}
-    assert_all(assert_gradients, gradients, expected)
+    assert_all_gradients(gradients, expected)
     # The running means take the mean of the product without the bias that torch has there before the step.
     for name in statistics:
         if name.endswith("running_mean") and "projector" in name:

@@ -9,7 +9,7 @@ from stage_probe import loaded, merged, output_shape
 from torch_layout import (
     Golden,
     assert_after,
-    assert_all,
+    assert_all_gradients,
     assert_gradients,
     assert_losses,
     assert_outputs,
@@ -106,7 +106,7 @@ def test_stage(name):
     assert_outputs("z", results["z"], golden["out/z"])
     assert_losses("loss", results["loss"], golden["out/loss"])
     assert_gradients("grad_in/x", images_there(to_x), golden["grad_in/x"])
-    assert_all(assert_gradients, to_torch(gradient, layers), golden.section("grad"))
+    assert_all_gradients(to_torch(gradient, layers), golden.section("grad"))
     assert_after(golden, to_torch(params, layers), statistics_to_torch(results["rest"], layers, before))
 
     after = loaded(stage, layers, golden.section("after"))

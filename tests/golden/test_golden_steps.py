@@ -1,6 +1,7 @@
 """Whole training steps of the released code, decoupled and by backpropagation, number for number."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -11,8 +12,7 @@ from stage_probe import inner_results, loaded, merged, output_shape, recorder
 from torch_layout import (
     Golden,
     assert_after,
-    assert_all,
-    assert_gradients,
+    assert_all_gradients,
     assert_losses,
     assert_outputs,
     block_layers,
@@ -95,8 +95,14 @@ def every_stage(convert, trees, tables, *rest):
     return values
 
 
-@pytest.mark.parametrize("rule", ["scpl", "bp", "bp over stages"])
-@pytest.mark.parametrize("network", ["vgg", "resnet"])
+@pytest.mark.parametrize(
+    ("network", "rule"),
+    [
+        pytest.param("vgg", "scpl", marks=pytest.mark.numeric),
+        *itertools.product(["vgg"], ["bp", "bp over stages"]),
+        *itertools.product(["resnet"], ["scpl", "bp", "bp over stages"]),
+    ],
+)
 def test_step(network, rule):
     golden = Golden(f"{network}_{rule.split()[0]}_step")
     x, y = images_here(golden["in/x"]), golden["in/y"].astype(np.int32)
@@ -141,7 +147,7 @@ def test_step(network, rule):
     assert_losses("loss_all", sum(losses), golden["out/loss_all"])
     states = pipeline.states
     gradient = every_stage(to_torch, [state.opt_state[0] for state in states], tables)
-    assert_all(assert_gradients, gradient, golden.section("grad"))
+    assert_all_gradients(gradient, golden.section("grad"))
     assert_after(
         golden,
         every_stage(to_torch, [state.params for state in states], tables),

@@ -10,6 +10,7 @@ from scpl_jax.losses import supervised_contrastive
 CASES = ["allunique", "balanced", "edge_norms", "n2_diff", "n2_same", "oneclass", "singleton", "zero_row"]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("case", CASES)
 def test_value_and_gradient(case):
     golden = Golden(f"supcon_{case}")
@@ -29,7 +30,7 @@ def test_value_and_gradient(case):
             continue
         expected = golden["grad_in/x"][k]
         if case == "n2_same":  # zero but for rounding
-            np.testing.assert_allclose(gradient, expected, atol=1e-6)
+            assert_gradients(case, gradient, expected, scale=2e-2)
             continue
         for row in range(len(x)):  # rows differ by orders of magnitude where their lengths do
             assert_gradients(f"{case}, row {row}", gradient[row], expected[row])

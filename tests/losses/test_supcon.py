@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
@@ -12,6 +13,9 @@ from jax.extend.core import jaxprs_in_params
 from scpl_jax.losses import supervised_contrastive
 from scpl_jax.losses.rows import unit_rows
 from scpl_jax.losses.supcon_blocks import blockwise_loss
+
+# Of the largest similarity, which is one over the temperature.
+ROUNDING = 2e-6
 
 loss_only = jax.jit(supervised_contrastive, static_argnames=("temperature", "count_anchor"))
 loss_and_gradient = jax.jit(jax.value_and_grad(supervised_contrastive), static_argnames=("temperature", "count_anchor"))
@@ -42,6 +46,7 @@ def batch(n, d, classes, seed=0):
     return rng.normal(size=(n, d)).astype(np.float32), rng.integers(0, classes, n).astype(np.int32)
 
 
+@pytest.mark.numeric
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     n=st.integers(2, 9),
@@ -55,9 +60,10 @@ def test_equals_the_published_formula(n, d, classes, temperature, count_anchor, 
     x, y = batch(n, d, classes, seed)
     expected = published(x, y, temperature, count_anchor)
     loss = loss_only(x, y, temperature, count_anchor=count_anchor)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
+    assert_close(loss, expected, ROUNDING, scale=1 / temperature)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("count_anchor", [False, True])
 def test_gradient_is_that_of_the_published_formula_in_double_precision(count_anchor):
     x, y = batch(7, 3, 3)
@@ -66,7 +72,7 @@ def test_gradient_is_that_of_the_published_formula_in_double_precision(count_anc
         loss, gradient = loss_and_gradient(x, y, 0.2, count_anchor=count_anchor)
         assert loss.dtype == jnp.float64
         gradient = np.asarray(gradient)
-    np.testing.assert_allclose(loss, published(x, y, 0.2, count_anchor), rtol=1e-12)
+    assert_close(loss, published(x, y, 0.2, count_anchor), 1e-12)
     numerical, step = np.zeros_like(x), 1e-6
     for index in np.ndindex(x.shape):
         ends = []
@@ -75,16 +81,18 @@ def test_gradient_is_that_of_the_published_formula_in_double_precision(count_anc
             moved[index] += sign * step
             ends.append(published(moved, y, 0.2, count_anchor))
         numerical[index] = (ends[0] - ends[1]) / (2 * step)
-    np.testing.assert_allclose(gradient, numerical, atol=1e-8)
+    assert_close(gradient, numerical, 1e-7)
 
 
+@pytest.mark.numeric
 def test_equals_ntxent_where_every_label_occurs_twice():
     x, _ = batch(10, 6, 1)
     y = np.repeat(np.arange(5, dtype=np.int32), 2)
     expected = jax.jit(optax.losses.ntxent)(x, y, 0.1)
-    np.testing.assert_allclose(loss_only(x, y, 0.1), expected, rtol=1e-5)
+    assert_close(loss_only(x, y, 0.1), expected, ROUNDING, scale=10)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("count_anchor", [False, True])
 def test_lengths_order_and_names_of_classes_do_not_matter(count_anchor):
     x, y = batch(8, 4, 3)
@@ -93,24 +101,23 @@ def test_lengths_order_and_names_of_classes_do_not_matter(count_anchor):
 
     scale = np.float32([1e-3, 0.5, 1, 2, 3, 7, 100, 1e4])[:, None]
     scaled, to_scaled = loss_and_gradient(x * scale, y, **options)
-    np.testing.assert_allclose(scaled, loss, rtol=1e-5)
-    np.testing.assert_allclose(to_scaled * scale, gradient, atol=1e-5)
+    assert_close((scaled, to_scaled * scale), (loss, gradient), 1e-5)
 
     order = np.random.default_rng(1).permutation(8)
     permuted, to_permuted = loss_and_gradient(x[order], y[order], **options)
-    np.testing.assert_allclose(permuted, loss, rtol=1e-5)
-    np.testing.assert_allclose(to_permuted, gradient[order], atol=1e-5)
+    assert_close((permuted, to_permuted), (loss, gradient[order]), 1e-5)
 
     renamed, _ = loss_and_gradient(x, np.int32([41, -7, 1000])[y], **options)
-    np.testing.assert_allclose(renamed, loss, rtol=1e-6)
+    assert_close(renamed, loss, 1e-5)
 
 
+@pytest.mark.numeric
 def test_count_anchor_weighs_rows_by_positives_over_positives_plus_one():
     x, _ = batch(9, 4, 1)
     y = np.int32([0, 1, 2] * 3)  # two positives each
     one = loss_only(x, y, 0.1)
     other = loss_only(x, y, 0.1, count_anchor=True)
-    np.testing.assert_allclose(other, one * 2 / 3, rtol=1e-6)
+    assert_close(other, one * 2 / 3, 1e-5)
 
 
 N, D = 6, 4
@@ -162,7 +169,7 @@ def test_huge_features_up_to_the_largest_number(dtype, root):
         loss, gradient = loss_and_gradient(x, y, temperature=0.1)
         x, loss, gradient = (np.asarray(value, np.float64) for value in (x, loss, gradient))
     assert np.isfinite(x).all()
-    np.testing.assert_allclose(loss, published(x, y, 0.1, False), rtol=1e-5)
+    assert_close(loss, published(x, y, 0.1, False), ROUNDING, scale=10)
     assert np.isfinite(gradient).all()
 
 
@@ -170,7 +177,7 @@ def test_a_zero_row_is_similar_to_nothing():
     x, y = batch(N, D, 2)
     x[2] = 0
     expected = published(x, y, 0.1, False)
-    np.testing.assert_allclose(loss_and_gradient(x, y, temperature=0.1)[0], expected, rtol=1e-5)
+    assert_close(loss_and_gradient(x, y, temperature=0.1)[0], expected, ROUNDING, scale=10)
 
 
 @pytest.mark.parametrize("count_anchor", [False, True])
@@ -191,7 +198,7 @@ def test_low_precision_features_are_computed_in_float32(dtype, scale):
     assert loss.dtype == jnp.float32
     assert gradient.dtype == dtype
     assert np.isfinite(gradient.astype(np.float32)).all()
-    np.testing.assert_allclose(loss, published(np.asarray(x, np.float64), y, 0.1, False), rtol=1e-5)
+    assert_close(loss, published(np.asarray(x, np.float64), y, 0.1, False), ROUNDING, scale=10)
 
 
 @pytest.mark.parametrize("temperature", [0, 0.0, -0.1, float("nan")])
@@ -219,8 +226,8 @@ def test_blocks_give_value_and_gradient_of_the_plain_form(n, columns, temperatur
     options = {"temperature": temperature, "count_anchor": count_anchor}
     loss, gradient = blockwise(x, y, **options, columns=columns)
     expected, to_expected = loss_and_gradient(x, y, **options)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(gradient, to_expected, atol=1e-5 * np.abs(to_expected).max())
+    assert_close(loss, expected, ROUNDING, scale=1 / temperature)
+    assert_close(gradient, to_expected, 1e-5)
 
 
 @pytest.mark.parametrize("features", FEATURES)
@@ -232,11 +239,12 @@ def test_blocks_are_finite_where_the_plain_form_is(labels, features, temperature
     options = {"temperature": temperature, "count_anchor": False}
     loss, gradient = blockwise(x, y, **options, columns=4)
     expected, to_expected = loss_and_gradient(x, y, **options)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
+    assert_close(loss, expected, ROUNDING, scale=1 / temperature)
     lengths = np.abs(x).max(axis=1, keepdims=True)  # gradients are as small as rows are large
-    np.testing.assert_allclose(gradient * lengths, to_expected * lengths, atol=1e-5 / 0.01)
+    assert_close(gradient * lengths, to_expected * lengths, 1e-5, scale=1 / temperature)
 
 
+@pytest.mark.numeric
 def test_blocks_in_double_precision():
     x, y = batch(9, 3, 3)
     with jax.enable_x64(True):
@@ -244,10 +252,10 @@ def test_blocks_in_double_precision():
         loss, gradient = blockwise(x.astype(np.float64), y, **options, columns=4)
         expected, to_expected = loss_and_gradient(x.astype(np.float64), y, **options)
         assert loss.dtype == jnp.float64
-        np.testing.assert_allclose(loss, expected, rtol=1e-13)
-        np.testing.assert_allclose(gradient, to_expected, atol=1e-14)
+        assert_close((loss, gradient), (expected, to_expected), 1e-13)
 
 
+@pytest.mark.numeric
 def test_blocks_of_a_batch_that_is_spread_over_devices():
     x, y = batch(64, 8, 5)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
@@ -255,8 +263,7 @@ def test_blocks_of_a_batch_that_is_spread_over_devices():
     options = {"temperature": 0.1, "count_anchor": False, "columns": 24}
     loss, gradient = blockwise(jax.device_put(x, place), jax.device_put(y, place), **options)
     expected, to_expected = blockwise(x, y, **options)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(gradient, to_expected, atol=1e-6)
+    assert_close((loss, gradient), (expected, to_expected), 1e-5)
 
 
 def largest_array(n):

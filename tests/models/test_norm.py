@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 from scpl_jax.models import norm
@@ -47,13 +48,14 @@ def step(layer, x, apply=plain):
     return jax.tree.leaves(run(params, x))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("shape", [(6, 4, 3, 5), (7, 5), (1, 5)])
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_values_averages_and_gradients_are_those_of_flax(shape, affine, offset):
     x = jnp.asarray(np.random.default_rng(2).normal(size=shape) + offset, jnp.float32)
     ours, theirs = (step(layer, x) for layer in both(use_scale=affine, use_bias=affine))
-    chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert_close(ours, theirs, 1e-6 * max(10, offset), scale=1)
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
@@ -61,7 +63,7 @@ def test_types_are_those_of_flax(dtype):
     x = jnp.asarray(np.random.default_rng(2).normal(size=(8, 5)), dtype or jnp.bfloat16)
     ours, theirs = (step(layer, x) for layer in both(dtype=dtype))
     chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
-    chex.assert_trees_all_close(ours, theirs, rtol=0.05, atol=0.05)
+    assert_close(ours, theirs, 0.05, scale=1)
 
 
 def test_in_evaluation_and_with_a_mask_it_is_flax_itself():
@@ -87,7 +89,7 @@ def test_pooled_it_is_the_pool_of_its_result(monkeypatch, size, affine, rows_at_
         monkeypatch.setattr(norm, "_CHUNK_BYTES", rows_at_a_time * 2 * x.nbytes // size[0])
     ours = step(layers[0], x, lambda layer, x: layer.and_max_pool(x))
     theirs = step(layers[1], x, lambda layer, x: max_pool_2x2(layer(x)))
-    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert_close(ours, theirs, 1e-5)
 
 
 def test_pooled_the_type_is_kept():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 import scpl_jax as scpl
@@ -172,10 +173,11 @@ def test_every_exported_objective_is_checked_here():
     assert exported - {scpl.CrossEntropy} == {type(objective) for objective in OBJECTIVES.values()}
 
 
+@pytest.mark.numeric
 def test_a_mixture_is_the_weighted_sum_of_its_terms():
     head = scpl.SupCon(head="identity")
     features, labels = jax.random.normal(jax.random.key(0), (8, 6)), jnp.arange(8) % 3
     mixed = scpl.Mixture(((2.0, head), (0.5, scpl.LocalClassifier(CLASSES)))).build(features, rngs=nnx.Rngs(0))
     contrastive, classifier = (loss(features, labels) for loss in mixed.losses)
-    np.testing.assert_allclose(mixed(features, labels), 2.0 * contrastive + 0.5 * classifier, rtol=1e-6)
+    assert_close(mixed(features, labels), 2.0 * contrastive + 0.5 * classifier, 1e-5)
     np.testing.assert_array_equal(mixed.logits(features), mixed.losses[1].logits(features))

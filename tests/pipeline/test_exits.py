@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 import scpl_jax as scpl
@@ -104,6 +105,7 @@ def test_the_pipeline_counts_what_its_exits_say(small_vgg, batch, kind, devices)
         assert stop["share"] == pytest.approx(shares[at].mean())
 
 
+@pytest.mark.numeric
 def test_shortcuts_of_associated_learning_decode_by_the_stages_before(small_vgg, batch):
     """Exit k is h_0(... h_k(b_k(features of stage k)))."""
     images, _ = batch
@@ -118,4 +120,4 @@ def test_shortcuts_of_associated_learning_decode_by_the_stages_before(small_vgg,
         code = module.loss[0].predict_code(features)
         for earlier in reversed(modules[: k + 1]):
             code = earlier.loss[0].decode(code)
-        np.testing.assert_allclose(exits[k], code, rtol=1e-5, atol=1e-6)
+        assert_close(exits[k], code, 1e-5)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 import scpl_jax as scpl
@@ -77,6 +78,7 @@ def test_huge_noise_in_one_loss_moves_no_other_stage(small_vgg, batch, which):
     assert max(jax.tree.leaves(change)) > 1e3
 
 
+@pytest.mark.numeric
 def test_the_classifier_is_detached_unless_asked_for(small_vgg, batch):
     """Scaling the labels' loss away from the features: the blocks' gradient is that of the local loss alone."""
 
@@ -95,6 +97,6 @@ def test_the_classifier_is_detached_unless_asked_for(small_vgg, batch):
         expected = jax.jit(jax.grad(local))(stage.params)
         return gradient["blocks"], expected["blocks"]
 
-    chex.assert_trees_all_close(*map(nnx.to_pure_dict, block_gradient(False)), rtol=1e-5, atol=1e-7)
+    assert_close(*map(nnx.to_pure_dict, block_gradient(False)), 1e-5)
     with_classifier, local = block_gradient(True)
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, with_classifier, local))) > 1e-3
