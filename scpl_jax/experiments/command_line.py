@@ -21,7 +21,7 @@ import tyro
 from scpl_jax.data.paths import expand
 from scpl_jax.experiments.machine import avoid_fusion_emitters, keep_freed_memory
 from scpl_jax.experiments.run_options import AnyOptions, contradiction, flag, from_json
-from scpl_jax.pipeline import processes
+from scpl_jax.pipeline import PipelineBrokenError, processes
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.run_dir import RunDirectory
 from scpl_jax.training.streams import LastingStream, LostOutputError, lasting_streams
@@ -255,6 +255,9 @@ def _status_of(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
         return 130
     except LostOutputError:
         raise
+    except PipelineBrokenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except Exception as error:
         if (sentence := _sentence(error)) is not None:
             print(f"error: {sentence}", file=sys.stderr)

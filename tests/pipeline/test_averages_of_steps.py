@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from closeness import assert_close
 from flax import nnx
 
 import scpl_jax as scpl
@@ -74,7 +75,7 @@ WAYS = {
 
 
 def assert_near(actual, expected):
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert_close(actual, expected, 1e-4)
 
 
 @pytest.mark.parametrize("way", WAYS)
