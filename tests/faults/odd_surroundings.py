@@ -105,13 +105,15 @@ def printing(folder: Path, chance: random.Random) -> None:
         reporter.close()
         return 7
 
-    level = logging.root.manager.disable
+    level, handlers = logging.root.manager.disable, logging.root.handlers
     logging.disable(logging.NOTSET)
+    logging.root.handlers = []  # so that the command logs to its own stream, and nobody else keeps odd letters
     try:
         with odd_surroundings(folder, chance):
             status = run(command, [])
     finally:
         logging.disable(level)
+        logging.root.handlers = handlers
     assert status == 7, status
 
 

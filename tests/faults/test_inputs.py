@@ -1,6 +1,5 @@
 """A few cases of the campaign of damaged input, and that it would notice what must not happen."""
 
-import logging
 import sys
 import time
 from pathlib import Path
@@ -14,14 +13,6 @@ import inputs
 @pytest.fixture(scope="module", autouse=True)
 def watched():
     sys.addaudithook(inputs._audit)  # for good, but it looks only while a case runs
-
-
-@pytest.fixture(autouse=True)
-def silent():
-    """As in the campaign: what is logged has names in it that are no UTF-8, which pytest-xdist can't pass on."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("target", inputs.TARGETS)
