@@ -14,7 +14,7 @@ ROOMS: dict[str, set[str]] = {
     "models": set(),
     "objectives": {"losses", "models"},
     "stages": {"losses", "models", "objectives"},
-    "pipeline": {"stages"},
+    "pipeline": {"losses", "stages"},
     "data": set(),
     "training": {"pipeline", "stages", "data"},
     "analysis": {"losses", "pipeline", "stages", "training"},

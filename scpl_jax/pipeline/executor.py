@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scpl_jax.losses.labels import IGNORE
+from scpl_jax.losses.labels import IGNORE, class_indices
 from scpl_jax.pipeline import processes
 from scpl_jax.pipeline.backprop_programs import BackpropPrograms
 from scpl_jax.pipeline.evaluation import EvaluationPrograms, FeaturePrograms
@@ -109,7 +109,7 @@ class Pipeline:
       >>> pipeline = Pipeline(stages, optax.adam(1e-3))
       >>> metrics = pipeline.train_step(x, y)  # returns at once
       >>> sorted(metrics[0]), pipeline.step
-      (['gradient_norms', 'loss', 'skipped'], 1)
+      (['bad_labels', 'gradient_norms', 'loss', 'skipped'], 1)
       >>> pipeline.predict(x).shape
       (4, 3)
     """
@@ -237,6 +237,11 @@ class Pipeline:
         examples = jax.tree.leaves(images)[0].shape[0]
         return images, admit_labels(labels, examples, self.stages[0].classes, self._ignored)
 
+    def _admit_shapes(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        """The same of a batch of which only shapes and dtypes count, not the values of its labels."""
+        labels = class_indices(labels)
+        return self._admit(images, jax.ShapeDtypeStruct(labels.shape, labels.dtype))
+
     def _signs(self, *values: jax.Array) -> list[jax.Array]:
         """What this process must wait for to know that a step is done, here and (the last value) at the last stage."""
         signs = [value for value in values if len(value.addressable_shards)]
@@ -321,7 +326,7 @@ class Pipeline:
           The seconds it took; 0 if it was compiled already.
         """
         before = self.compile_seconds
-        self._training_programs(*self._admit(images, labels))
+        self._training_programs(*self._admit_shapes(images, labels))
         return self.compile_seconds - before
 
     def temporary_bytes(self, images: Any, labels: Any) -> list[int]:
@@ -331,7 +336,7 @@ class Pipeline:
           images: as of :meth:`train_step`; only shapes and dtypes are used.
           labels: likewise.
         """
-        needed: list[int] = self._training_programs(*self._admit(images, labels))[1].temporary_bytes
+        needed: list[int] = self._training_programs(*self._admit_shapes(images, labels))[1].temporary_bytes
         return needed
 
     def _training_programs(self, images: Any, labels: Any) -> tuple[Program | None, Any]:

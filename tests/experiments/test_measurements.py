@@ -210,10 +210,13 @@ def test_wrong_options_of_throughput(options, message, capsys):
 @pytest.mark.parametrize("option", ["--output", "--figure", "--timeline"])
 def test_a_file_that_cannot_be_written_is_found_before_anything_is_measured(option, tmp_path, capsys):
     # With --steps 0 as well: the first check that fails is this one.
-    assert run(throughput.main, [option, str(tmp_path / "no" / "file.json"), "--steps", "0"]) == 2
+    file = tmp_path / "no" / ("file.json" if option == "--output" else "file.svg")
+    assert run(throughput.main, [option, str(file), "--steps", "0"]) == 2
     assert f"there is no folder {tmp_path / 'no'}" in capsys.readouterr().err
-    assert run(throughput.main, [option, str(tmp_path), "--steps", "0"]) == 2
-    assert f"{option} {tmp_path} is a folder" in capsys.readouterr().err
+    folder = tmp_path / file.name
+    folder.mkdir()
+    assert run(throughput.main, [option, str(folder), "--steps", "0"]) == 2
+    assert f"{option} {folder} is a folder" in capsys.readouterr().err
 
 
 @pytest.mark.processes

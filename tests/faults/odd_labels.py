@@ -1,8 +1,10 @@
 """Odd labels and batches for losses and pipelines: trained on as they mean, or refused in one sentence."""
 
+import contextlib
 import functools
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,21 @@ def pipeline_of(rule: str) -> Any:
     return scpl.Pipeline(stages, optax.sgd(1e-3), jax.devices()[:1])
 
 
+@contextlib.contextmanager
+def writing_no_cache() -> Iterator[None]:
+    """Keep no program that is compiled: a case writes nowhere but in its own folder."""
+    import jax
+
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+@writing_no_cache()
 def batches(folder: Path, chance: random.Random) -> None:
     """Train on an odd batch, or evaluate it; a pipeline must go on as before."""
     import jax
@@ -104,6 +121,7 @@ def batches(folder: Path, chance: random.Random) -> None:
         assert all(np.isfinite(leaf).all() for leaf in parameters)
 
 
+@writing_no_cache()
 def losses(folder: Path, chance: random.Random) -> None:
     """Call a loss with odd labels."""
     import numpy as np

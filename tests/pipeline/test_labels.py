@@ -124,6 +124,14 @@ def test_where_nothing_is_ignored_minus_one_is_refused():
         pipeline.wait()
 
 
+def test_a_compilation_looks_at_no_label():
+    x, y = batch()
+    pipeline = pipeline_of()
+    assert pipeline.compile(x, np.full_like(y, 999)) > 0
+    assert pipeline.temporary_bytes(x, np.full_like(y, -999)) == pipeline.temporary_bytes(x, y)
+    assert pipeline.compile(x, y) == 0
+
+
 def test_without_classes_any_label_from_0_on_will_do():
     x, y = batch()
     pipeline = pipeline_of(classifier=False)

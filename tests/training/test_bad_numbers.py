@@ -155,7 +155,7 @@ def test_a_gradient_alone_is_enough(small_vgg):
     leaves, structure = jax.tree.flatten(gradient)
     leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(-jnp.inf)
     gradient = jax.tree.unflatten(structure, leaves)
-    new, reported = apply_gradient(OPTIMIZER, state, gradient, rest, metrics, 8, False)
+    new, reported = apply_gradient(OPTIMIZER, state, gradient, rest, metrics, False)
     assert bool(reported["skipped"])
     chex.assert_trees_all_equal(values(new), values(state))
 
