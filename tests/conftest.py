@@ -94,6 +94,15 @@ def code_of_users():
     return _LIBRARY is not None
 
 
+@pytest.fixture(autouse=True)
+def same_cache():
+    """A run in a test may name a folder of its own for compiled programs, which is gone after the test."""
+    yield
+    if jax.config.jax_compilation_cache_dir != os.environ["SCPL_JAX_TEST_CACHE"]:
+        jax.config.update("jax_compilation_cache_dir", os.environ["SCPL_JAX_TEST_CACHE"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
 @pytest.fixture
 def compilations():
     """A context that gives the names of the functions that are compiled while it is open."""

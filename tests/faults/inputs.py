@@ -284,6 +284,8 @@ def sound(name: str) -> Files:
 
 def a_run() -> Files:
     """A run directory as a short training leaves it, without its checkpoints."""
+    import jax
+
     from scpl_jax.experiments.cifar import main
 
     def make(folder: Path) -> None:
@@ -301,8 +303,12 @@ def a_run() -> Files:
         ]
         options += ["--limit-train", "64", "--limit-test", "40", "--stages", "2", "--augment", "none", "--timeline"]
         options += ["--method", "early-exit", "--cache-dir", str(folder / "cache"), "--out-dir", str(folder / "run")]
+        kept = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+        before = {name: getattr(jax.config, name) for name in kept}
         with contextlib.redirect_stdout(io.StringIO()):
             assert main(options) == 0
+        for name, value in before.items():  # the run's own folder goes
+            jax.config.update(name, value)
         shutil.rmtree(folder / "cache", ignore_errors=True)  # compiled programs may be kept elsewhere
         shutil.rmtree(folder / "run" / "checkpoints")
         shutil.rmtree(folder / "run" / "tensorboard")
