@@ -45,7 +45,7 @@ class Stage:
         then (features, code), but for the network's input.
       scores: whether its answers are scores from 0 to 1 and not logits.
       classes: number of classes of the network's labels; None where neither classifier nor objectives know it.
-      example: shapes and dtypes of the batch that the network was made with.
+      example: shapes and dtypes of its own message, for the batch that the network was made with.
       takes_code: whether its own message has a code: not before the network's first stage.
       cost: cost of a training step, local loss and update included: floating-point operations by the compiler's
         estimate, or measured seconds.
@@ -307,7 +307,7 @@ def decouple(
             objectives[index],
             end_to_end,
             classes,
-            inputs[0],
+            (inputs[bounds[index]], codes[index]) if codes and index else inputs[bounds[index]],
             cost(bounds[index], bounds[index + 1], index),
             loss_cost(bounds[index + 1], index),
             sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(inputs[bounds[index + 1]])),

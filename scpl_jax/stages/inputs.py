@@ -22,7 +22,8 @@ def admit_inputs(inputs: Any, example: Any = None) -> Any:
       inputs: any pytree of arrays, batch first; on the host, on devices, or ``jax.ShapeDtypeStruct``. What is no array,
         such as a number or a list as a leaf, becomes a NumPy array.
       example: shapes and dtypes of a batch that the network takes, perhaps of another size; None: it is not known.
-        Sizes of other axes than the first may differ from it: networks may take images or texts of several sizes.
+        Sizes of other axes than the first may differ from it: networks may take images or texts of several sizes. Where
+        its own arrays differ in the first one, as messages with the state of an LSTM do, those of a batch may, too.
 
     Returns:
       The same tree of arrays.
@@ -45,7 +46,10 @@ def admit_inputs(inputs: Any, example: Any = None) -> Any:
         raise ValueError(
             f"a batch must be arrays whose first axis is the examples, got {shapes or 'no array'}; give each that axis"
         )
-    sizes = {leaf.shape[0] for _, leaf in named}
+    if example is not None:
+        _check_alike(inputs, example)
+    batched = _batched(example, len(named))
+    sizes = {leaf.shape[0] for (_, leaf), counts in zip(named, batched, strict=True) if counts}
     if len(sizes) > 1:
         raise ValueError(
             f"the arrays of a batch must have the same number of examples, got {shapes}; check that each has the batch "
@@ -53,9 +57,15 @@ def admit_inputs(inputs: Any, example: Any = None) -> Any:
         )
     if sizes == {0}:
         raise ValueError(f"a batch must have at least one example, got {shapes}; leave empty batches out")
-    if example is not None:
-        _check_alike(inputs, example)
     return inputs
+
+
+def _batched(example: Any, count: int) -> list[bool]:
+    """Which arrays have the examples as their first axis: as many entries as the example's first array."""
+    if example is None:
+        return [True] * count
+    sizes = [leaf.shape[0] for leaf in jax.tree.leaves(example)]
+    return [size == sizes[0] for size in sizes]
 
 
 def _is_list_of_numbers(node: Any) -> bool:

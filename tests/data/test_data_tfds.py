@@ -162,7 +162,7 @@ def test_what_tfds_prepared_is_read_without_tensorflow(readings, official, situa
     found = readings[situation]
     assert found["name"] == "cifar10"
     assert found["source"] == "TensorFlow Datasets"
-    assert found["note"] == ""
+    assert found["note"] == official.note
     assert tuple(found["class_names"]) == CIFAR10_NAMES
     for field in ("train_images", "train_labels", "test_images", "test_labels", "mean"):
         np.testing.assert_array_equal(found[field], getattr(official, field))

@@ -9,6 +9,7 @@ from closeness import assert_close
 from flax import nnx
 
 import scpl_jax as scpl
+from scpl_jax.stages.inputs import admit_inputs
 
 N, WIDTH, CLASSES = 12, 6, 4
 IGNORED = [0, 5, 6]
@@ -93,7 +94,7 @@ def test_a_label_of_no_class_is_refused_at_the_call_and_changes_nothing(rule, la
 
 
 @every_rule
-@pytest.mark.parametrize("label", [CLASSES, -2])
+@pytest.mark.parametrize("label", [CLASSES])
 def test_a_label_of_no_class_on_a_device_is_said_when_its_step_is_done(rule, label):
     x, y = batch()
     pipeline = pipeline_of(**RULES[rule], max_in_flight=4)
@@ -161,7 +162,7 @@ ODD = {
     ),
     "another axis": (lambda x, y: (x[:, None], y), "made for batches like float32"),
     "a dict": (lambda x, y: ({"x": x}, y), "made for batches like float32"),
-    "two sizes": (lambda x, y: ({"x": x, "y": x[1:]}, y), "same number of examples"),
+    "two arrays": (lambda x, y: ({"x": x, "y": x[1:]}, y), "made for batches like float32"),
     "a number": (lambda x, y: (1.0, y), "first axis"),
     "nothing": (lambda x, y: ((), y), "no array"),
     "no example": (lambda x, y: (x[:0], y[:0]), "at least one example"),
@@ -196,6 +197,17 @@ def test_odd_examples_are_refused_by_decouple(example, message):
     blocks = [nnx.Linear(WIDTH, CLASSES, rngs=nnx.Rngs(i)) for i in range(2)]
     with pytest.raises(ValueError, match=message):
         scpl.decouple(blocks, 1, scpl.CrossEntropy(), example, nnx.Rngs(1))
+
+
+def test_arrays_of_a_batch_have_as_many_examples_as_each_other():
+    example = {"x": np.ones((4, 2), np.float32), "state": np.ones((2, 4), np.float32), "y": np.ones(4, np.float32)}
+    with pytest.raises(ValueError, match="same number of examples, got state "):
+        admit_inputs(example)
+    # By the example it is known which arrays have no batch axis in front.
+    example = {"a": example["x"], **example}
+    admit_inputs({**example, "state": np.ones((2, 4), np.float32)}, example)
+    with pytest.raises(ValueError, match="same number of examples, got a "):
+        admit_inputs({**example, "y": np.ones(3, np.float32)}, example)
 
 
 def test_numbers_of_classes_that_differ_are_refused():

@@ -15,10 +15,18 @@ from scpl_jax.pipeline import Timeline
 STEPS = 4
 
 
-@pytest.mark.parametrize("library", ["xla", "onednn"])
-@pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
+SUPCON = scpl.SupCon(head_pool=2, head_dims=(32, 32))
+
+
 @pytest.mark.parametrize(
-    "objective", [scpl.SupCon(head_pool=2, head_dims=(32, 32)), scpl.CrossEntropy()], ids=["scpl", "bp"]
+    ("objective", "apart", "library"),
+    [
+        (SUPCON, False, "xla"),
+        (SUPCON, True, "onednn"),
+        (scpl.CrossEntropy(), True, "xla"),
+        (scpl.CrossEntropy(), False, "onednn"),
+    ],
+    ids=["scpl together xla", "scpl apart onednn", "bp apart xla", "bp together onednn"],
 )
 def test_one_device_is_at_work_all_the_time(objective, apart, library, monkeypatch):
     if library == "onednn" and not onednn.available():
