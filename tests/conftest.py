@@ -30,6 +30,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax._src import compilation_cache
+from jax.experimental.compilation_cache import compilation_cache
 
 import scpl_jax as scpl
 from scpl_jax.data import paths
@@ -101,6 +102,7 @@ def same_cache():
     if jax.config.jax_compilation_cache_dir != os.environ["SCPL_JAX_TEST_CACHE"]:
         jax.config.update("jax_compilation_cache_dir", os.environ["SCPL_JAX_TEST_CACHE"])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -285,6 +285,7 @@ def sound(name: str) -> Files:
 def a_run() -> Files:
     """A run directory as a short training leaves it, without its checkpoints."""
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     from scpl_jax.experiments.cifar import main
 
@@ -309,6 +310,7 @@ def a_run() -> Files:
             assert main(options) == 0
         for name, value in before.items():  # the run's own folder goes
             jax.config.update(name, value)
+        compilation_cache.reset_cache()
         shutil.rmtree(folder / "cache", ignore_errors=True)  # compiled programs may be kept elsewhere
         shutil.rmtree(folder / "run" / "checkpoints")
         shutil.rmtree(folder / "run" / "tensorboard")
