@@ -30,7 +30,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax._src import compilation_cache
-from jax.experimental.compilation_cache import compilation_cache
 
 import scpl_jax as scpl
 from scpl_jax.data import paths
