@@ -52,8 +52,8 @@ def files_of(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def restored(root):
-    pipeline, store = new_pipeline(), CheckpointStore(root, keep=3)
+def restored(root, pipeline=None):
+    pipeline, store = pipeline or new_pipeline(), CheckpointStore(root, keep=3)
     try:
         progress = store.restore(pipeline)
     finally:
@@ -81,12 +81,15 @@ def test_damage_anywhere_is_noticed_and_the_newest_whole_one_is_used(template, t
     names = files_of(root / "3")
     assert {"SHA256SUMS", "progress.json"} <= set(names)
     assert len(names) > 4
+    pipeline = new_pipeline()
+    fresh = pipeline.states
     for number, name in enumerate(names):
         caplog.clear()
+        pipeline.states, pipeline.step = fresh, 0
         copy = tmp_path / str(number) / "seed-0"
         shutil.copytree(root, copy)
         break_file(copy / "3" / name)
-        progress, pipeline = restored(copy)
+        progress, _ = restored(copy, pipeline)
         assert (progress.batch, pipeline.step) == (2, 2), name
         chex.assert_trees_all_equal(values(pipeline), states[2])
         (said,) = [record.getMessage() for record in caplog.records]
