@@ -95,7 +95,9 @@ class Timeline:
             arrived = time.perf_counter()
             jax.block_until_ready(gave)
             end = time.perf_counter()
-            start = max(free, min(arrived, end))
+            # An update takes what its step has left on the device, and begins when that has ended; a short one may be
+            # over before anybody hears of it.
+            start = max(free, min(arrived, end)) if taken or not free else free
             free = end
             times = {"start": start + self._offset, "end": end + self._offset}
             self._spans.append(dataclasses.replace(about, **times))
