@@ -153,9 +153,13 @@ class Recording:
             from scpl_jax.analysis.figures import attempt
             from scpl_jax.analysis.timeline import draw, write_trace
 
-            write_trace(spans, self._folder / "timeline.json")
+            written = attempt("timeline.json", write_trace, spans, self._folder / "timeline.json")
             shown = [span for span in spans if span.step < min(s.step for s in spans) + 12]
             title = "backpropagation" if self._pipeline.end_to_end else "local losses"
             attempt("timeline.svg", draw, {title: shown}, self._folder / "timeline.svg")
-            idle = ", ".join(f"{name} {share:.0%}" for name, share in idle_shares(spans, skip=2).items())
-            say(f"idle: {idle}; {self._folder}/timeline.json opens in https://ui.perfetto.dev")
+            # At first a stage that is faster than the one behind it works ahead; its waiting begins later.
+            steps = len({span.step for span in spans})
+            skip = min(3 * self._pipeline.max_in_flight, steps // 2)
+            idle = ", ".join(f"{name} {share:.0%}" for name, share in idle_shares(spans, skip).items())
+            where = f"; {self._folder}/timeline.json opens in https://ui.perfetto.dev" if written else ""
+            say(f"idle: {idle}{where}")
