@@ -216,8 +216,8 @@ def seconds_alone(pipelines: Sequence[Pipeline], message: Any, labels: Any, leas
 def record(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_flight: int) -> list[Span]:
     """The timeline of some steps in the steady state, of all processes.
 
-    A stage that is faster than the one behind it works ahead until as many batches as may be are under way; only then does
-    it wait for the others.
+    A stage that is faster than the one behind it works ahead until as many batches as may be are under way. Only then
+    does it wait for the others.
     """
     pipeline.max_in_flight = max_in_flight
     for _ in range(_FILL + 3 * max_in_flight):
