@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Shaped
 
-from scpl_jax.losses.labels import IGNORE, class_indices, is_kept, is_outside, kept_mean, not_a_number_if
+from scpl_jax.losses.labels import IGNORE, indices_on_device, is_kept, is_outside, kept_mean, not_a_number_if
 
 
 def cross_entropy(
@@ -35,7 +35,7 @@ def cross_entropy(
       >>> round(float(loss), 4)  # log(4)
       1.3863
     """
-    labels = jnp.asarray(class_indices(labels))
+    labels = indices_on_device(labels)
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
     kept, outside = is_kept(labels, ignore), is_outside(labels, logits.shape[-1], ignore)
     known = jnp.where(kept & ~outside, labels, 0)

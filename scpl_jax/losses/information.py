@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from scpl_jax.losses.labels import IGNORE, class_indices, is_kept
+from scpl_jax.losses.labels import IGNORE, indices_on_device, is_kept
 from scpl_jax.losses.rows import unit_rows
 from scpl_jax.losses.similarity import similarity_matching
 
@@ -63,7 +63,7 @@ def information_regularisation(
     x = jnp.asarray(features)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     d = x.shape[1]
-    labels = jnp.asarray(class_indices(labels))
+    labels = indices_on_device(labels)
     kept = is_kept(labels, ignore)[:, None]
     n = jnp.maximum(jnp.sum(kept), 1).astype(x.dtype)
     unit = unit_rows(x)

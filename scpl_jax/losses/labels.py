@@ -27,7 +27,7 @@ def class_indices(labels: Any) -> Any:
 
     Example:
       >>> class_indices(np.array([[3], [0]], np.uint8))
-      array([3, 0], dtype=int32)
+      array([3, 0])
       >>> class_indices([[0.0, 1.0]])
       Traceback (most recent call last):
       ValueError: labels must be integers of shape (N,) or (N, 1), got float64 of shape (1, 2); give class indices, ...
@@ -50,8 +50,30 @@ def class_indices(labels: Any) -> Any:
         return labels.astype(np.int32)
     if jnp.issubdtype(dtype, np.unsignedinteger):
         # A label that is too large must not come out as a negative one.
-        return labels.clip(max=_LARGEST).astype(np.int32) if dtype.itemsize >= 4 else labels.astype(np.int32)
+        kind = np.int64 if isinstance(labels, np.ndarray) else np.int32
+        return (labels.clip(max=np.iinfo(kind).max) if dtype.itemsize >= np.dtype(kind).itemsize else labels).astype(
+            kind
+        )
     return labels
+
+
+def indices_on_device(labels: Any) -> jax.Array:
+    """:func:`class_indices` as an array of JAX.
+
+    Raises:
+      ValueError: another shape or dtype, or a label on the host that 32 bits can't hold.
+
+    Example:
+      >>> indices_on_device(np.array([7, 2**32 - 1]))
+      Traceback (most recent call last):
+      ValueError: labels must fit into 32 bits, got 4294967295; number the classes from 0
+    """
+    labels = class_indices(labels)
+    if isinstance(labels, np.ndarray) and labels.dtype.itemsize > 4:
+        large = labels[(labels > _LARGEST) | (labels < -_LARGEST)]
+        if large.size:
+            raise ValueError(f"labels must fit into 32 bits, got {large[0]}; number the classes from 0")
+    return jnp.asarray(labels)
 
 
 def _from_list(labels: Any) -> np.ndarray:

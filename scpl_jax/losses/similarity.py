@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from scpl_jax.losses.labels import IGNORE, class_indices, is_kept, is_outside, kept_mean, not_a_number_if
+from scpl_jax.losses.labels import IGNORE, indices_on_device, is_kept, is_outside, kept_mean, not_a_number_if
 from scpl_jax.losses.rows import magnitude, safe_sqrt
 
 
@@ -71,7 +71,7 @@ def similarity_matching(
       >>> round(float(similarity_matching(features, jnp.array([0, 0, 1]), 2)), 6)
       0.0
     """
-    labels = jnp.asarray(class_indices(labels))
+    labels = indices_on_device(labels)
     similarity = adjusted_cosine(features)
     wanted = adjusted_cosine(jax.nn.one_hot(labels, num_classes, dtype=similarity.dtype))
     kept = is_kept(labels, ignore)

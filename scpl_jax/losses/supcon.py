@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from scpl_jax.losses.labels import IGNORE, class_indices, is_kept, kept_mean
+from scpl_jax.losses.labels import IGNORE, indices_on_device, is_kept, kept_mean
 from scpl_jax.losses.rows import unit_rows
 from scpl_jax.losses.supcon_blocks import blockwise_loss, columns_of
 
@@ -61,7 +61,7 @@ def supervised_contrastive(
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be greater than 0, got {temperature}; 0.1 is the usual value")
-    features, labels = jnp.asarray(features), jnp.asarray(class_indices(labels))
+    features, labels = jnp.asarray(features), indices_on_device(labels)
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     n = features.shape[0]
     if n < 2:  # nobody to compare with; still a function of the features, so that it can be differentiated

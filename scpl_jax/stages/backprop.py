@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 
 from scpl_jax.losses import cross_entropy
-from scpl_jax.losses.labels import class_indices, is_kept, is_outside
+from scpl_jax.losses.labels import indices_on_device, is_kept, is_outside
 from scpl_jax.models.norm import move_averages
 from scpl_jax.stages.decouple import Stage, StageModule
 from scpl_jax.stages.step import StageState, apply_gradient
@@ -219,7 +219,7 @@ def forward_backward(
       (gradient of the message, (sum of the gradients, sum of the metrics), carry).
     """
     inputs, put_back = _differentiable(message)
-    labels = jnp.asarray(class_indices(labels))
+    labels = indices_on_device(labels)
     share: Any = 1
     if labelled is not None:
         share = jnp.sum(is_kept(labels)) / jnp.maximum(labelled, 1)

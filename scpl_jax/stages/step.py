@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from scpl_jax.losses import cross_entropy
-from scpl_jax.losses.labels import class_indices, is_kept, is_outside, not_a_number_if
+from scpl_jax.losses.labels import indices_on_device, is_kept, is_outside, not_a_number_if
 from scpl_jax.objectives.base import summary_of
 from scpl_jax.objectives.heads import average_pool
 from scpl_jax.stages.decouple import Stage, StageModule
@@ -92,7 +92,7 @@ def stage_loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.A
       (scalar; (message for the next stage, other variables after the step, metrics as of :func:`gradients`)).
     """
     module: StageModule = nnx.merge(stage.train_graph, params, rest, copy=True)
-    labels = jnp.asarray(class_indices(labels))
+    labels = indices_on_device(labels)
     outside, kept = is_outside(labels, stage.classes), is_kept(labels)
     total = jnp.float32(0)
     metrics: dict[str, jax.Array] = {"bad_labels": jnp.sum(outside, dtype=jnp.int32)}
