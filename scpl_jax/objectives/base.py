@@ -12,7 +12,8 @@ class Objective(abc.ABC):
     """The description of what one stage minimises: a value object without arrays, usually a frozen dataclass.
 
     :func:`scpl_jax.decouple` calls :meth:`build` once for each stage; what it returns belongs to the stage: its
-    parameters are trained by the stage's optimizer, its batch statistics and random state are the stage's.
+    parameters are trained by the stage's optimizer, its batch statistics and random state are the stage's. An objective
+    with a field ``num_classes`` trains by no label outside of them: such labels are refused.
 
     A minimal objective of one's own:
 
@@ -36,11 +37,6 @@ class Objective(abc.ABC):
     coded: ClassVar[bool] = False
 
     @property
-    def classes(self) -> int | None:
-        """Number of classes that its labels may have: its ``num_classes``; None where it does not know."""
-        return getattr(self, "num_classes", None)
-
-    @property
     def scores(self) -> bool:
         """Whether its answers are no logits but scores from 0 to 1, which divided by their sum are probabilities."""
         return False
@@ -56,9 +52,9 @@ class Objective(abc.ABC):
 
         Returns:
           A module to be called with (features, labels (N,) integer), which returns a scalar loss, to which examples
-          with the label -1 must not contribute; or None, if the
-          stage minimises the network's own classification loss only. If the module has a method ``logits`` (features
-          to (N, classes)), the stage is an exit: its accuracy is measured, and inference may stop there.
+          with the label -1 must not contribute; or None, if the stage minimises the network's own classification loss
+          only. If the module has a method ``logits`` (features to (N, classes)), the stage is an exit: its accuracy is
+          measured, and inference may stop there.
 
         Raises:
           ValueError: the objective can't use such features.
@@ -99,6 +95,19 @@ def check_classes(num_classes: int) -> None:
     """
     if num_classes < 1:
         raise ValueError(f"the number of classes must be at least 1, got {num_classes}")
+
+
+def classes_of(objective: Objective) -> int | None:
+    """Number of classes that an objective's labels may have: its ``num_classes``; None where it has none.
+
+    A function, not an attribute of every objective, so that one of one's own is free to use the name for a field.
+
+    Example:
+      >>> from scpl_jax.objectives import LocalClassifier, SupCon
+      >>> classes_of(LocalClassifier(10)), classes_of(SupCon())
+      (10, None)
+    """
+    return getattr(objective, "num_classes", None)
 
 
 def common_classes(numbers: Iterable[int | None]) -> int | None:

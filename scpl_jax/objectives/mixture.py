@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.objectives.base import Objective, common_classes
+from scpl_jax.objectives.base import Objective, classes_of, common_classes
 
 
 class MixedLoss(nnx.Module):
@@ -67,12 +67,12 @@ class Mixture(Objective):
                 raise ValueError(f"a mixture's weights must be numbers greater than 0, got {weight}")
             if not objective.local:
                 raise ValueError(f"{type(objective).__name__} has no local loss to be mixed; LocalClassifier has")
-        common_classes(one.classes for _, one in self.terms)
+        common_classes(classes_of(one) for _, one in self.terms)
 
     @property
-    def classes(self) -> int | None:
-        """That of the terms that know it."""
-        return common_classes(objective.classes for _, objective in self.terms)
+    def num_classes(self) -> int | None:
+        """That of the terms that know it; None where no term does."""
+        return common_classes(classes_of(objective) for _, objective in self.terms)
 
     def build(self, features: Any, *, rngs: nnx.Rngs) -> MixedLoss:
         """The losses of all terms for features of this shape."""

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from scpl_jax.objectives import Objective
-from scpl_jax.objectives.base import common_classes, summary_of
+from scpl_jax.objectives.base import classes_of, common_classes, summary_of
 from scpl_jax.stages.cost import TrainingCost, measured_cost, module_cost
 from scpl_jax.stages.cuts import balanced_cut, check_cut, check_num_stages, even_cut
 from scpl_jax.stages.first_call import output_of
@@ -249,7 +249,7 @@ def decouple(
     if last is not None:
         logits = output_of(f"the classifier ({type(last).__name__})", last, inputs[-1])
         of_classifier = _number_of_classes(logits)
-    classes = common_classes([of_classifier, *(one.classes for one in objectives)])
+    classes = common_classes([of_classifier, *(classes_of(one) for one in objectives)])
     labels = jax.ShapeDtypeStruct((jax.tree.leaves(inputs[0])[0].shape[0],), "int32")
     if costs not in ("estimate", "measured"):
         raise ValueError(f"costs must be estimate or measured, got {costs!r}")

@@ -173,6 +173,19 @@ def test_every_exported_objective_is_checked_here():
     assert exported - {scpl.CrossEntropy} == {type(objective) for objective in OBJECTIVES.values()}
 
 
+def test_an_objective_of_ones_own_may_name_its_fields_as_it_likes(batch, small_vgg):
+    # A field named as an attribute of the base class that can't be set would fail in the dataclass's own constructor.
+    @dataclasses.dataclass(frozen=True)
+    class Own(scpl.Objective):
+        classes: int
+
+        def build(self, features, *, rngs):
+            return scpl.LocalClassifier(self.classes).build(features, rngs=rngs)
+
+    pipeline = scpl.Pipeline(scpl.decouple(small_vgg(), 2, Own(CLASSES), batch[0], nnx.Rngs(0)), optax.sgd(0.1))
+    chex.assert_tree_all_finite(losses_of(pipeline.train_step(*batch)))
+
+
 @pytest.mark.numeric
 def test_a_mixture_is_the_weighted_sum_of_its_terms():
     head = scpl.SupCon(head="identity")
