@@ -36,7 +36,7 @@ def new_figure(rows: int = 1, columns: int | None = None, **options: Any) -> tup
     Args:
       rows: axes, one below the other.
       columns: axes side by side, for axes (rows, columns); None for axes (rows,).
-      **options: ``figsize`` in inches; others as of ``matplotlib.figure.Figure.subplots``.
+      **options: ``figsize`` in inches; others as for ``matplotlib.figure.Figure.subplots``.
     """
     _matplotlib()
     from matplotlib.figure import Figure

@@ -39,7 +39,7 @@ class Row:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of the accuracies, as of a sample; None with fewer than two seeds."""
+        """Standard deviation of the accuracies, taken as a sample; None with fewer than two seeds."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     def seconds_to(self, target: float) -> tuple[float | None, ...]:

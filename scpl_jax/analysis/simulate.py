@@ -160,16 +160,16 @@ def speedup_table(
       stages_of: gives the stages of the network cut into that many.
       counts: numbers of stages. Twice as many batches may be in flight with "scpl".
       micro_batches: numbers of micro-batches for "gpipe" and "1f1b".
-      link: as of :func:`simulate`.
-      overhead: as of :func:`simulate`, in seconds.
-      remat: as of :func:`simulate`, for "gpipe" and "1f1b".
+      link: as for :func:`simulate`.
+      overhead: as for :func:`simulate`, in seconds.
+      remat: as for :func:`simulate`, for "gpipe" and "1f1b".
 
     Returns:
       A row for each count: ``stages``; seconds a step as ``scpl``, ``bp``, ``gpipe M`` and ``1f1b M`` for each number M
       of micro-batches; and with ``/scpl`` behind the name how many times that of "scpl" it is.
 
     Raises:
-      ValueError: as of :func:`simulate`.
+      ValueError: as for :func:`simulate`.
 
     Example:
       >>> rows = speedup_table(lambda count: [StageTimes(1 / count, 1 / count)] * count, [2, 4], micro_batches=[2])

@@ -57,7 +57,7 @@ def cached(
         options: what the data set depends on besides, as JSON can hold it; part of the cache file's identity too.
 
     Returns:
-        The data set. A damaged cache file is built anew; a cache that cannot be written costs a warning.
+        The data set. A damaged cache file is built again; a cache that cannot be written costs a warning.
 
     Raises:
         DataError: what `build` raises, or when one of the files is not there; nothing is cached then.
@@ -94,7 +94,7 @@ def _read(kind: type[AnyDataset], path: Path) -> AnyDataset | None:
         texts = {name: tuple(value) if isinstance(value, list) else value for name, value in dict(texts).items()}
         return kind.unpacked(arrays, texts)
     except (*ZIP_ERRORS, ValueError, KeyError, TypeError) as error:  # a DataError is a ValueError
-        _LOGGER.warning("The cached data set %s cannot be read (%s) and is built anew.", path, error)
+        _LOGGER.warning("The cached data set %s cannot be read (%s) and is built again.", path, error)
         return None
 
 

@@ -106,7 +106,7 @@ def colour_jitter(images: Float[Array, "b h w 3"], jitter: Jitter) -> Float[Arra
     planes = _shift_hue(planes, jitter.hue)
     for position in (1, 2, 3):
         planes = _blend(planes, jitter, position, active=position > position_of_hue)
-    # Not stacked along the last axis: for each of its three values a compiler would decide anew which plane to compute.
+    # Not stacked along the last axis: for each of its three values a compiler would decide which plane to compute.
     return jnp.moveaxis(jnp.stack(planes), 0, -1)
 
 

@@ -257,7 +257,7 @@ def limit(dataset: AnyExamples, limit_train: int | None = None, limit_test: int 
 
 
 def add_label_noise(dataset: AnyExamples, rate: float, seed: int) -> AnyExamples:
-    """Draw a share of the training labels anew, uniformly from all classes.
+    """Draw a share of the training labels again, uniformly from all classes.
 
     The true class can be drawn again, so about `rate * (1 - 1 / num_classes)` of the labels end up wrong.
     Test labels are left as they are.

@@ -9,7 +9,7 @@ from scpl_jax.experiments.run_options import AnyOptions
 from scpl_jax.models import LIBRARIES, onednn
 from scpl_jax.training.errors import RunError
 
-# Data that comes with the package: runs of a minute or two, where compiling anew would take longer than it saves.
+# Data that comes with the package: runs of a minute or two, where compiling again would take longer than it saves.
 _SHORT_RUNS = {"digits", "synthetic", "generated"}
 
 
@@ -20,7 +20,7 @@ def resolve_library(asked: str | None, *, dataset: str = "", split: bool = False
       asked: the value of ``--library``, or None.
       dataset: name of the data set of a training run.
       split: whether batches of a stage are split over devices.
-      precision: as of ``--precision``.
+      precision: as for ``--precision``.
 
     Raises:
       RunError: it is unknown, or oneDNN is asked for and can't be had.
@@ -56,7 +56,7 @@ def with_library(options: AnyOptions, dataset: str, config: dict[str, Any] | Non
       config: that of the run to be resumed, which keeps the library that it began with; or None.
 
     Raises:
-      RunError: as of :func:`resolve_library`.
+      RunError: as for :func:`resolve_library`.
     """
     asked = options.library
     if config is not None:

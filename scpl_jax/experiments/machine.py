@@ -32,7 +32,7 @@ def versions(*others: str) -> dict[str, str]:
 
 
 def this_machine(*others: str) -> dict[str, Any]:
-    """The device, how many cores there are, and versions as of :func:`versions`: what stands beside every number."""
+    """The device, how many cores there are, and versions as for :func:`versions`: what stands beside every number."""
     return {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "versions": versions(*others)}
 
 
@@ -49,7 +49,7 @@ def peak_memory_bytes() -> int:
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next arrays instead of giving it back to the system; whether it does.
 
-    The CPU backend allocates the arrays of each step anew. By default glibc gives large ones back at once, and the
+    The CPU backend allocates the arrays of each step again. By default glibc gives large ones back at once, and the
     system then has to find and clear every page again, step after step. To be called before JAX starts its threads.
     Where the environment sets glibc's allocator (``MALLOC_...``, ``GLIBC_TUNABLES``), it stays as it is.
     """

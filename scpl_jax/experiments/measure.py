@@ -73,7 +73,7 @@ class Network:
 def network(workload: Workload, stages: int, cut: str | Sequence[int], others: Sequence[str] = ()) -> Network:
     """Cut the network; the cut is that of the stages with SCPL's local losses.
 
-    ``others`` are learning rules as of the experiments' ``--method``.
+    ``others`` are learning rules as in the experiments' ``--method``.
     """
     inputs, labels = workload.inputs, workload.labels
 

@@ -47,7 +47,7 @@ class Options:
     """Measure the engine's overhead, the augmentation and the start-up."""
 
     model: str = "vgg8"
-    """Network, as of the cifar experiment."""
+    """Network, as for the cifar experiment."""
     width: float = 0.25
     """Multiplier of the numbers of channels."""
     batch_size: int = 128

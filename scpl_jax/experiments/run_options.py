@@ -131,7 +131,7 @@ class RunOptions:
     optimizer: str = "adam"
     """Any Optax optimizer that needs only a learning rate, by name."""
     label_noise: float = 0.0
-    """Share of the training labels drawn anew from all classes, from 0 to 1."""
+    """Share of the training labels drawn again from all classes, from 0 to 1."""
     limit_train: int | None = None
     """Train on the first N examples only."""
     limit_test: int | None = None
@@ -140,8 +140,8 @@ class RunOptions:
     """float32, tf32 or bfloat16; parameters and losses are always float32."""
     library: str | None = None
     """What computes convolutions and matrix products on a CPU: xla, or onednn (on x86-64 under Linux, faster steps; but
-    the programs are compiled anew at every start). Default: onednn where it can be had, one device computes a stage and
-    the data did not come with this package; otherwise xla."""
+    the programs are compiled at every start). Default: onednn where it can be had, one device computes a stage and the
+    data did not come with this package; otherwise xla."""
     seed: int = 0
     """Seed of initial values, order and augmentation."""
     runs: int = 1

@@ -26,7 +26,7 @@ class Options:
     """Compare the speed of SCPL, backpropagation and GPipe on the same network, cut and devices."""
 
     model: str = "vgg8"
-    """Network, as of the cifar experiment, or lstm or transformer."""
+    """Network, as for the cifar experiment, or lstm or transformer."""
     width: float = 0.25
     """Multiplier of the numbers of channels or hidden units."""
     image_size: int = 32
@@ -81,7 +81,7 @@ class Options:
     precision: str = "float32"
     """float32, tf32 or bfloat16 (parameters and losses in float32)."""
     library: str | None = None
-    """What computes convolutions and matrix products on a CPU: xla or onednn, as of the cifar experiment. Default:
+    """What computes convolutions and matrix products on a CPU: xla or onednn, as for the cifar experiment. Default:
     with --single onednn where it can be had, otherwise xla."""
     output: Path | None = None
     """Write the numbers as JSON."""

@@ -25,7 +25,7 @@ class Workload:
       inputs: a batch, the examples along the first axis.
       labels: its labels, int32.
       blocks: makes the network.
-      rule: from the name of a learning rule, as of ``--method``, and the number of stages to its objectives.
+      rule: from the name of a learning rule, as for ``--method``, and the number of stages to its objectives.
       tokens: of an example, where it is a text.
     """
 
@@ -50,7 +50,7 @@ def images(
     """Images of noise, ten classes.
 
     Args:
-      model: as of the cifar experiment.
+      model: as for the cifar experiment.
       width: multiplier of the numbers of channels.
       batch_size: images.
       options: the others of the cifar experiment that count: those of the heads.

@@ -27,7 +27,7 @@ _LEAST_COLUMNS = 64
 _LEAST_TEMPERATURE = 1 / 30
 
 _Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-_Block = tuple[jax.Array, jax.Array, jax.Array]  # as of _blocks
+_Block = tuple[jax.Array, jax.Array, jax.Array]  # as in _blocks
 
 
 def columns_of(n: int) -> int:

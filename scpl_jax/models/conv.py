@@ -186,7 +186,7 @@ def conv_general_dilated(
       window_strides: two strides, in pixels.
       padding: "SAME", "VALID" or two pairs (before, after), in pixels.
       library: what computes it on the CPU, one of ``scpl_jax.models.LIBRARIES``.
-      **options: as of :func:`jax.lax.conv_general_dilated`.
+      **options: as for :func:`jax.lax.conv_general_dilated`.
 
     Returns:
       Shape (B, H', W', F).

@@ -18,7 +18,7 @@ _COPY_BYTES = 8 << 20
 # Bytes of cotangents that are convolved with at a time: oneDNN copies them into another order first.
 _CONVOLVED_BYTES = 32 << 20
 
-# Images, kernel, strides, padding and distances between the kernel's entries to a convolution, as of
+# Images, kernel, strides, padding and distances between the kernel's entries to a convolution, as in
 # scpl_jax.models.onednn.
 Convolution = Callable[[jax.Array, jax.Array, Any, Any, Any], jax.Array]
 

@@ -91,7 +91,7 @@ def normalize_and_pool(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon:
 
     Args:
       x: (B, H, W, C), floating, H and W even.
-      scale: as of :func:`normalize`.
+      scale: as for :func:`normalize`.
       bias: likewise.
       epsilon: likewise.
 

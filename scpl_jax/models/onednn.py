@@ -3,8 +3,8 @@
 XLA's CPU backend has calls of its own for oneDNN's primitives, which its compiler puts into a program only where it is
 built to; a program may contain them all the same. They are faster than what XLA generates, for products of many small
 matrices with permuted axes and for convolutions over few channels by several times. What they cost: XLA can't serialise
-a program with such a call, so no compilation cache can keep it: it is compiled anew in every process, and JAX, if it is
-to keep programs, warns unless they are those of a :class:`scpl_jax.Pipeline`.
+a program with such a call, so no compilation cache can keep it: it is compiled in every process, and JAX, if it is to
+keep programs, warns unless they are those of a :class:`scpl_jax.Pipeline`.
 
 The calls have no derivative, and XLA does not split them over devices. What is differentiable and chooses between the
 two is in :mod:`scpl_jax.models.conv` and :mod:`scpl_jax.models.products`.

@@ -17,7 +17,7 @@ def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @_larger.defjvp
 def _larger_jvp(values: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> Any:
-    # JAX's own derivative asks which of the two equals the result. Where the compiler computes an operand anew for
+    # JAX's own derivative asks which of the two equals the result. Where the compiler computes an operand again for
     # that, rounded differently (a product and a sum in one step), it can be neither. Which is larger has an answer.
     (a, b), (of_a, of_b) = values, tangents
     return _larger(a, b), jnp.where(a >= b, of_a, of_b)

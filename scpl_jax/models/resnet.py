@@ -153,25 +153,25 @@ def resnet(
 
 
 def resnet18(num_classes: int = 10, **options: Any) -> list[nnx.Module]:
-    """ResNet-18: stem, 8 basic units, classifier; options as of :func:`resnet`."""
+    """ResNet-18: stem, 8 basic units, classifier; options as for :func:`resnet`."""
     return resnet((2, 2, 2, 2), num_classes, bottleneck=False, **options)
 
 
 def resnet34(num_classes: int = 10, **options: Any) -> list[nnx.Module]:
-    """ResNet-34: stem, 16 basic units, classifier; options as of :func:`resnet`."""
+    """ResNet-34: stem, 16 basic units, classifier; options as for :func:`resnet`."""
     return resnet((3, 4, 6, 3), num_classes, bottleneck=False, **options)
 
 
 def resnet50(num_classes: int = 10, **options: Any) -> list[nnx.Module]:
-    """ResNet-50: stem, 16 bottlenecks, classifier; options as of :func:`resnet`."""
+    """ResNet-50: stem, 16 bottlenecks, classifier; options as for :func:`resnet`."""
     return resnet((3, 4, 6, 3), num_classes, bottleneck=True, **options)
 
 
 def resnet101(num_classes: int = 10, **options: Any) -> list[nnx.Module]:
-    """ResNet-101: stem, 33 bottlenecks, classifier; options as of :func:`resnet`."""
+    """ResNet-101: stem, 33 bottlenecks, classifier; options as for :func:`resnet`."""
     return resnet((3, 4, 23, 3), num_classes, bottleneck=True, **options)
 
 
 def resnet152(num_classes: int = 10, **options: Any) -> list[nnx.Module]:
-    """ResNet-152: stem, 50 bottlenecks, classifier; options as of :func:`resnet`."""
+    """ResNet-152: stem, 50 bottlenecks, classifier; options as for :func:`resnet`."""
     return resnet((3, 8, 36, 3), num_classes, bottleneck=True, **options)

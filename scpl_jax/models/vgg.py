@@ -97,7 +97,7 @@ def vgg8(num_classes: int = 10, *, width: float = 1.0, rngs: nnx.Rngs, **options
       num_classes: width of the logits.
       width: multiplier of every number of channels and of the hidden units.
       rngs: source of randomness.
-      **options: ``image_shape``, ``init``, ``dtype``, ``library`` as of :func:`vgg`.
+      **options: ``image_shape``, ``init``, ``dtype``, ``library`` as for :func:`vgg`.
 
     Example:
       >>> from flax import nnx

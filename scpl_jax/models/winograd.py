@@ -137,7 +137,7 @@ def forward(images: jax.Array, kernel: jax.Array, precision: Any = None, chunk_b
     Args:
       images: float32.
       kernel: float32.
-      precision: of the matrix products, as of :func:`jax.lax.dot_general`.
+      precision: of the matrix products, as for :func:`jax.lax.dot_general`.
       chunk_bytes: memory for transformed images and products at a time. Default: ``CHUNK_BYTES``.
 
     Example:
@@ -181,7 +181,7 @@ def _convolve(images: jax.Array, kernel: jax.Array, precision: Any, chunk_bytes:
         return lax.dynamic_update_slice_in_dim(result, some(part_of(images, index, chunk)), index * chunk, 0)
 
     # Every entry is written over. Zeros depend on nothing, so they would be there, and take memory, from the beginning
-    # of the program on; a maximum is not computed anew by what needs it, with all that it depends on.
+    # of the program on; a maximum is not computed again by what needs it, with all that it depends on.
     unwritten = jnp.broadcast_to(images[0, 0, 0].max(), (batch, height, width, features))
     result: jax.Array = lax.fori_loop(0, batch // chunk, body, unwritten)
     return result
@@ -198,7 +198,7 @@ def kernel_gradient(
       images: float32.
       cotangent: float32.
       product: computes ``a.T @ b``.
-      chunk_bytes: as of :func:`forward`.
+      chunk_bytes: as for :func:`forward`.
     """
     channels, features = images.shape[-1], cotangent.shape[-1]
     chunk = _images_at_a_time(images.shape, features, chunk_bytes)

@@ -319,7 +319,7 @@ class Pipeline:
         """Compile the training step for batches of this shape now instead of at the first step.
 
         Args:
-          images: as of :meth:`train_step`; only shapes and dtypes are used.
+          images: as for :meth:`train_step`; only shapes and dtypes are used.
           labels: likewise.
 
         Returns:
@@ -333,7 +333,7 @@ class Pipeline:
         """Memory that each group's step needs beside its state and its messages, by the compiler's account.
 
         Args:
-          images: as of :meth:`train_step`; only shapes and dtypes are used.
+          images: as for :meth:`train_step`; only shapes and dtypes are used.
           labels: likewise.
         """
         needed: list[int] = self._training_programs(*self._admit_shapes(images, labels))[1].temporary_bytes

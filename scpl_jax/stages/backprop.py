@@ -174,7 +174,7 @@ def backward(
     Args:
       group: its stages (static).
       first: whether it is the first group (static); it hands nothing back.
-      remat: as of :func:`forward` (static).
+      remat: as for :func:`forward` (static).
       params: parameters of each stage.
       saved: from :func:`forward`.
       cotangent: gradient of the message that the group handed on: a list, one array for each floating leaf.
@@ -256,11 +256,11 @@ def update(
       gradient: of each stage's parameters, summed over the micro-batches.
       metrics: of the last group: loss and so on; else empty.
       with_norms: compute the gradient norm of every layer, else they are 0.
-      skip_non_finite: as of :func:`scpl_jax.stages.step.apply_gradient`, for each stage by itself (static).
+      skip_non_finite: as for :func:`scpl_jax.stages.step.apply_gradient`, for each stage by itself (static).
       objective: the loss, for groups without metrics; None where the optimizer does not ask for it.
 
     Returns:
-      (the new states, metrics of each stage as of :func:`scpl_jax.stages.train_step`).
+      (the new states, metrics of each stage as for :func:`scpl_jax.stages.train_step`).
     """
     new, reported = [], []
     objective = metrics.get("loss", objective)

@@ -52,7 +52,7 @@ def apply_optimizer(
       optimizer: an Optax optimizer (static).
       params: what is trained.
       state: from :func:`initial_optimizer_state` or the update before.
-      gradient: a tree like ``params``, as of ``jax.grad``.
+      gradient: a tree like ``params``, as for ``jax.grad``.
       value: what it is the gradient of, a scalar; passed to optimizers that take it.
 
     Returns:

@@ -89,7 +89,7 @@ def stage_loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.A
       labels: class indices, shape (N,) or (N, 1), integer; -1 for examples that losses and accuracy leave out.
 
     Returns:
-      (scalar; (message for the next stage, other variables after the step, metrics as of :func:`gradients`)).
+      (scalar; (message for the next stage, other variables after the step, metrics as for :func:`gradients`)).
     """
     module: StageModule = nnx.merge(stage.train_graph, params, rest, copy=True)
     labels = indices_on_device(labels)
@@ -129,7 +129,7 @@ def gradients(
       rest: its other variables.
       message: what the stage before handed on (for stage 0 the network's input). It is detached here: whatever computed
         it gets no gradient.
-      labels: class indices, as of :func:`stage_loss`.
+      labels: class indices, as for :func:`stage_loss`.
 
     Returns:
       (gradient, a tree like ``params``; (message for the next stage, other variables after the step, metrics)). Metrics
@@ -183,13 +183,13 @@ def train_step(
       optimizer: the stage's Optax optimizer (static).
       state: the stage's state.
       message: what the stage before handed on.
-      labels: class indices, as of :func:`stage_loss`.
+      labels: class indices, as for :func:`stage_loss`.
       with_norms: compute the gradient norm of every layer; may be traced, so that a program that is asked for them now
         and then is compiled only once. Otherwise they are 0.
-      skip_non_finite: as of :func:`apply_gradient` (static).
+      skip_non_finite: as for :func:`apply_gradient` (static).
 
     Returns:
-      (new state, message for the next stage as computed before the update, metrics as of :func:`gradients`, with those
+      (new state, message for the next stage as computed before the update, metrics as for :func:`gradients`, with those
       of :func:`apply_gradient` added).
     """
     gradient, (features, rest, metrics) = gradients(stage, state.params, state.rest, message, labels)
@@ -222,7 +222,7 @@ def apply_gradient(
       gradient: a tree like its parameters.
       rest: the other variables after the step.
       metrics: scalars of the step; ``objective``, for optimizers that want it, is what the gradient is of.
-      with_norms: as of :func:`train_step`.
+      with_norms: as for :func:`train_step`.
       skip_non_finite: leave out updates by bad numbers (static). Unlike ``optax.apply_if_finite`` this keeps batch
         statistics clean too, looks at the loss, and never gives up.
 

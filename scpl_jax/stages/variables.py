@@ -73,7 +73,7 @@ def check_kept(before: Any, after: Any, what: str) -> None:
     """Refuse what makes, loses or reshapes variables while it runs: a step is compiled for those that there are.
 
     Args:
-      before: variables by which a module is called, as of :func:`split`; a tree of arrays or their shapes and dtypes.
+      before: variables by which a module is called, as for :func:`split`; a tree of arrays or their shapes and dtypes.
       after: the same after the call.
       what: name of the module.
 

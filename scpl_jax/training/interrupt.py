@@ -70,7 +70,7 @@ class Agreement:
 
     Args:
       interrupt: tells whether this process was asked to stop.
-      max_in_flight: as of the pipeline.
+      max_in_flight: as for the pipeline.
 
     Attributes:
       cause: why to stop, where it is not a signal; the same in every process once they stop.

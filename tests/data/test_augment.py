@@ -288,7 +288,7 @@ def test_strong_is_basic_views_then_coloured_views() -> None:
     assert is_plain[:64].all()
     assert all(window is not None for window in windows[:64])
     # Views left without colour, 0.2 x 0.8 of them, show that the second crop is of the same image, drawn
-    # anew.
+    # again.
     plain = [i for i in range(64) if is_plain[64 + i]]
     assert 2 <= len(plain) <= 24
     assert all(windows[64 + i] is not None for i in plain)

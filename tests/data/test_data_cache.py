@@ -79,7 +79,7 @@ def test_any_change_of_the_files_is_seen(tmp_path, decoded, change):
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut off", "flipped", "encrypted", "newer", "other"])
-def test_a_damaged_cache_file_is_built_anew(tmp_path, decoded, caplog, damage):
+def test_a_damaged_cache_file_is_built_again(tmp_path, decoded, caplog, damage):
     write_image_folder(tmp_path / "pets")
     first = _load(tmp_path)
     path = _cache_file(tmp_path)
@@ -103,7 +103,7 @@ def test_a_damaged_cache_file_is_built_anew(tmp_path, decoded, caplog, damage):
     with caplog.at_level(logging.WARNING):
         second = _load(tmp_path)
     assert decoded
-    assert "is built anew" in caplog.text
+    assert "is built again" in caplog.text
     _assert_equal(first, second)
     decoded.clear()
     _load(tmp_path)

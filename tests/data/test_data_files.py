@@ -269,7 +269,7 @@ def test_a_cache_file_that_is_none_costs_a_warning(tmp_path, caplog, answer):
     ANSWERS[answer](kept)
     with caplog.at_level(logging.WARNING):
         again = load("imagefolder", data_dir=root, cache_dir=tmp_path / "cache")
-    assert "is built anew" in caplog.text
+    assert "is built again" in caplog.text
     np.testing.assert_array_equal(again.train_images, first.train_images)
 
 

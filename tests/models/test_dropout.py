@@ -1,4 +1,4 @@
-"""Dropout drops the share that it should, anew each time, and keeps the mean."""
+"""Dropout drops the share that it should, again each time, and keeps the mean."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_the_same_key_drops_the_same_and_another_one_other_values():
     assert 400 < np.sum(first != other) < 600
 
 
-def test_a_layer_drops_anew_each_time_in_training_and_nothing_in_evaluation():
+def test_a_layer_drops_again_each_time_in_training_and_nothing_in_evaluation():
     layer, x = Dropout(0.5, rngs=nnx.Rngs(0)), jnp.ones(1000)
     first, second = layer(x), layer(x)
     assert 400 < np.sum(np.asarray(first != second)) < 600

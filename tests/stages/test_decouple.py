@@ -102,7 +102,7 @@ def test_dropout_of_two_stages_draws_different_masks(batch):
     assert bool((masks[0] != masks[1]).any())
 
 
-def test_dropout_draws_anew_at_every_step_and_not_in_evaluation(batch):
+def test_dropout_draws_again_at_every_step_and_not_in_evaluation(batch):
     blocks = [nnx.Dropout(0.5, rngs=nnx.Rngs(0)), nnx.Linear(500, 4, rngs=nnx.Rngs(1))]
     images = jnp.ones((8, 500))
     (stage,) = decouple(blocks, 1, (images, batch[1]), objective=scpl.SupCon(head="identity"))

@@ -115,7 +115,7 @@ def prepare(tfds_name: str, tfds_dir: Path, url: str | None = None) -> None:
     if any((tfds_dir / tfds_name).glob("*/*.tfrecord*")):
         raise DataError(
             f"{tfds_dir / tfds_name} holds {tfds_name} as TFRecord files, expected ArrayRecord files; move "
-            "that folder away or set TFDS_DATA_DIR to another one to have it prepared anew."
+            "that folder away or set TFDS_DATA_DIR to another one to have it prepared again."
         )
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
@@ -166,7 +166,7 @@ def read_prepared(
     except Exception as error:
         raise DataError(
             f"what TFDS prepared in {Path(builder.data_path).resolve()} cannot be read ({_first_line(error)}); remove "
-            "that folder to have it prepared anew."
+            "that folder to have it prepared again."
         ) from error
 
 
