@@ -82,7 +82,7 @@ for count in range(1, 7):
         )
 
 # %% [markdown]
-# Blocks can't be divided, so stages are never quite equal: six stages can be 3.8 times
+# Blocks can't be divided, so stages are never quite equal: six stages can be 3.9 times
 # as fast as one device, not six times.
 #
 # ## How many
@@ -150,8 +150,8 @@ axis.legend(frameon=False, fontsize=8)
 figure.tight_layout()
 
 # %% [markdown]
-# After three epochs one to four stages stay within 0.025 of backpropagation here; five
-# and six fall behind by about 0.04 to 0.05.
+# After three epochs one to five stages stay within 0.03 of backpropagation here; six
+# fall behind by 0.033.
 #
 # ## Which head
 #
@@ -189,11 +189,10 @@ for name, objective in CHOICES.items():
 
 # %% [markdown]
 # Read such a table by differences that are larger than those between seeds: with 360
-# test images one image is 0.003, and the seeds above lie up to 0.023 apart. What it
-# tells is the price, up to three fifths of the work, and that on easy data after three
-# epochs a head need not pay: no head at all is ahead, the smallest pooled one is
-# behind, and half a cross-entropy makes up for most of it. On harder data ask again:
-# `--table heads` below.
+# test images one image is 0.003, and the seeds above lie up to 0.012 apart. What it
+# tells is the price, up to 63 % of the work, and that on easy data after three epochs a
+# head need not pay: a linear one and none at all are ahead, the smallest pooled one is
+# behind. On harder data ask again: `--table heads` below.
 #
 # `python -m scpl_jax.experiments.reproduce --table NAME --data-dir FOLDER` asks CIFAR-10
 # the same: `stages` and `heads`, and also `temperature`, `batch` and `noise`.
