@@ -67,7 +67,7 @@ def run(environment: dict[str, str], cores: list[int], arguments: list[str]) -> 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 if all tests passed in all settings."""
     sys.path.insert(0, str(ROOT))
-    from scpl_jax.models import onednn
+    from scpl_jax.kernels import onednn
 
     cores = sorted(os.sched_getaffinity(0)) if PINS else list(range(os.cpu_count() or 1))
     found = list(settings(len(cores), onednn.has_avx512(), onednn.available()))

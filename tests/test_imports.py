@@ -10,15 +10,16 @@ import scpl_jax
 PACKAGE = Path(scpl_jax.__file__).parent
 # Each room with the rooms it may import from, besides itself.
 ROOMS: dict[str, set[str]] = {
+    "kernels": set(),
     "losses": set(),
-    "models": set(),
+    "models": {"kernels"},
     "objectives": {"losses", "models"},
-    "stages": {"losses", "models", "objectives"},
+    "stages": {"kernels", "losses", "objectives"},
     "pipeline": {"losses", "stages"},
     "data": set(),
     "training": {"pipeline", "stages", "data"},
     "analysis": {"losses", "pipeline", "stages", "training"},
-    "experiments": {"losses", "models", "objectives", "stages", "pipeline", "data", "training", "analysis"},
+    "experiments": {"kernels", "losses", "models", "objectives", "stages", "pipeline", "data", "training", "analysis"},
 }
 
 

@@ -1,9 +1,9 @@
 """Speed of convolutions by shape: ``python -m scpl_jax.experiments.convolutions --output FILE.json``.
 
 Forward pass, gradient of the images and gradient of the kernel of 3 x 3 convolutions with strides 1 in every form that
-there is: XLA's, oneDNN's (:mod:`scpl_jax.models.onednn`; for the kernel a convolution over three axes), Winograd's
-(:mod:`scpl_jax.models.winograd`), for the kernel matrix products over copies
-(:mod:`scpl_jax.models.kernel_gradients`), whose products and Winograd's may be oneDNN's, and, where it is installed,
+there is: XLA's, oneDNN's (:mod:`scpl_jax.kernels.onednn`; for the kernel a convolution over three axes), Winograd's
+(:mod:`scpl_jax.kernels.winograd`), for the kernel matrix products over copies
+(:mod:`scpl_jax.kernels.kernel_gradients`), whose products and Winograd's may be oneDNN's, and, where it is installed,
 PyTorch's. All are measured in turn in one process. Speeds count the operations of the direct form, whatever a form
 saves, so that they compare times.
 """
@@ -23,7 +23,7 @@ from scpl_jax.experiments import measure
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import this_machine
 from scpl_jax.experiments.run_options import integers
-from scpl_jax.models import conv, kernel_gradients, onednn, winograd
+from scpl_jax.kernels import conv, kernel_gradients, onednn, winograd
 from scpl_jax.training.errors import RunError
 from scpl_jax.training.files import write_json
 

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from scpl_jax.experiments.run_options import AnyOptions
-from scpl_jax.models import LIBRARIES, onednn
+from scpl_jax.kernels import onednn
+from scpl_jax.models import LIBRARIES
 from scpl_jax.training.errors import RunError
 
 # Data that comes with the package: runs of a minute or two, where compiling again would take longer than it saves.

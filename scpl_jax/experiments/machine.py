@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from scpl_jax.data.paths import find_cache_dir, say_once
-from scpl_jax.models.onednn import is_tested_jaxlib
+from scpl_jax.kernels.onednn import is_tested_jaxlib
 from scpl_jax.pipeline import Pipeline, Timeline, idle_shares, processes
 from scpl_jax.training.files import reason_of
 

@@ -26,8 +26,8 @@ from scpl_jax.experiments.flops import matrix_flops
 from scpl_jax.experiments.input_path import data_paths
 from scpl_jax.experiments.run_options import as_arguments
 from scpl_jax.experiments.throughput_options import Options
+from scpl_jax.kernels import onednn
 from scpl_jax.losses import cross_entropy
-from scpl_jax.models import onednn
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.stages import Stage, initial_state, train_step
 

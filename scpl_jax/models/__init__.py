@@ -1,9 +1,12 @@
-"""Networks as ordered lists of blocks; the last block is the classifier. No loss, no device, no data."""
+"""Networks as ordered lists of blocks, the last of which is the classifier, and the layers they are made of.
 
+The arithmetic below layers is in :mod:`scpl_jax.kernels`. No loss, no device, no data.
+"""
+
+from scpl_jax.kernels.onednn import LIBRARIES as LIBRARIES
 from scpl_jax.models.cnn import cnn as cnn
 from scpl_jax.models.layers import INITIALISERS as INITIALISERS
 from scpl_jax.models.lstm import lstm as lstm
-from scpl_jax.models.onednn import LIBRARIES as LIBRARIES
 from scpl_jax.models.registry import MODELS as MODELS
 from scpl_jax.models.registry import build_model as build_model
 from scpl_jax.models.registry import paper_cut as paper_cut

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scpl_jax.models.conv import convolution_of
+from scpl_jax.kernels.conv import convolution_of
+from scpl_jax.kernels.norm import BatchNorm
+from scpl_jax.kernels.products import dot_general
 from scpl_jax.models.initial import uniform
-from scpl_jax.models.norm import BatchNorm
-from scpl_jax.models.products import dot_general
 
 INITIALISERS = ("torch", "lecun", "he")
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.models.dropout import Dropout
+from scpl_jax.kernels.dropout import Dropout
+from scpl_jax.kernels.onednn import check_library
+from scpl_jax.kernels.recurrence import recurrence
 from scpl_jax.models.initial import uniform
 from scpl_jax.models.layers import scaled
-from scpl_jax.models.onednn import check_library
-from scpl_jax.models.recurrence import recurrence
 from scpl_jax.models.sequence import Embedding, TextClassifier, TextMessage
 
 
@@ -24,7 +24,7 @@ class BiLSTM(nnx.Module):
 
     with the gates in torch's order i, f, g, o, each from :math:`x W + b + h U + b'`. The first state is the final one
     of the layer before, where there is one. Both directions run in one loop,
-    :func:`scpl_jax.models.recurrence.recurrence`.
+    :func:`scpl_jax.kernels.recurrence.recurrence`.
 
     Args:
       in_features: D of the incoming sequence.

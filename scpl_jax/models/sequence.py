@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.models.dropout import Dropout
+from scpl_jax.kernels.dropout import Dropout
 from scpl_jax.models.layers import linear
 
 PAD = 0

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.models.dropout import Dropout
+from scpl_jax.kernels.dropout import Dropout
+from scpl_jax.kernels.products import attention_mixture, attention_scores
 from scpl_jax.models.layers import linear, scaled
-from scpl_jax.models.products import attention_mixture, attention_scores
 from scpl_jax.models.sequence import Embedding, TextClassifier, TextMessage, masked_mean
 
 Norm = Callable[..., nnx.Module]

@@ -18,7 +18,7 @@ from scpl_jax.pipeline.placement import batch_sharding, is_local, replicated
 from scpl_jax.pipeline.transfer import elsewhere
 from scpl_jax.stages.decouple import Stage
 
-# In the text of a program: a call of oneDNN, see scpl_jax.models.onednn.
+# In the text of a program: a call of oneDNN, see scpl_jax.kernels.onednn.
 _NOT_SERIALISABLE = "__onednn$"
 # What a program on a CPU may hold unless something else is asked for: stages, and bytes handed on between them a batch.
 # So memory does not grow with depth, and of a deep network's equal stages few programs are compiled;

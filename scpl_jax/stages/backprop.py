@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from scpl_jax.kernels.norm import move_averages
 from scpl_jax.losses import cross_entropy
 from scpl_jax.losses.labels import indices_on_device, is_kept, is_outside
-from scpl_jax.models.norm import move_averages
 from scpl_jax.stages.decouple import Stage, StageModule
 from scpl_jax.stages.step import StageState, apply_gradient
 from scpl_jax.stages.variables import check_kept, split

@@ -13,7 +13,7 @@ from PIL import Image
 
 from scpl_jax.experiments.cifar import main
 from scpl_jax.experiments.command_line import run
-from scpl_jax.models import onednn
+from scpl_jax.kernels import onednn
 
 COMMAND = [sys.executable, "-m", "scpl_jax.experiments.cifar"]
 TINY = [

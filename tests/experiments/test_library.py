@@ -18,7 +18,8 @@ from scpl_jax.experiments.cifar import main
 from scpl_jax.experiments.command_line import run
 from scpl_jax.experiments.library import resolve_library, with_library
 from scpl_jax.experiments.options import Options
-from scpl_jax.models import build_model, onednn
+from scpl_jax.kernels import onednn
+from scpl_jax.models import build_model
 from scpl_jax.models.layers import conv, linear
 from scpl_jax.models.transformer import Attention
 from scpl_jax.stages.cost import module_cost

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from scpl_jax.models.norm import BatchNorm
+from scpl_jax.kernels.norm import BatchNorm
 
 
 def zeros(*_):

@@ -8,7 +8,7 @@ from closeness import assert_close
 from flax import nnx
 
 import scpl_jax as scpl
-from scpl_jax.models.norm import BatchNorm
+from scpl_jax.kernels.norm import BatchNorm
 
 SUPCON = scpl.SupCon(head="mlp-bn", head_dims=(8, 6))
 # Without a change of parameters the first block's statistics depend on its images only.

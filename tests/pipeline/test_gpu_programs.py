@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import scpl_jax as scpl
-from scpl_jax.models import onednn
+from scpl_jax.kernels import onednn
 from scpl_jax.stages import initial_state, train_step
 
 IMAGES, TEXTS = np.zeros((8, 16, 16, 3), np.float32), np.ones((8, 6), np.int32)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import scpl_jax as scpl
-from scpl_jax.models import onednn
+from scpl_jax.kernels import onednn
 from scpl_jax.pipeline import Timeline
 
 STEPS = 4

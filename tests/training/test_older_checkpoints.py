@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 import scpl_jax as scpl
+from scpl_jax.kernels.norm import BatchNorm
 from scpl_jax.models import layers
-from scpl_jax.models.norm import BatchNorm
 from scpl_jax.training import CheckpointStore, RunError
 from scpl_jax.training.checkpoints import Progress, _check_same
 

@@ -7,7 +7,7 @@ a program with such a call, so no compilation cache can keep it: it is compiled 
 keep programs, warns unless they are those of a :class:`scpl_jax.Pipeline`.
 
 The calls have no derivative, and XLA does not split them over devices. What is differentiable and chooses between the
-two is in :mod:`scpl_jax.models.conv` and :mod:`scpl_jax.models.products`.
+two is in :mod:`scpl_jax.kernels.conv` and :mod:`scpl_jax.kernels.products`.
 """
 
 import functools

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from scpl_jax.models import conv, onednn, products
+from scpl_jax.kernels import conv, onednn, products
 
 pytestmark = pytest.mark.skipif(not onednn.available(), reason="no oneDNN in this jaxlib")
 CALL = "__onednn$"

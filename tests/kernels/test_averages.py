@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from scpl_jax import InfoReg, SupCon
+from scpl_jax.kernels.norm import BatchNorm
 from scpl_jax.models import resnet18, resnet50, vgg8
-from scpl_jax.models.norm import BatchNorm
 
 MOMENTA = [0.0, 0.3, 0.9, 0.99, 0.9999]
 # The ways into the layer. The pooled ones have a form of their own for even sides, and none for odd ones.

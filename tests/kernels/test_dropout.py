@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from scpl_jax.models.dropout import Dropout, dropout
+from scpl_jax.kernels.dropout import Dropout, dropout
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])

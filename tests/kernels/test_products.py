@@ -9,7 +9,8 @@ import pytest
 from closeness import assert_close
 from flax import nnx
 
-from scpl_jax.models import build_model, lstm, onednn, products, transformer
+from scpl_jax.kernels import onednn, products
+from scpl_jax.models import build_model, lstm, transformer
 from scpl_jax.models.layers import linear
 
 pytestmark = pytest.mark.usefixtures("onednn_at_any_size")

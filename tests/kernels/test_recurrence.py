@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
-from scpl_jax.models import onednn
-from scpl_jax.models import recurrence as module
-from scpl_jax.models.recurrence import recurrence
+from scpl_jax.kernels import onednn
+from scpl_jax.kernels import recurrence as module
+from scpl_jax.kernels.recurrence import recurrence
 
 LENGTH, ROWS, FEATURES, HIDDEN = 5, 3, 4, 6
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from scpl_jax.models.winograd import Product, chunk_size, sum_over_parts
+from scpl_jax.kernels.winograd import Product, chunk_size, sum_over_parts
 
 # Bytes of copies at a time; a quarter or four times as much is slower.
 _COPY_BYTES = 8 << 20
@@ -19,7 +19,7 @@ _COPY_BYTES = 8 << 20
 _CONVOLVED_BYTES = 32 << 20
 
 # Images, kernel, strides, padding and distances between the kernel's entries to a convolution, as in
-# scpl_jax.models.onednn.
+# scpl_jax.kernels.onednn.
 Convolution = Callable[[jax.Array, jax.Array, Any, Any, Any], jax.Array]
 
 

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from scpl_jax.models.onednn import on_cpu
-from scpl_jax.models.pooling import max_pool_2x2, windows, winners
-from scpl_jax.models.winograd import chunk_size
+from scpl_jax.kernels.onednn import on_cpu
+from scpl_jax.kernels.pooling import max_pool_2x2, windows, winners
+from scpl_jax.kernels.winograd import chunk_size
 
 # Bytes of the gradient of pooled inputs that are computed at a time.
 _CHUNK_BYTES = 16 << 20

@@ -1,9 +1,9 @@
 """A convolution that is fast on the CPU.
 
-Kernels of 3 x 3 over many channels take fewer products in Winograd's form (:mod:`scpl_jax.models.winograd`). Of the
+Kernels of 3 x 3 over many channels take fewer products in Winograd's form (:mod:`scpl_jax.kernels.winograd`). Of the
 others XLA's CPU backend computes the kernel's gradient over large images at a tenth of the speed of its forward pass;
-as matrix products over shifted copies (:mod:`scpl_jax.models.kernel_gradients`) it is several times faster. With the
-library oneDNN (:mod:`scpl_jax.models.onednn`) convolutions forward and to the images are its own, and the kernel's
+as matrix products over shifted copies (:mod:`scpl_jax.kernels.kernel_gradients`) it is several times faster. With the
+library oneDNN (:mod:`scpl_jax.kernels.onednn`) convolutions forward and to the images are its own, and the kernel's
 gradient is one of its convolutions, too, or takes its products.
 """
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from scpl_jax.models import kernel_gradients, onednn, winograd
+from scpl_jax.kernels import kernel_gradients, onednn, winograd
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 # What follows is by measurement (python -m scpl_jax.experiments.convolutions).

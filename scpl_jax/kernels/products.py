@@ -1,4 +1,4 @@
-"""Matrix products of layers and of attention, by XLA or on the CPU by oneDNN (:mod:`scpl_jax.models.onednn`).
+"""Matrix products of layers and of attention, by XLA or on the CPU by oneDNN (:mod:`scpl_jax.kernels.onednn`).
 
 The functions for oneDNN have derivatives of their own, whose products are oneDNN's too where these are faster. Those of
 attention take queries, keys and values as the layers before them leave them, (N, L, heads, D): XLA would copy them into
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from scpl_jax.models import onednn
-from scpl_jax.models.winograd import transposed_product
+from scpl_jax.kernels import onednn
+from scpl_jax.kernels.winograd import transposed_product
 
 # With fewer operations a call of oneDNN itself takes longer than it saves (experiments/single/README.md).
 _MIN_ONEDNN = 1 << 22

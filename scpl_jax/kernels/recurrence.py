@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scpl_jax.models.products import dot_general
+from scpl_jax.kernels.products import dot_general
 
 # From so many rows a step on, one product of inputs and states is as fast; with few, as 64, training takes longer with
 # it (experiments/single/README.md).

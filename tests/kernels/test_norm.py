@@ -8,9 +8,9 @@ import pytest
 from closeness import assert_close
 from flax import nnx
 
-from scpl_jax.models import norm
-from scpl_jax.models.norm import BatchNorm
-from scpl_jax.models.pooling import max_pool_2x2
+from scpl_jax.kernels import norm
+from scpl_jax.kernels.norm import BatchNorm
+from scpl_jax.kernels.pooling import max_pool_2x2
 
 OPTIONS = {"momentum": 0.9, "epsilon": 1e-5, "use_fast_variance": False}
 

@@ -8,7 +8,7 @@ from closeness import assert_close
 from flax import nnx
 from jax import lax
 
-from scpl_jax.models import conv, kernel_gradients, onednn, winograd
+from scpl_jax.kernels import conv, kernel_gradients, onednn, winograd
 
 pytestmark = pytest.mark.usefixtures("onednn_at_any_size")
 NEEDS_ONEDNN = pytest.mark.skipif(not onednn.available(), reason="no oneDNN in this jaxlib")
