@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from scpl_jax.data.errors import ZIP_ERRORS
-from scpl_jax.data.files import open_file, readable
+from scpl_jax.data.reading import open_file, readable
 
 _LOGGER = logging.getLogger(__name__)
 # Goes up whenever the file's layout or the decoding of any reader changes.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scpl_jax.data.errors import DataError, some
-from scpl_jax.data.files import open_file, readable
+from scpl_jax.data.reading import open_file, readable
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from scpl_jax.data import Dataset, TextDataset, make_augment
 from scpl_jax.data.dataset import Examples
-from scpl_jax.data.ragged import Texts
+from scpl_jax.data.text.ragged import Texts
 from scpl_jax.experiments.throughput_options import Options
 from scpl_jax.experiments.workloads import TEXT_MODELS
 

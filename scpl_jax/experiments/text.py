@@ -18,8 +18,8 @@ import tqdm  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from scpl_jax.data import TextDataset, TextRequest, load_texts  # noqa: E402
-from scpl_jax.data.files import check_given  # noqa: E402
-from scpl_jax.data.vectors import read_vectors  # noqa: E402
+from scpl_jax.data.reading import check_given  # noqa: E402
+from scpl_jax.data.text.vectors import read_vectors  # noqa: E402
 from scpl_jax.experiments.building import dtype_of  # noqa: E402
 from scpl_jax.experiments.command_line import run  # noqa: E402
 from scpl_jax.experiments.run_options import fill_in  # noqa: E402

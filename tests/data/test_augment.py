@@ -13,7 +13,7 @@ from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scpl_jax.data.augment import (
+from scpl_jax.data.images.augment import (
     AUGMENTATIONS,
     Augment,
     crop_flip,
@@ -22,7 +22,7 @@ from scpl_jax.data.augment import (
     random_colour,
     random_crop_flip,
 )
-from scpl_jax.data.colour import ORDERS, Jitter, colour_jitter, draw_jitter, grayscale
+from scpl_jax.data.images.colour import ORDERS, Jitter, colour_jitter, draw_jitter, grayscale
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 PADDING = 4

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from scpl_jax.data import DataError
-from scpl_jax.data.buckets import bucket_lengths, eval_text_batches, text_batches
-from scpl_jax.data.ragged import Texts
+from scpl_jax.data.text.buckets import bucket_lengths, eval_text_batches, text_batches
+from scpl_jax.data.text.ragged import Texts
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from data_archives import cifar10_binary, write_image, write_image_folder, write_tar
 
 from scpl_jax.data import DataError, load
-from scpl_jax.data import images as images_module
+from scpl_jax.data.images import decoding as images_module
 
 FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scpl_jax.data import DataError, Dataset, add_label_noise, limit
-from scpl_jax.data.images import channel_statistics
+from scpl_jax.data.images.decoding import channel_statistics
 
 
 def _dataset(num_train=20, num_test=6, num_classes=5):

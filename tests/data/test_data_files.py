@@ -21,8 +21,8 @@ from data_archives import (
 )
 
 from scpl_jax.data import DataError, TextRequest, cache, load, load_texts
-from scpl_jax.data.files import is_file, is_folder, open_file, readable
-from scpl_jax.data.vectors import read_vectors
+from scpl_jax.data.reading import is_file, is_folder, open_file, readable
+from scpl_jax.data.text.vectors import read_vectors
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scpl_jax.data import DataError, TextRequest, load, load_texts
-from scpl_jax.data.labels import class_of
-from scpl_jax.data.text_readers import tfds
+from scpl_jax.data.class_names import class_of
+from scpl_jax.data.text.readers import tfds_texts
 
 
 def texts(tmp_path, labels, kind="csv", test=None, **changes):
@@ -179,10 +179,10 @@ def test_prepared_texts_keep_none_whose_label_is_secret(monkeypatch, tmp_path):
         examples = [{"sentence": b"a film", "label": label} for label in (0, -1, 1, -1)]
         return ("negative", "positive"), [convert(examples) for _ in splits]
 
-    monkeypatch.setattr(tfds.images, "find_prepared", lambda *_: tmp_path)
-    monkeypatch.setattr(tfds.images, "prepared_files", lambda *_: [])
-    monkeypatch.setattr(tfds.images, "read_prepared", read)
-    raw = tfds.find("sst2", tmp_path).read()
+    monkeypatch.setattr(tfds_texts.images, "find_prepared", lambda *_: tmp_path)
+    monkeypatch.setattr(tfds_texts.images, "prepared_files", lambda *_: [])
+    monkeypatch.setattr(tfds_texts.images, "read_prepared", read)
+    raw = tfds_texts.find("sst2", tmp_path).read()
     assert raw.train.labels == [0, 1]
     assert raw.note == "4 texts without a label were left out (4 -1)."
 

@@ -113,7 +113,7 @@ def test_auto_does_not_pass_over_a_damaged_cifar10(tmp_path):
 def test_importing_the_package_loads_nothing_heavy_and_auto_no_tensorflow(tmp_path):
     program = """
 import sys
-import scpl_jax.data.registry as registry
+import scpl_jax.data.images.image_sets as registry
 heavy = {"PIL", "sklearn", "tensorflow", "tensorflow_datasets"} & set(sys.modules)
 assert not heavy, heavy
 registry.load("auto", cache_dir=sys.argv[1])

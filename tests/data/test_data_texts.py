@@ -7,9 +7,10 @@ import os
 import numpy as np
 import pytest
 
-from scpl_jax.data import DataError, TextRequest, add_label_noise, limit, load_texts, paths, text_registry
-from scpl_jax.data.ragged import Texts
-from scpl_jax.data.words import build_vocabulary, clean, stop_words
+from scpl_jax.data import DataError, TextRequest, add_label_noise, limit, load_texts, paths
+from scpl_jax.data.text import text_sets
+from scpl_jax.data.text.ragged import Texts
+from scpl_jax.data.text.words import build_vocabulary, clean, stop_words
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_imdb_is_read_from_its_folders_classes_in_turn(imdb):
 def cleaned(monkeypatch):
     """The texts that were cleaned so far."""
     texts = []
-    monkeypatch.setattr(text_registry, "clean", lambda text, stop: texts.append(text) or clean(text, stop))
+    monkeypatch.setattr(text_sets, "clean", lambda text, stop: texts.append(text) or clean(text, stop))
     return texts
 
 

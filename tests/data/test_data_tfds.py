@@ -16,7 +16,7 @@ import pytest
 from data_archives import CIFAR10_NAMES, cifar10_binary, write_folder, write_tar
 
 from scpl_jax.data import DataError, TextRequest, load, load_texts
-from scpl_jax.data.readers import tfds
+from scpl_jax.data.images.readers import tfds
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 
@@ -27,7 +27,7 @@ PREPARE = """
 
     from tensorflow_datasets.image_classification.cifar import Cifar10
 
-    from scpl_jax.data.readers import tfds
+    from scpl_jax.data.images.readers import tfds
 
     url, tfds_dir = sys.argv[1:]
     published = Cifar10._cifar_info.fget
@@ -44,7 +44,7 @@ PREPARE_TEXTS = """
     from tensorflow_datasets.datasets.imdb_reviews import imdb_reviews_dataset_builder as imdb
     from tensorflow_datasets.text import glue
 
-    from scpl_jax.data.readers import tfds
+    from scpl_jax.data.images.readers import tfds
 
     host, tfds_dir = sys.argv[1:]
     imdb._DOWNLOAD_URL = f"{host}/aclImdb_v1.tar.gz"
@@ -233,7 +233,7 @@ def closed():
 def test_fashion_mnist_through_tfds_equals_the_idx_files(tmp_path, monkeypatch):
     from data_archives import write_fashion_mnist
 
-    from scpl_jax.data.readers import idx
+    from scpl_jax.data.images.readers import idx
 
     images, labels = write_fashion_mnist(tmp_path / "idx")
     arrays = (images[..., None], labels.astype(np.int32))

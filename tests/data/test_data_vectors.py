@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scpl_jax.data import DataError
-from scpl_jax.data.vectors import read_vectors
+from scpl_jax.data.text.vectors import read_vectors
 
 TEXT = b"the 1 2 3\ncat 4 5 6\n"
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpl_jax.data import DataError, TextRequest, load_texts, text_registry
-from scpl_jax.data.words import clean, composed, stop_words
+from scpl_jax.data import DataError, TextRequest, load_texts
+from scpl_jax.data.text import text_sets
+from scpl_jax.data.text.words import clean, composed, stop_words
 
 ONE_WORD = {
     "Hindi": "हिन्दी",
@@ -106,8 +107,8 @@ def test_texts_cleaned_by_other_rules_are_not_taken_from_the_cache(tmp_path, mon
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "".join(f"re\u0301sume\u0301 {i},{i % 2}\n" for i in range(10)), encoding="utf-8")
     request = TextRequest("file", data_file=path, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(text_registry, "_READER", "texts-1")
-    monkeypatch.setattr(text_registry, "clean", lambda text, stop: ["old"])
+    monkeypatch.setattr(text_sets, "_READER", "texts-1")
+    monkeypatch.setattr(text_sets, "clean", lambda text, stop: ["old"])
     assert load_texts(request).words == ("old",)
     monkeypatch.undo()
     assert load_texts(request).words[0] == "r\u00e9sum\u00e9"

@@ -363,7 +363,7 @@ def pickles(folder: Path, chance: random.Random) -> None:
     """Load a pickle that wants to call something."""
     import pickle
 
-    from scpl_jax.data.readers.restricted_pickle import load_arrays
+    from scpl_jax.data.images.readers.restricted_pickle import load_arrays
 
     names = ("os system", "posix system", "builtins eval", "subprocess Popen", "numpy.core.multiarray _reconstruct",
              "numpy ndarray", "numpy dtype", "_codecs encode", "builtins getattr", "shutil rmtree")  # fmt: skip
@@ -377,7 +377,7 @@ def pickles(folder: Path, chance: random.Random) -> None:
 
 def text(name: str, folder: Path, chance: random.Random) -> None:
     """Read a text data set from damaged files."""
-    from scpl_jax.data.text_registry import TextRequest, load_texts
+    from scpl_jax.data.text.text_sets import TextRequest, load_texts
 
     write(folder / "data", damage_files(sound(name), chance))
     options: dict[str, Any] = {"cache_dir": folder / "cache", "max_length": chance.choice((None, 3, 1))}
@@ -389,7 +389,7 @@ def text(name: str, folder: Path, chance: random.Random) -> None:
 
 def vectors(folder: Path, chance: random.Random) -> None:
     """Read damaged word vectors."""
-    from scpl_jax.data.vectors import read_vectors
+    from scpl_jax.data.text.vectors import read_vectors
 
     write(folder, damage_files(sound("vectors"), chance))
     read_vectors(folder / "vectors.txt", ["fine", "dull", "3"], chance.choice((None, None, 3, 2)))

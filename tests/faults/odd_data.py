@@ -86,7 +86,7 @@ def check_labels(dataset: Any, *splits: Sequence[str]) -> None:
 
 def label_files(folder: Path, chance: random.Random) -> None:
     """Read texts with odd labels from a file, or from a pair of different kinds."""
-    from scpl_jax.data.text_registry import TextRequest, load_texts
+    from scpl_jax.data.text.text_sets import TextRequest, load_texts
 
     first = draw_labels(chance)
     splits = [first, [chance.choice([*first, *MISSING]) for _ in range(6)]] if chance.random() < 0.4 else [first]
@@ -146,9 +146,9 @@ def odd_text(chance: random.Random, most: int = 12) -> str:
 
 def words_of_texts(folder: Path, chance: random.Random) -> None:
     """Clean odd texts, read them from files in either form, and find vectors of their words."""
-    from scpl_jax.data.text_registry import TextRequest, load_texts
-    from scpl_jax.data.vectors import read_vectors
-    from scpl_jax.data.words import clean
+    from scpl_jax.data.text.text_sets import TextRequest, load_texts
+    from scpl_jax.data.text.vectors import read_vectors
+    from scpl_jax.data.text.words import clean
 
     texts = [odd_text(chance) for _ in range(6)]
     for text in texts:
@@ -242,8 +242,8 @@ READERS = (
 def read(kind: str, folder: Path, cache: Path) -> int:
     """Read a data set of the campaign's sound files: how many examples there are."""
     from scpl_jax.data import load
-    from scpl_jax.data.text_registry import TextRequest, load_texts
-    from scpl_jax.data.vectors import read_vectors
+    from scpl_jax.data.text.text_sets import TextRequest, load_texts
+    from scpl_jax.data.text.vectors import read_vectors
 
     dataset: Any
     if kind == "vectors":

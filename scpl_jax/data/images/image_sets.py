@@ -5,24 +5,15 @@ from pathlib import Path
 
 from scpl_jax.data.dataset import Dataset, check_use
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.files import check_given, readable
+from scpl_jax.data.images.readers import auto, cifar_files, digits, idx, imagefolder, npz, synthetic, tiny_imagenet
+from scpl_jax.data.images.readers.request import Request
 from scpl_jax.data.paths import expand, find_cache_dir
-from scpl_jax.data.readers import (
-    auto,
-    cifar,
-    digits,
-    idx,
-    imagefolder,
-    npz,
-    synthetic,
-    tiny_imagenet,
-)
-from scpl_jax.data.readers.request import Request
+from scpl_jax.data.reading import check_given, readable
 
 _LOADERS: dict[str, Callable[[Request], Dataset]] = {
     "auto": auto.load,
-    "cifar10": cifar.load,
-    "cifar100": cifar.load,
+    "cifar10": cifar_files.load,
+    "cifar100": cifar_files.load,
     "tiny-imagenet": tiny_imagenet.load,
     "fashion-mnist": idx.load,
     "digits": digits.load,

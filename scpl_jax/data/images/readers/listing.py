@@ -10,10 +10,10 @@ import numpy as np
 from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError, some
-from scpl_jax.data.files import open_file
-from scpl_jax.data.images import channel_statistics, decode_images
-from scpl_jax.data.readers.request import Request
-from scpl_jax.data.words import composed
+from scpl_jax.data.images.decoding import channel_statistics, decode_images
+from scpl_jax.data.images.readers.request import Request
+from scpl_jax.data.reading import open_file
+from scpl_jax.data.text.words import composed
 
 _READER = "listing-2"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from scpl_jax.data.words import composed
+from scpl_jax.data.text.words import composed
 
 # What pandas writes for, and reads as, a missing value; each spelling of not-a-number besides (see `class_of`).
 _WORDS = " #N/A #NA -1.#IND -1.#QNAN 1.#IND 1.#QNAN <NA> N/A NA NULL None n/a null"

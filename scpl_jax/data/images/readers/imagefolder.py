@@ -5,8 +5,7 @@ from pathlib import Path
 
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.files import folders_in, is_folder, names_in, real_path
-from scpl_jax.data.readers.listing import (
+from scpl_jax.data.images.readers.listing import (
     IMAGE_EXTENSIONS,
     Listing,
     check_classes,
@@ -15,7 +14,8 @@ from scpl_jax.data.readers.listing import (
     is_image,
     take_turns,
 )
-from scpl_jax.data.readers.request import Request
+from scpl_jax.data.images.readers.request import Request
+from scpl_jax.data.reading import folders_in, is_folder, names_in, real_path
 
 _LAYOUT = "a folder that holds train/<class>/* and test/<class>/* (or val/<class>/*)"
 

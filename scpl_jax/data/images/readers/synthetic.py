@@ -3,8 +3,8 @@
 import numpy as np
 
 from scpl_jax.data.dataset import Dataset
-from scpl_jax.data.images import channel_statistics
-from scpl_jax.data.readers.request import Request
+from scpl_jax.data.images.decoding import channel_statistics
+from scpl_jax.data.images.readers.request import Request
 
 _NUM_CLASSES = 10
 _NUM_TRAIN = 2000

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scpl_jax.data.text_readers.raw import RawDataset, RawTexts
+from scpl_jax.data.text.readers.raw import RawDataset, RawTexts
 
 _GOOD = ["great", "lovely", "superb", "charming", "brilliant", "moving", "funny", "warm", "clever", "gorgeous"]
 _BAD = ["awful", "dull", "clumsy", "boring", "dreadful", "bland", "stale", "tedious", "sloppy", "lifeless"]

@@ -6,7 +6,7 @@ import numpy as np
 
 from scpl_jax.data.batching import Batch, check_batch_size, epoch_order, fill_up
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.ragged import Texts
+from scpl_jax.data.text.ragged import Texts
 
 _MULTIPLE = 8
 

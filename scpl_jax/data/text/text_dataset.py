@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from scpl_jax.data.batching import Batch, check_batch_size
-from scpl_jax.data.buckets import eval_text_batches, text_batches
 from scpl_jax.data.dataset import check_labels, make_printable
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.ragged import Texts
+from scpl_jax.data.text.buckets import eval_text_batches, text_batches
+from scpl_jax.data.text.ragged import Texts
 
 _SPLITS = ("train", "test")
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from scpl_jax.data.class_names import LabelReader
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.labels import LabelReader
-from scpl_jax.data.readers import tfds as images
-from scpl_jax.data.text_readers.raw import RawDataset, RawTexts, Replaced, Source
+from scpl_jax.data.images.readers import tfds as images
+from scpl_jax.data.text.readers.raw import RawDataset, RawTexts, Replaced, Source
 
 # Name in TFDS, the split with known labels to test on, the keys of texts, and where TFDS downloads it from.
 _KNOWN: dict[str, tuple[str, str, tuple[str, ...], str]] = {

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from scpl_jax.data.class_names import LabelReader, class_numbers, in_order
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import ZIP_ERRORS, DataError, some
-from scpl_jax.data.files import is_folder, is_there, open_file
-from scpl_jax.data.images import channel_statistics, resize, to_rgb
-from scpl_jax.data.labels import LabelReader, class_numbers, in_order
-from scpl_jax.data.readers.request import Request
+from scpl_jax.data.images.decoding import channel_statistics, resize, to_rgb
+from scpl_jax.data.images.readers.request import Request
+from scpl_jax.data.reading import is_folder, is_there, open_file
 
 _LAYOUT = "a .npz file with x_train, y_train, x_test, y_test or a folder with train.npz and test.npz of x, y"
 _MOST_CLASSES = 100_000  # more are no classes, and no memory would hold a classifier of them

@@ -9,10 +9,10 @@ import numpy as np
 
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.files import is_file, read_file
-from scpl_jax.data.images import channel_statistics, resize, to_rgb
-from scpl_jax.data.readers import tfds
-from scpl_jax.data.readers.request import Request
+from scpl_jax.data.images.decoding import channel_statistics, resize, to_rgb
+from scpl_jax.data.images.readers import tfds
+from scpl_jax.data.images.readers.request import Request
+from scpl_jax.data.reading import is_file, read_file
 
 _FILES = (
     "train-images-idx3-ubyte",

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
-from scpl_jax.data.colour import colour_jitter, draw_jitter, grayscale
+from scpl_jax.data.images.colour import colour_jitter, draw_jitter, grayscale
 
 AUGMENTATIONS = ("none", "basic", "strong")
 PADDING = 4

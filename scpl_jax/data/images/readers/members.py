@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.files import is_file, is_folder, open_file, read_file
+from scpl_jax.data.reading import is_file, is_folder, open_file, read_file
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from scpl_jax.data.buckets import bucket_lengths
 from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import check_use
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.files import check_given, readable, real_path
 from scpl_jax.data.paths import expand, find_cache_dir
-from scpl_jax.data.ragged import Texts
-from scpl_jax.data.text_dataset import TextDataset
-from scpl_jax.data.text_readers import folders, generated, tables, tfds
-from scpl_jax.data.text_readers.raw import RawDataset, RawTexts, Source
-from scpl_jax.data.words import UNKNOWN, build_vocabulary, clean, stop_words
+from scpl_jax.data.reading import check_given, readable, real_path
+from scpl_jax.data.text.buckets import bucket_lengths
+from scpl_jax.data.text.ragged import Texts
+from scpl_jax.data.text.readers import folders, generated, table_files, tfds_texts
+from scpl_jax.data.text.readers.raw import RawDataset, RawTexts, Source
+from scpl_jax.data.text.text_dataset import TextDataset
+from scpl_jax.data.text.words import UNKNOWN, build_vocabulary, clean, stop_words
 
 # Tokens of a text that count, as in the paper.
 _MAX_LENGTHS = {"sst2": 15, "ag-news": 60, "imdb": 350, "dbpedia": 400, "file": 400, "generated": 60}
@@ -69,7 +69,7 @@ def load_texts(request: TextRequest) -> TextDataset:
 
     A data set asked for by name is never replaced by another. Only `auto` chooses: SST-2 where it is at hand, else
     generated sentences; it never downloads, and says in `TextDataset.note` what it did. Texts without a word or
-    without a label are left out, and `note` says how many (see `scpl_jax.data.labels.class_of` for missing labels).
+    without a label are left out, and `note` says how many (for missing labels see `scpl_jax.data.class_names`).
 
     Raises:
         DataError: for an unknown name, data that are missing or damaged, or training texts of one class only.
@@ -122,16 +122,16 @@ def _find(request: TextRequest) -> tuple[str, Source]:
     if request.name == "file":
         assert request.data_file is not None
         columns = request.text_column, request.label_column
-        return request.name, tables.find_file_pair(request.data_file, request.test_file, *columns)
+        return request.name, table_files.find_file_pair(request.data_file, request.test_file, *columns)
     name = "sst2" if request.name == "auto" else request.name
     if request.data_dir is not None:
-        finders = {"imdb": folders.find_imdb, "sst2": tables.find_sst2}
-        finder = finders.get(name, lambda folder: tables.find_csv(folder, name))
+        finders = {"imdb": folders.find_imdb, "sst2": table_files.find_sst2}
+        finder = finders.get(name, lambda folder: table_files.find_csv(folder, name))
         if (found := finder(request.data_dir)) is not None:
             return name, found
-    if request.name == "auto" and not tfds.is_prepared(name, request.data_dir):
+    if request.name == "auto" and not tfds_texts.is_prepared(name, request.data_dir):
         return "generated", Source((), lambda: dataclasses.replace(generated.load(), note=_NOTE))
-    return name, tfds.find(name, request.data_dir)
+    return name, tfds_texts.find(name, request.data_dir)
 
 
 def _encoded(request: TextRequest, raw: RawDataset) -> TextDataset:

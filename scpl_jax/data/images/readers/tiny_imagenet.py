@@ -7,8 +7,7 @@ from pathlib import Path
 
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import ZIP_ERRORS, DataError
-from scpl_jax.data.files import is_file, is_folder, is_there, names_in, open_file, read_file, real_path
-from scpl_jax.data.readers.listing import (
+from scpl_jax.data.images.readers.listing import (
     Listing,
     check_classes,
     class_folders,
@@ -16,8 +15,9 @@ from scpl_jax.data.readers.listing import (
     is_image,
     take_turns,
 )
-from scpl_jax.data.readers.request import Request
-from scpl_jax.data.words import composed
+from scpl_jax.data.images.readers.request import Request
+from scpl_jax.data.reading import is_file, is_folder, is_there, names_in, open_file, read_file, real_path
+from scpl_jax.data.text.words import composed
 
 _NAME = "tiny-imagenet-200"
 _LAYOUT = f"a folder that holds {_NAME}.zip or the folder {_NAME} extracted from it"

@@ -6,8 +6,8 @@ import numpy as np
 
 from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
-from scpl_jax.data.images import channel_statistics, resize, to_rgb
-from scpl_jax.data.readers.request import Request
+from scpl_jax.data.images.decoding import channel_statistics, resize, to_rgb
+from scpl_jax.data.images.readers.request import Request
 
 _DEFAULT_SIZE = 32
 _BRIGHTEST = 16

@@ -12,9 +12,9 @@ import numpy as np
 from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
+from scpl_jax.data.images.readers.probe import reachable
+from scpl_jax.data.images.readers.request import Request
 from scpl_jax.data.paths import expand
-from scpl_jax.data.readers.probe import reachable
-from scpl_jax.data.readers.request import Request
 
 _READER = "tfds-1"
 _FORMAT = "array_record"

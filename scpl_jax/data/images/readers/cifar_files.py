@@ -8,12 +8,12 @@ import numpy as np
 from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.files import real_path
-from scpl_jax.data.images import resize
-from scpl_jax.data.readers import tfds
-from scpl_jax.data.readers.members import Members, find_members
-from scpl_jax.data.readers.request import Request
-from scpl_jax.data.readers.restricted_pickle import load_arrays
+from scpl_jax.data.images.decoding import resize
+from scpl_jax.data.images.readers import tfds
+from scpl_jax.data.images.readers.members import Members, find_members
+from scpl_jax.data.images.readers.request import Request
+from scpl_jax.data.images.readers.restricted_pickle import load_arrays
+from scpl_jax.data.reading import real_path
 
 _READER = "cifar-1"
 _PIXELS = 3 * 32 * 32
@@ -116,7 +116,7 @@ def load_prepared(request: Request) -> Dataset:
     """Read what TFDS has prepared; where it has not, download and prepare it first.
 
     Raises:
-        DataError: as `scpl_jax.data.readers.tfds.load`.
+        DataError: as `scpl_jax.data.images.readers.tfds.load`.
     """
 
     def finish(train: tfds.Arrays, test: tfds.Arrays, class_names: tuple[str, ...]) -> Dataset:

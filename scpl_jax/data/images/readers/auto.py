@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from scpl_jax.data.dataset import Dataset
-from scpl_jax.data.readers import cifar, digits, tfds
-from scpl_jax.data.readers.request import Request
+from scpl_jax.data.images.readers import cifar_files, digits, tfds
+from scpl_jax.data.images.readers.request import Request
 
 _NOTE = (
     "CIFAR-10 was not found, so the digits bundled with scikit-learn are used; --dataset cifar10 downloads "
@@ -21,9 +21,9 @@ def load(request: Request) -> Dataset:
         DataError: when CIFAR-10 is there but damaged; it is not passed over then.
     """
     as_cifar = replace(request, name="cifar10")
-    official = cifar.load_official(as_cifar)
+    official = cifar_files.load_official(as_cifar)
     if official is not None:
         return official
     if tfds.find_prepared("cifar10", request.data_dir) is not None:
-        return cifar.load_prepared(as_cifar)
+        return cifar_files.load_prepared(as_cifar)
     return replace(digits.load(replace(request, name="digits")), note=_NOTE)

@@ -7,8 +7,8 @@ from io import BufferedReader
 from pathlib import Path
 
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.files import is_file, open_file
 from scpl_jax.data.packed import UTF_16, unpackable
+from scpl_jax.data.reading import is_file, open_file
 
 # Far longer than any text of the known data sets; a longer line is no text, and would not fit into memory.
 MAX_LINE_BYTES = 10_000_000

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from scpl_jax.data.class_names import LabelReader, class_of, in_order
 from scpl_jax.data.errors import DataError, some
-from scpl_jax.data.labels import LabelReader, class_of, in_order
-from scpl_jax.data.text_readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced, Source, find_file, lines
-from scpl_jax.data.words import composed
+from scpl_jax.data.text.readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced, Source, find_file, lines
+from scpl_jax.data.text.words import composed
 
 Row = tuple[int, Mapping[str, Any]]
 """The number of the line at which a row ends, and its values by column: texts; of JSON also None, lists and dicts."""

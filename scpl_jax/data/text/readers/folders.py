@@ -4,8 +4,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.files import is_folder, names_in, read_file
-from scpl_jax.data.text_readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced, Source
+from scpl_jax.data.reading import is_folder, names_in, read_file
+from scpl_jax.data.text.readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced, Source
 
 _CLASSES = ("neg", "pos")
 

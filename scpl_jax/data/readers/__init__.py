@@ -1,1 +1,0 @@
-"""Readers, one file for each family of formats; `scpl_jax.data.registry` chooses among them."""

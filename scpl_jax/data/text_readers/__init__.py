@@ -1,1 +1,0 @@
-"""One module for each layout in which text data sets are published."""
