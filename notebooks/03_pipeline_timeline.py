@@ -35,10 +35,10 @@ import numpy as np
 import optax
 import scpl_jax as scpl
 from flax import nnx
-from scpl_jax.analysis import Link, StageTimes, simulate, speedup_table
 from scpl_jax.analysis.figures import COLOURS
-from scpl_jax.analysis.timeline import chart
+from scpl_jax.analysis.timeline_figure import chart
 from scpl_jax.pipeline import Span, Timeline, idle_shares
+from scpl_jax.simulation import Link, StageTimes, simulate, speedup_table
 
 plt.rc("axes.spines", top=False, right=False)
 plt.rc("figure", dpi=110)

@@ -19,7 +19,19 @@ ROOMS: dict[str, set[str]] = {
     "data": set(),
     "training": {"pipeline", "stages", "data"},
     "analysis": {"losses", "pipeline", "stages", "training"},
-    "experiments": {"kernels", "losses", "models", "objectives", "stages", "pipeline", "data", "training", "analysis"},
+    "simulation": {"pipeline", "stages"},
+    "experiments": {
+        "simulation",
+        "kernels",
+        "losses",
+        "models",
+        "objectives",
+        "stages",
+        "pipeline",
+        "data",
+        "training",
+        "analysis",
+    },
 }
 
 

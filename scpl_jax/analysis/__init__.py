@@ -1,7 +1,4 @@
-"""What the methods would cost on machines that are not here."""
+"""What runs and networks tell: gradient paths and norms, features, results of runs, and figures of them.
 
-from scpl_jax.analysis.machine import Link as Link
-from scpl_jax.analysis.simulate import Simulation as Simulation
-from scpl_jax.analysis.simulate import StageTimes as StageTimes
-from scpl_jax.analysis.simulate import simulate as simulate
-from scpl_jax.analysis.simulate import speedup_table as speedup_table
+Import the modules by name. What machines would do that are not here is in :mod:`scpl_jax.simulation`.
+"""

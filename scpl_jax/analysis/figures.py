@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from scpl_jax.training.files import reason_of
+from scpl_jax.training.writing import reason_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def attempt(what: str, draw: Callable[..., object], *arguments: Any) -> bool:
     try:
         draw(*arguments)
     except Exception as error:  # of matplotlib, its configuration, fonts, the disk
-        _LOG.warning("%s could not be drawn (%s); the numbers are whole", what, reason_of(error))
+        _LOG.warning("%s could not be written (%s); the numbers are whole", what, reason_of(error))
         return False
     return True
 

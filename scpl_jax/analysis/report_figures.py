@@ -21,7 +21,7 @@ def svg_of(draw: Callable[[IO[str]], None]) -> str:
     """
     file = io.StringIO()
     if not attempt("a figure of the report", draw, file):
-        return "<p>This figure could not be drawn.</p>"
+        return "<p>This figure could not be written.</p>"
     return inline(file.getvalue())
 
 

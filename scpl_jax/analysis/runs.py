@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from scpl_jax.analysis.shapes import NUMBER, mismatch
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import read_json, reason_of
 from scpl_jax.training.run_dir import RunDirectory
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import read_json, reason_of
 
 _OPTIONAL = (NUMBER, None)
 _STAGE = {

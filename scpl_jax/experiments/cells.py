@@ -16,10 +16,10 @@ from typing import Any
 
 from scpl_jax.analysis.runs import read_run
 from scpl_jax.experiments.tables import Cell, Table
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import read_json, write_json
 from scpl_jax.training.interrupt import Interrupt
 from scpl_jax.training.run_dir import RunDirectory
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import read_json, write_json
 
 # They bring their own data.
 _WITHOUT_FILES = {"digits", "synthetic", "generated"}

@@ -22,8 +22,8 @@ from scpl_jax.data.paths import expand
 from scpl_jax.experiments.machine import avoid_fusion_emitters, keep_freed_memory
 from scpl_jax.experiments.run_options import AnyOptions, contradiction, flag, from_json
 from scpl_jax.pipeline import PipelineBrokenError, processes
-from scpl_jax.training.errors import RunError
 from scpl_jax.training.run_dir import RunDirectory
+from scpl_jax.training.run_error import RunError
 from scpl_jax.training.streams import LastingStream, LostOutputError, lasting_streams
 
 T = TypeVar("T")

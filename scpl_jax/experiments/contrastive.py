@@ -19,11 +19,11 @@ from scpl_jax.experiments import measure
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import this_machine
 from scpl_jax.experiments.run_options import integers
+from scpl_jax.losses.contrastive_blocks import blockwise_loss, columns_of
+from scpl_jax.losses.contrastive_loss import plain_loss
 from scpl_jax.losses.rows import unit_rows
-from scpl_jax.losses.supcon import plain_loss
-from scpl_jax.losses.supcon_blocks import blockwise_loss, columns_of
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import write_json
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import write_json
 
 FORMS = ("plain", "blocks")
 

@@ -24,8 +24,8 @@ from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import this_machine
 from scpl_jax.experiments.run_options import integers
 from scpl_jax.kernels import conv, kernel_gradients, onednn, winograd
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import write_json
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import write_json
 
 PASSES = ("forward", "image gradient", "kernel gradient")
 _PADDING = ((1, 1), (1, 1))

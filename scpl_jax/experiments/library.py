@@ -8,7 +8,7 @@ import jax
 from scpl_jax.experiments.run_options import AnyOptions
 from scpl_jax.kernels import onednn
 from scpl_jax.models import LIBRARIES
-from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_error import RunError
 
 # Data that comes with the package: runs of a minute or two, where compiling again would take longer than it saves.
 _SHORT_RUNS = {"digits", "synthetic", "generated"}

@@ -16,7 +16,7 @@ import jax
 from scpl_jax.data.paths import find_cache_dir, say_once
 from scpl_jax.kernels.onednn import is_tested_jaxlib
 from scpl_jax.pipeline import Pipeline, Timeline, idle_shares, processes
-from scpl_jax.training.files import reason_of
+from scpl_jax.training.writing import reason_of
 
 
 def versions(*others: str) -> dict[str, str]:
@@ -151,7 +151,7 @@ class Recording:
         self._timeline, self._done = None, True
         if processes.is_first() and spans:
             from scpl_jax.analysis.figures import attempt
-            from scpl_jax.analysis.timeline import draw, write_trace
+            from scpl_jax.analysis.timeline_figure import draw, write_trace
 
             written = attempt("timeline.json", write_trace, spans, self._folder / "timeline.json")
             shown = [span for span in spans if span.step < min(s.step for s in spans) + 12]

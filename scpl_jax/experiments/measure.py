@@ -24,7 +24,7 @@ from scpl_jax.objectives import CrossEntropy, Objective
 from scpl_jax.pipeline import Pipeline, Span, Timeline, processes
 from scpl_jax.pipeline.placement import is_local
 from scpl_jax.stages import Stage, decouple
-from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_error import RunError
 
 # Steps before those that are timed: the pipeline fills.
 _FILL = 4

@@ -29,8 +29,8 @@ from scpl_jax.models.vgg import VGGBlock
 from scpl_jax.objectives import CrossEntropy, SupCon
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.stages import decouple
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import write_json
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import write_json
 
 
 @dataclasses.dataclass

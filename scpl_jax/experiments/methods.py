@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from scpl_jax.objectives import Associated, CrossEntropy, InfoReg, LocalClassifier, Mixture, Objective, PredSim, SupCon
-from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_error import RunError
 
 END_TO_END = ("bp", "gpipe")
 RULES = ("scpl", *END_TO_END, "early-exit", "al", "predsim", "inforeg", "dascpl")

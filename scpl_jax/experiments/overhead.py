@@ -36,8 +36,8 @@ from scpl_jax.models import build_model
 from scpl_jax.objectives import SupCon
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.stages import Stage, decouple, initial_state, train_step
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import write_json
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import write_json
 
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 

@@ -21,10 +21,10 @@ from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import versions
 from scpl_jax.experiments.reuse import shared_runs
 from scpl_jax.experiments.tables import SCALES, Speed, Table, find, read_table
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import read_json, write_json
 from scpl_jax.training.interrupt import Interrupt
 from scpl_jax.training.run_dir import RunDirectory
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import read_json, write_json
 
 
 @dataclasses.dataclass

@@ -16,7 +16,7 @@ from scpl_jax.experiments.command_line import parse_options
 from scpl_jax.experiments.options import Options
 from scpl_jax.experiments.tables import Cell
 from scpl_jax.experiments.text_options import TextOptions
-from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_error import RunError
 
 _KINDS: Mapping[str, type[Any]] = {"cifar": Options, "text": TextOptions}
 # What a line of a ledger says of its own table.

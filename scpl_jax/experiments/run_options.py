@@ -12,7 +12,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from scpl_jax.data.paths import expand
 from scpl_jax.experiments.methods import END_TO_END, check_method
 from scpl_jax.models import LIBRARIES
-from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_error import RunError
 
 # What --precision means for matrix products of float32; float32 is float32 on a GPU too.
 PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}

@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.analysis import Link, StageTimes, simulate, speedup_table
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import versions
 from scpl_jax.experiments.run_options import integers
 from scpl_jax.models.layers import Classifier
 from scpl_jax.models.vgg import VGGBlock
 from scpl_jax.objectives import SupCon
+from scpl_jax.simulation import Link, StageTimes, simulate, speedup_table
 from scpl_jax.stages.cost import module_cost
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import read_json, write_json
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import read_json, write_json
 
 _BLOCKS = 64
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from scpl_jax.data.paths import expand
 from scpl_jax.experiments.run_options import as_arguments
-from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_error import RunError
 
 SCALES = ("small", "paper")
 _TOP = {"title", "task", "seeds", "target", "options", "speed", "rows", "parts", *SCALES}

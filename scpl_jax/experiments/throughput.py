@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from scpl_jax.analysis.figures import attempt
-from scpl_jax.analysis.timeline import draw
+from scpl_jax.analysis.timeline_figure import draw
 from scpl_jax.data.paths import find_cache_dir
 from scpl_jax.experiments import measure, speed_report
 from scpl_jax.experiments.building import devices_of
@@ -29,8 +29,8 @@ from scpl_jax.experiments.single import show as show_single
 from scpl_jax.experiments.throughput_options import Options
 from scpl_jax.experiments.workloads import TEXT_MODELS, Workload
 from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import read_json, write_json
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import read_json, write_json
 
 
 def _measure_all(options: Options) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from scpl_jax.experiments.run_options import PRECISIONS, integers
 from scpl_jax.experiments.text_options import TextOptions
 from scpl_jax.experiments.workloads import TEXT_MODELS, Workload, images, texts
 from scpl_jax.models import paper_cut
-from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_error import RunError
 
 KNOWN = ("scpl", *END_TO_END)
 METHODS = "scpl,scpl synchronous,bp,gpipe 2,gpipe 4,gpipe 8,gpipe 4 remat"

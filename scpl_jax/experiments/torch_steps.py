@@ -14,7 +14,7 @@ from scpl_jax.experiments import measure
 from scpl_jax.experiments import torch_networks as networks
 from scpl_jax.experiments.throughput_options import Options
 from scpl_jax.experiments.workloads import TEXT_MODELS
-from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_error import RunError
 
 
 def torch_stages(options: Options, cut: Sequence[int], *, local: bool) -> list[networks.Stage]:

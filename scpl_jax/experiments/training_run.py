@@ -31,7 +31,7 @@ from scpl_jax.training import (
     probe_stages,
     train,
 )
-from scpl_jax.training.files import reason_of
+from scpl_jax.training.writing import reason_of
 
 
 def _configure_jax(options: RunOptions) -> None:
@@ -349,7 +349,7 @@ def _write_results(results: dict[str, Any], directory: RunDirectory) -> None:
 
 
 def _draw_exits(results: dict[str, Any], plots: Path) -> None:
-    from scpl_jax.analysis.exits import draw_exits
+    from scpl_jax.analysis.exit_curves import draw_exits
 
     plots.mkdir(exist_ok=True)
     draw_exits(results["exits"], results["early_stops"], plots / "exits.svg")

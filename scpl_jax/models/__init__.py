@@ -7,9 +7,9 @@ from scpl_jax.kernels.onednn import LIBRARIES as LIBRARIES
 from scpl_jax.models.cnn import cnn as cnn
 from scpl_jax.models.layers import INITIALISERS as INITIALISERS
 from scpl_jax.models.lstm import lstm as lstm
-from scpl_jax.models.registry import MODELS as MODELS
-from scpl_jax.models.registry import build_model as build_model
-from scpl_jax.models.registry import paper_cut as paper_cut
+from scpl_jax.models.named import MODELS as MODELS
+from scpl_jax.models.named import build_model as build_model
+from scpl_jax.models.named import paper_cut as paper_cut
 from scpl_jax.models.resnet import resnet18 as resnet18
 from scpl_jax.models.resnet import resnet34 as resnet34
 from scpl_jax.models.resnet import resnet50 as resnet50

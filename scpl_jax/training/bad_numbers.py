@@ -15,9 +15,9 @@ import numpy as np
 from scpl_jax.data import Examples
 from scpl_jax.pipeline import processes
 from scpl_jax.pipeline.skips import Skip
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import reason_of, whole_file
 from scpl_jax.training.run_dir import RunDirectory
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import reason_of, whole_file
 
 _LOG = logging.getLogger(__name__)
 # More lines than this about one stage would hide everything else; metrics.jsonl has the counts.

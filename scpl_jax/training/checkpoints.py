@@ -21,8 +21,8 @@ from scpl_jax.pipeline.placement import processes as processes_of
 from scpl_jax.pipeline.transfer import elsewhere, to_devices
 from scpl_jax.stages import StageState
 from scpl_jax.training.checksums import damage, sums_of, write_sums
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import check_space, read_json, reason_of, sync_folder, write_json
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import check_space, read_json, reason_of, sync_folder, write_json
 
 _LOG = logging.getLogger(__name__)
 # More bytes than what lists and describes a stage's arrays takes, and than an array takes on the disk besides its

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from scpl_jax.training.files import reason_of, sync_folder, whole_file
+from scpl_jax.training.writing import reason_of, sync_folder, whole_file
 
 NAME = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)\n")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_error import RunError
 
 _OTHERS = "try adam, adamw, sgd, lamb, lars, lion or rmsprop"
 

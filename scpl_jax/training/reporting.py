@@ -14,8 +14,8 @@ import jax
 import tqdm
 
 from scpl_jax.pipeline import processes
-from scpl_jax.training.files import reason_of
 from scpl_jax.training.streams import lasting
+from scpl_jax.training.writing import reason_of
 
 if TYPE_CHECKING:
     from scpl_jax.training.tensorboard import Scalars

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scpl_jax.training.errors import RunError
-from scpl_jax.training.files import Lock, read_json, reason_of, sync_folder, whole_file, write_json
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import Lock, read_json, reason_of, sync_folder, whole_file, write_json
 
 
 class RunDirectory:

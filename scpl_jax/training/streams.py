@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from scpl_jax.training.files import reason_of
+from scpl_jax.training.writing import reason_of
 
 
 class LostOutputError(Exception):

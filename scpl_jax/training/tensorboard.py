@@ -8,7 +8,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
-from scpl_jax.training.files import reason_of
+from scpl_jax.training.writing import reason_of
 
 _LOG = logging.getLogger(__name__)
 # What was written appears in TensorBoard after so many seconds at most.

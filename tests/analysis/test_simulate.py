@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scpl_jax.analysis import Link, StageTimes, simulate, speedup_table
-from scpl_jax.analysis.simulate import METHODS
+from scpl_jax.simulation import Link, StageTimes, simulate, speedup_table
+from scpl_jax.simulation.simulator import METHODS
 
 # Equal stages of the closed forms: seconds for a whole batch.
 F, B, U = 1.0, 2.0, 0.25

@@ -292,13 +292,13 @@ def test_a_run_whose_figures_cannot_be_drawn_is_whole(undrawable, tmp_path, cach
     assert json.loads((path / "results.json").read_text())["exits"]
     assert (path / "timeline.json").exists()
     assert [record.message for record in caplog.records] == [
-        "timeline.svg could not be drawn (no backend); the numbers are whole",
-        "plots/exits.svg could not be drawn (no backend); the numbers are whole",
+        "timeline.svg could not be written (no backend); the numbers are whole",
+        "plots/exits.svg could not be written (no backend); the numbers are whole",
     ]
     assert not (path / "timeline.svg").exists()
     assert run(report.main, [str(path), "--output", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
-    assert "This figure could not be drawn." in page
+    assert "This figure could not be written." in page
     assert "test accuracy" in page
 
 

@@ -175,9 +175,9 @@ def keeping(folder: Path, chance: random.Random) -> None:
 
 def drawing(folder: Path, chance: random.Random) -> None:
     """Draw, and write a file that a reader finds whole, whatever the environment is."""
-    from scpl_jax.analysis.exits import draw_exits
+    from scpl_jax.analysis.exit_curves import draw_exits
     from scpl_jax.analysis.figures import attempt
-    from scpl_jax.training.files import write_json
+    from scpl_jax.training.writing import write_json
 
     exits = [{"stage": stage, "accuracy": chance.random(), "share": chance.random()} for stage in range(2)]
     file = folder / chance.choice(("a.svg", "a.png", "é.svg", "no/a.svg", "a.foo", "-x.svg", "my son's.svg"))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
 from scpl_jax.losses import supervised_contrastive
+from scpl_jax.losses.contrastive_blocks import blockwise_loss
 from scpl_jax.losses.rows import unit_rows
-from scpl_jax.losses.supcon_blocks import blockwise_loss
 
 # Of the largest similarity, which is one over the temperature.
 ROUNDING = 2e-6

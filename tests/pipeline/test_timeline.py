@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import scpl_jax as scpl
-from scpl_jax.analysis.timeline import draw, trace_events, write_trace
+from scpl_jax.analysis.timeline_figure import draw, trace_events, write_trace
 from scpl_jax.pipeline import Span, Timeline, idle_shares
 
 

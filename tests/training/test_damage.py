@@ -19,7 +19,7 @@ import scpl_jax as scpl
 from scpl_jax.training import CheckpointStore, Reporter, RunDirectory, RunError
 from scpl_jax.training.checkpoints import Progress
 from scpl_jax.training.checksums import damage
-from scpl_jax.training.files import Lock, whole_file
+from scpl_jax.training.writing import Lock, whole_file
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ def test_a_directory_has_one_writer(tmp_path):
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
     path = tmp_path / ".lock"
     code = (
-        "import sys, time; from pathlib import Path; from scpl_jax.training.files import Lock\n"
+        "import sys, time; from pathlib import Path; from scpl_jax.training.writing import Lock\n"
         "lock = Lock(Path(sys.argv[1])); print('locked', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as process:

@@ -130,7 +130,7 @@ def test_a_stream_is_wrapped_once():
 # The module alone: the package would take seconds to import.
 ALONE = f"""
 import sys, types
-sys.modules["scpl_jax.training.files"] = types.SimpleNamespace(reason_of=lambda error: error.strerror)
+sys.modules["scpl_jax.training.writing"] = types.SimpleNamespace(reason_of=lambda error: error.strerror)
 sys.modules["scpl_jax"] = sys.modules["scpl_jax.training"] = types.ModuleType("scpl_jax")
 streams = {{"__name__": "streams"}}
 exec(open({streams.__file__!r}).read(), streams)

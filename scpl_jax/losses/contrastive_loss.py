@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from scpl_jax.losses.contrastive_blocks import blockwise_loss, columns_of
 from scpl_jax.losses.labels import IGNORE, indices_on_device, is_kept, kept_mean
 from scpl_jax.losses.rows import unit_rows
-from scpl_jax.losses.supcon_blocks import blockwise_loss, columns_of
 
 # From here on the N x N matrix is not kept but computed in blocks.
 _BLOCKWISE_FROM = 4096

@@ -10,8 +10,8 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from scpl_jax.analysis.machine import Job, Link, Machine, Span
 from scpl_jax.pipeline.schedule import Task, gpipe, needs, one_forward_one_backward
+from scpl_jax.simulation.devices import Job, Link, Machine, Span
 from scpl_jax.stages.cuts import balanced_cut
 
 METHODS = ("scpl", "bp", "gpipe", "1f1b")

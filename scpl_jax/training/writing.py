@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Self
 
-from scpl_jax.training.errors import RunError
+from scpl_jax.training.run_error import RunError
 
 _LOG = logging.getLogger(__name__)
 

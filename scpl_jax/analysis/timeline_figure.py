@@ -6,7 +6,7 @@ from typing import Any
 
 from scpl_jax.analysis.figures import new_figure, save_figure
 from scpl_jax.pipeline.timeline import Span
-from scpl_jax.training.files import write_json
+from scpl_jax.training.writing import write_json
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#332288")
 
