@@ -59,7 +59,7 @@ docs: $(VENV)/.docs-ready
 
 # Engine against a hand-written loop, augmentation, start-up: minutes, see README.
 bench: setup
-	$(BIN)/python -m scpl_jax.experiments.overhead --output experiments/overhead/results.json
+	$(BIN)/python -m scpl_jax.benchmarks.overhead --output experiments/overhead/results.json
 
 # Known vulnerabilities of every locked package; needs pip-audit, and a network to its service. A package that the
 # service does not know is an error.

@@ -81,7 +81,7 @@ def _measure(speed: Speed, out_dir: Path, interrupt: Interrupt) -> bool:
     kept_in = out_dir / speed.file
     kept_in.parent.mkdir(exist_ok=True)
     temporary = kept_in.with_name(f".{kept_in.name}")
-    command = [sys.executable, "-m", "scpl_jax.experiments.throughput", *speed.arguments, "--output", str(temporary)]
+    command = [sys.executable, "-m", "scpl_jax.benchmarks.throughput", *speed.arguments, "--output", str(temporary)]
     with kept_in.with_suffix(".log").open("w") as log:
         status = call(command, interrupt, log)
     if status:

@@ -52,7 +52,7 @@ class Speed:
     Attributes:
       parts: names of the part, and of others to which it applies as well.
       methods: the method, as the throughput experiment calls it, of each row.
-      arguments: of ``python -m scpl_jax.experiments.throughput``.
+      arguments: of ``python -m scpl_jax.benchmarks.throughput``.
     """
 
     parts: tuple[str, ...]

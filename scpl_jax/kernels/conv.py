@@ -19,7 +19,7 @@ from jax import lax
 from scpl_jax.kernels import kernel_gradients, onednn, winograd
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-# What follows is by measurement (python -m scpl_jax.experiments.convolutions).
+# What follows is by measurement (python -m scpl_jax.benchmarks.convolutions).
 # Below this many output pixels an image XLA's own kernel gradient is as fast as matrix products over copies; below the
 # second number as those over shifted copies by oneDNN, below the third as its convolution.
 _MIN_PIXELS = 256

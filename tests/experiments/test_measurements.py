@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from scpl_jax.experiments import contrastive, convolutions, measure, memory, throughput
+from scpl_jax.benchmarks import contrastive, convolutions, measure, memory, throughput
+from scpl_jax.benchmarks.flops import matrix_flops
 from scpl_jax.experiments.command_line import run
-from scpl_jax.experiments.flops import matrix_flops
 from scpl_jax.kernels import onednn
 
 TINY = ["--width", "0.03", "--batch-size", "8", "--image-size", "16", "--steps", "1", "--repeats", "1"]
@@ -149,7 +149,7 @@ def test_throughput_of_texts_counts_tokens(tmp_path, capsys, model):
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores, one a process")
 def test_throughput_in_processes_measures_memory_too(tmp_path):
     out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "scpl_jax.experiments.throughput", *TINY, "--processes", "2", "--method", "scpl"]
+    command = [sys.executable, "-m", "scpl_jax.benchmarks.throughput", *TINY, "--processes", "2", "--method", "scpl"]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     subprocess.run([*command, "--pin", "--output", str(out)], env=environment, check=True, timeout=200)
     found = json.loads(out.read_text())
@@ -165,7 +165,7 @@ def test_timelines_of_processes_hold_all_of_the_time(tmp_path, width, library, a
     if library == "onednn" and not onednn.available():
         pytest.skip(onednn.requirement())
     out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "scpl_jax.experiments.throughput", "--width", width, "--batch-size", "32"]
+    command = [sys.executable, "-m", "scpl_jax.benchmarks.throughput", "--width", width, "--batch-size", "32"]
     command += ["--stages", "2", "--processes", "2", "--pin", "--method", "scpl,bp", "--steps", "1", "--repeats", "1"]
     environment = {**os.environ, "XLA_FLAGS": f"--xla_cpu_use_fusion_emitters={'false' if apart else 'true'}"}
     shares = {}

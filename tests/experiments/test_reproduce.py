@@ -14,6 +14,7 @@ import pytest
 
 import scpl_jax
 from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_rows, markdown
+from scpl_jax.benchmarks.throughput import Options as ThroughputOptions
 from scpl_jax.experiments.cells import Ledger, cores_here
 from scpl_jax.experiments.cifar import main as train
 from scpl_jax.experiments.command_line import parse_options, run
@@ -22,7 +23,6 @@ from scpl_jax.experiments.options import Options
 from scpl_jax.experiments.reproduce import main
 from scpl_jax.experiments.tables import read_table
 from scpl_jax.experiments.text_options import TextOptions
-from scpl_jax.experiments.throughput import Options as ThroughputOptions
 
 EXPERIMENTS = Path(scpl_jax.__file__).parent.parent / "experiments"
 TABLES = sorted(EXPERIMENTS.glob("*/table.toml"))

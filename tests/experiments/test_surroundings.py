@@ -12,9 +12,10 @@ import pytest
 
 from scpl_jax import report
 from scpl_jax.analysis import figures
+from scpl_jax.benchmarks import memory, simulate, throughput
 from scpl_jax.data import DataError, TextRequest, load, load_texts, paths
 from scpl_jax.data.images.readers import tfds
-from scpl_jax.experiments import command_line, memory, reproduce, simulate, throughput
+from scpl_jax.experiments import command_line, reproduce
 from scpl_jax.experiments.cifar import main
 from scpl_jax.experiments.command_line import parse_options, run
 from scpl_jax.experiments.machine import keep_compiled, shell_line

@@ -10,9 +10,9 @@ import pytest
 from closeness import assert_close
 from flax import nnx
 
-from scpl_jax.experiments import measure
-from scpl_jax.experiments.single import measure_single, memory_of
-from scpl_jax.experiments.throughput_options import Options
+from scpl_jax.benchmarks import measure
+from scpl_jax.benchmarks.single import measure_single, memory_of
+from scpl_jax.benchmarks.throughput_options import Options
 from scpl_jax.pipeline import Pipeline
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
@@ -94,7 +94,7 @@ def losses_here(stages, inputs, labels):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("local", [True, False], ids=["scpl", "bp"])
 def test_three_steps_have_the_same_losses(case, local):
-    from scpl_jax.experiments import torch_networks, torch_steps
+    from scpl_jax.benchmarks import torch_networks, torch_steps
 
     options = CASES[case]
     network = measure.network(options.workload(), options.stages, options.cut_positions())

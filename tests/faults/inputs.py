@@ -400,13 +400,13 @@ ODD_TEXTS = ("", "-1", "0", "1", "2", "3.5", "nan", "inf", "1e999", "-", "--", "
              "cifar10", "lstm", "vgg8", "synthetic", "/dev/null", "[1]", "{}", "=", "a=b", "0x10", "1_000")  # fmt: skip
 
 
-def commands(experiment: str, folder: Path, chance: random.Random) -> None:
+def commands(command: str, folder: Path, chance: random.Random) -> None:
     """Parse a made-up command line, up to where a program would begin to work."""
     import importlib
 
     from scpl_jax.experiments.command_line import parse_options
 
-    module = importlib.import_module(f"scpl_jax.experiments.{experiment}")
+    module = importlib.import_module(f"scpl_jax.{command}")
     kind = module.TASK.options if hasattr(module, "TASK") else module.Options
     names = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(kind)]
     arguments: list[str] = []
@@ -416,7 +416,7 @@ def commands(experiment: str, folder: Path, chance: random.Random) -> None:
             name = chance.choice((name + "x", name.replace("--", "--no-"), name[1:], name.upper(), "--help"))
         arguments += chance.choice(([name], [name, chance.choice(ODD_TEXTS)], [f"{name}={chance.choice(ODD_TEXTS)}"]))
     with contextlib.redirect_stdout(io.StringIO()):
-        options = parse_options(kind, arguments, experiment, kind())
+        options = parse_options(kind, arguments, module.__name__, kind())
     if callable(getattr(kind, "check", None)):
         options.check()
 
@@ -467,7 +467,7 @@ def tables(folder: Path, chance: random.Random) -> None:
 
 def simulation(folder: Path, chance: random.Random) -> None:
     """Compare the simulation with damaged numbers."""
-    from scpl_jax.experiments.simulate import Options, _check
+    from scpl_jax.benchmarks.simulate import Options, _check
 
     known = sorted((TESTS.parent / "experiments" / "throughput").glob("*.json"))
     path = folder / "measured.json"
@@ -555,13 +555,13 @@ TARGETS: dict[str, tuple[int, Callable[[Path, random.Random], None]]] = {  # sha
     "CSV": (8, functools.partial(text, "csv")),
     "JSON lines": (8, functools.partial(text, "jsonl")),
     "word vectors": (12, vectors),
-    "options of cifar": (5, functools.partial(commands, "cifar")),
-    "options of text": (5, functools.partial(commands, "text")),
-    "options of throughput": (3, functools.partial(commands, "throughput")),
-    "options of reproduce": (3, functools.partial(commands, "reproduce")),
-    "options of simulate": (2, functools.partial(commands, "simulate")),
-    "options of memory": (1, functools.partial(commands, "memory")),
-    "options of overhead": (1, functools.partial(commands, "overhead")),
+    "options of cifar": (5, functools.partial(commands, "experiments.cifar")),
+    "options of text": (5, functools.partial(commands, "experiments.text")),
+    "options of throughput": (3, functools.partial(commands, "benchmarks.throughput")),
+    "options of reproduce": (3, functools.partial(commands, "experiments.reproduce")),
+    "options of simulate": (2, functools.partial(commands, "benchmarks.simulate")),
+    "options of memory": (1, functools.partial(commands, "benchmarks.memory")),
+    "options of overhead": (1, functools.partial(commands, "benchmarks.overhead")),
     "config.json": (8, configuration),
     "metrics.jsonl": (10, metrics),
     "report": (2, report),

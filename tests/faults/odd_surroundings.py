@@ -119,7 +119,7 @@ def printing(folder: Path, chance: random.Random) -> None:
 
 def parsing(folder: Path, chance: random.Random) -> None:
     """Parse a command line with paths, up to where a program would begin to work; nothing is made in a folder "~"."""
-    from scpl_jax.experiments import memory, simulate, throughput_options
+    from scpl_jax.benchmarks import memory, simulate, throughput_options
     from scpl_jax.experiments.command_line import parse_options, run
     from scpl_jax.experiments.options import Options
     from scpl_jax.experiments.text_options import TextOptions

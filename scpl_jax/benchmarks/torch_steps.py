@@ -10,10 +10,10 @@ import jax
 import torch
 from torch import Tensor, nn
 
-from scpl_jax.experiments import measure
-from scpl_jax.experiments import torch_networks as networks
-from scpl_jax.experiments.throughput_options import Options
-from scpl_jax.experiments.workloads import TEXT_MODELS
+from scpl_jax.benchmarks import measure
+from scpl_jax.benchmarks import torch_networks as networks
+from scpl_jax.benchmarks.throughput_options import Options
+from scpl_jax.benchmarks.workloads import TEXT_MODELS
 from scpl_jax.training.run_error import RunError
 
 

@@ -1,4 +1,4 @@
-"""One device: ``python -m scpl_jax.experiments.throughput --single``.
+"""One device: ``python -m scpl_jax.benchmarks.throughput --single``.
 
 How fast training is by local losses and by backpropagation, which share of the device's matrix-product peak that is,
 how long compilation takes, how much memory is needed, how much faster its input comes than it is used up; and the same
@@ -21,11 +21,11 @@ import optax
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
-from scpl_jax.experiments import measure
-from scpl_jax.experiments.flops import matrix_flops
-from scpl_jax.experiments.input_path import data_paths
+from scpl_jax.benchmarks import measure
+from scpl_jax.benchmarks.flops import matrix_flops
+from scpl_jax.benchmarks.input_path import data_paths
+from scpl_jax.benchmarks.throughput_options import Options
 from scpl_jax.experiments.run_options import as_arguments
-from scpl_jax.experiments.throughput_options import Options
 from scpl_jax.kernels import onednn
 from scpl_jax.losses import cross_entropy
 from scpl_jax.pipeline import Pipeline
@@ -84,7 +84,7 @@ def _measure(
         name: functools.partial(_train, pipeline, network, options.steps) for name, pipeline in made.items()
     }
     if _with_torch(options):
-        from scpl_jax.experiments.torch_steps import torch_steps
+        from scpl_jax.benchmarks.torch_steps import torch_steps
 
         steps |= {name: torch_steps(options, cut, name, options.steps) for name in TORCH}
     inputs = data_paths(options)
@@ -141,7 +141,7 @@ def memory_of(options: Options) -> dict[str, int]:
     options.use_precision()
     name = options.only_memory_of or ""
     if name in TORCH:
-        from scpl_jax.experiments import torch_steps
+        from scpl_jax.benchmarks import torch_steps
 
         cut = [int(part) for part in options.cut_positions()] if options.stages > 1 else []
         return torch_steps.memory_of(options, cut, name)
@@ -178,7 +178,7 @@ def _products(options: Options) -> tuple[dict[str, Callable[[], object]], float]
         name: functools.partial(_multiply, jax.jit(function), matrix) for name, function in multiply.items()
     }
     if _with_torch(options):
-        from scpl_jax.experiments.torch_steps import torch_product
+        from scpl_jax.benchmarks.torch_steps import torch_product
 
         products["product by PyTorch"] = torch_product(options, side)
     for product in products.values():

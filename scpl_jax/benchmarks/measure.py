@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from scpl_jax.experiments.workloads import Workload
+from scpl_jax.benchmarks.workloads import Workload
 from scpl_jax.objectives import CrossEntropy, Objective
 from scpl_jax.pipeline import Pipeline, Span, Timeline, processes
 from scpl_jax.pipeline.placement import is_local
@@ -295,7 +295,7 @@ def in_own_process(experiment: str, arguments: Sequence[str], what: str, **varia
     Raises:
       RunError: it fails.
     """
-    command = [sys.executable, "-m", f"scpl_jax.experiments.{experiment}", *arguments]
+    command = [sys.executable, "-m", f"scpl_jax.benchmarks.{experiment}", *arguments]
     environment = {**os.environ, **GIVE_BACK, **variables}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

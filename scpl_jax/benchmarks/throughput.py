@@ -1,0 +1,213 @@
+"""Side-by-side speeds: ``python -m scpl_jax.benchmarks.throughput --processes 2 --pin --output FILE.json``.
+
+SCPL (pipelined and synchronous), backpropagation over the same devices (naive model parallelism) and GPipe train the
+same blocks with the same cut and placement, in turn, in one run. Times are medians over the repeats, of the steady
+state.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from scpl_jax.analysis.figures import attempt
+from scpl_jax.analysis.timeline_figure import draw
+from scpl_jax.benchmarks import measure, speed_report
+from scpl_jax.benchmarks.single import measure_single, memory_of
+from scpl_jax.benchmarks.single import show as show_single
+from scpl_jax.benchmarks.throughput_options import Options
+from scpl_jax.benchmarks.workloads import TEXT_MODELS, Workload
+from scpl_jax.data.paths import find_cache_dir
+from scpl_jax.experiments.building import devices_of
+from scpl_jax.experiments.command_line import join, parse_options, run
+from scpl_jax.experiments.machine import versions
+from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
+from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import read_json, write_json
+
+
+def _measure_all(options: Options) -> dict[str, Any]:
+    """Everything that one set of processes measures."""
+    options.use_precision()
+    workload = options.workload()
+    network = measure.network(workload, options.stages, options.cut_positions(), options.other_rules)
+    placement = {"devices": devices_of(options.devices), "data_parallel": options.data_parallel}
+    inputs, labels = network.inputs, network.labels
+    if options.only_memory_of is not None:
+        name = options.only_memory_of.removesuffix(" synchronous")
+        pipeline = measure.pipelines(network, [name], placement)[name]
+        ahead = _ahead(options.only_memory_of, options)
+        peaks = processes.gather(measure.peak_bytes(pipeline, inputs, labels, options.steps, ahead))
+        return {"peak_memory_bytes": peaks}
+
+    made = measure.pipelines(network, list(dict.fromkeys(_program(m) for m in ["scpl", *options.methods])), placement)
+    scpl = made["scpl"]
+    parts = [
+        ([whole, bare], measure.message_before(network.local, first, inputs))
+        for (whole, first), (bare, _) in zip(
+            measure.own_parts(scpl, network.local), measure.own_parts(scpl, network.bare), strict=True
+        )
+    ]
+    names = [*options.methods, "alone"]
+    times: dict[str, list[Any]] = {name: [] for name in [*names, "alone without local losses"]}
+    for pipeline in made.values():
+        measure.seconds_a_step(pipeline, inputs, labels, 1, options.max_in_flight)
+    for repeat in range(options.repeats):
+        # Every second round backwards, so that a machine that slows down favours nobody.
+        for name in names if repeat % 2 == 0 else names[::-1]:
+            if name == "alone":
+                processes.gather(None)  # all begin together
+                least = options.steps * 0.1
+                mine = [measure.seconds_alone(both, message, labels, least) for both, message in parts]
+                everywhere = [one for some in processes.gather(mine) for one in some]
+                for kind, seconds in zip(
+                    ("alone", "alone without local losses"), zip(*everywhere, strict=True), strict=True
+                ):
+                    times[kind].append(seconds)
+                continue
+            ahead = _ahead(name, options)
+            times[name].append(measure.seconds_a_step(made[_program(name)], inputs, labels, options.steps, ahead))
+    spans = {
+        name: measure.record(made[_program(name)], inputs, labels, 12, _ahead(name, options))
+        for name in options.methods
+    }
+    result = _result(options, workload, scpl, times, spans)
+    return {**result, "message_bytes": [*(stage.message_bytes for stage in network.local[:-1]), 0]}
+
+
+def _program(method: str) -> str:
+    return method.removesuffix(" synchronous")
+
+
+def _ahead(method: str, options: Options) -> int:
+    return 1 if method.endswith("synchronous") else options.max_in_flight
+
+
+def _result(
+    options: Options, workload: Workload, scpl: Pipeline, times: dict[str, list[Any]], spans: dict[str, list[Span]]
+) -> dict[str, Any]:
+    """The numbers, as they are printed and written."""
+    table = {}
+    for name in options.methods:
+        row = measure.speed_of(workload, times[name])
+        row["idle_share"] = idle_shares(spans[name], skip=1)
+        row["task_seconds"] = measure.task_seconds(spans[name])
+        table[name] = row
+    slowest = [max(parts) for parts in times["alone"]]
+    with_losses = [sum(parts) for parts in times["alone"]]
+    without = [sum(parts) for parts in times["alone without local losses"]]
+    alone = [measure.summary(parts) for parts in zip(*times["alone"], strict=True)]
+    result: dict[str, Any] = {
+        "methods": table,
+        "alone_seconds": alone,
+        "slowest_stage_alone_seconds": measure.summary(slowest),
+        "share_of_local_losses": measure.summary([1 - b / a for a, b in zip(with_losses, without, strict=True)]),
+        "stages": [
+            {
+                "blocks": list(s.blocks),
+                "devices": [str(d) for d in mesh.devices.flat],
+                "estimated_share": s.cost / total,
+            }
+            for total in [sum(stage.cost for stage in scpl.stages)]
+            for s, mesh in zip(scpl.stages, scpl.meshes, strict=True)
+        ],
+    }
+
+    if "scpl" in table:
+        result["pipeline_efficiency"] = measure.ratios(slowest, times["scpl"])
+        result["speedup_over"] = {
+            name: measure.ratios(times[name], times["scpl"]) for name in options.methods if name != "scpl"
+        }
+        if "bp" in table:
+            result["speedup_over_bp"] = result["speedup_over"]["bp"]["median"]
+        gpipe = {name: result["speedup_over"][name]["median"] for name in options.methods if name.startswith("gpipe")}
+        if gpipe:
+            result["best_gpipe"] = min(gpipe, key=lambda name: gpipe[name])
+            result["speedup_over_best_gpipe"] = gpipe[result["best_gpipe"]]
+    result["timelines"] = {name: [dataclasses.asdict(span) for span in some] for name, some in spans.items()}
+    return result
+
+
+def _in_processes(options: Options, arguments: Sequence[str], memory_of: str | None = None) -> dict[str, Any]:
+    """Run this experiment, or its measurement of one method's memory, in processes; what the first of them found."""
+    extra = [] if memory_of is None else ["--only-memory-of", memory_of]
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        command = [sys.executable, "-m", "scpl_jax.benchmarks.throughput", *arguments, *extra]
+        launch = [sys.executable, "-m", "scpl_jax.launch", "--processes", str(options.processes)]
+        launch += ["--pin"] if options.pin else []
+        command = [*launch, "--", *command]
+        # Compiled programs go where the other experiments keep them, not into a folder that nobody removes.
+        environment = {**os.environ, "SCPL_THROUGHPUT_ANSWER": str(answer)}
+        if "JAX_COMPILATION_CACHE_DIR" not in environment and (kept := find_cache_dir(None)) is not None:
+            environment["JAX_COMPILATION_CACHE_DIR"] = str(kept / "compiled")
+        if memory_of is not None:
+            environment |= measure.GIVE_BACK
+        status = subprocess.run(command, env=environment, check=False).returncode
+        if status or not answer.exists():
+            raise RunError(f"the measuring processes ended with status {status}")
+        found: dict[str, Any] = read_json(answer)
+        return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the measurement; returns the exit status."""
+    answer = os.environ.get("SCPL_THROUGHPUT_ANSWER")
+    options = parse_options(Options, arguments, "scpl_jax.benchmarks.throughput", Options())
+    options.check()
+    if options.single:
+        return _main_single(options)
+    if answer is not None:
+        join(arguments)
+    if answer is not None or options.processes == 1:
+        result = _measure_all(options)
+        if answer is not None:
+            if processes.is_first():
+                write_json(Path(answer), result)
+            return 0
+    else:
+        result = _in_processes(options, arguments)
+    if options.memory:
+        for name, row in result["methods"].items():
+            alone = dataclasses.replace(options, repeats=1)
+            row |= _in_processes(alone, arguments, name)
+    found = result.pop("timelines").items()
+    unit = "tokens" if options.model in TEXT_MODELS else "images"
+    spans: dict[str, Sequence[Span]] = {name: [Span(**span) for span in some] for name, some in found}
+    speed_report.show(result, unit)
+    _write(options, result)
+    drawn = [True]
+    if options.figure is not None:
+        drawn.append(attempt(f"--figure {options.figure}", speed_report.draw, result, unit, options.figure))
+    if options.timeline is not None:
+        drawn.append(attempt(f"--timeline {options.timeline}", draw, spans, options.timeline))
+    return 0 if all(drawn) else 1
+
+
+def _main_single(options: Options) -> int:
+    if options.only_memory_of is not None:
+        print(json.dumps(memory_of(options)))
+        return 0
+    result = measure_single(options)
+    show_single(result, "tokens" if options.model in TEXT_MODELS else "images")
+    _write(options, result)
+    return 0
+
+
+def _write(options: Options, result: dict[str, Any]) -> None:
+    if options.output is not None:
+        settings = {name: value for name, value in dataclasses.asdict(options).items() if not isinstance(value, Path)}
+        devices = {"device_kind": jax.devices()[0].device_kind, "cores": os.cpu_count()}
+        found = versions("torch") if any("PyTorch" in name for name in result["methods"]) else versions()
+        write_json(options.output, {"options": settings, **result, **devices, "versions": found})
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
