@@ -18,8 +18,8 @@ import tyro
 from scpl_jax.analysis import report_figures
 from scpl_jax.analysis.exit_curves import draw_exits
 from scpl_jax.analysis.runs import Run, name_runs, read_run
-from scpl_jax.experiments.command_line import parse_options, run
-from scpl_jax.experiments.run_options import flag
+from scpl_jax.cli.command_line import parse_options, run
+from scpl_jax.cli.run_options import flag
 from scpl_jax.training.run_error import RunError
 
 _STYLE = """

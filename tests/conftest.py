@@ -32,8 +32,8 @@ from flax import nnx
 from jax._src import compilation_cache
 
 import scpl_jax as scpl
+from scpl_jax.cli.environment import avoid_fusion_emitters
 from scpl_jax.data import paths
-from scpl_jax.experiments.machine import avoid_fusion_emitters
 from scpl_jax.kernels import conv, products
 
 # What is tested is the code that the commands run.

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from scpl_jax.benchmarks import measure
-from scpl_jax.experiments.command_line import parse_options, run
-from scpl_jax.experiments.machine import this_machine
-from scpl_jax.experiments.run_options import integers
+from scpl_jax.cli.command_line import parse_options, run
+from scpl_jax.cli.environment import this_machine
+from scpl_jax.cli.run_options import integers
 from scpl_jax.losses.contrastive_blocks import blockwise_loss, columns_of
 from scpl_jax.losses.contrastive_loss import plain_loss
 from scpl_jax.losses.rows import unit_rows

@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from scpl_jax.benchmarks import measure
-from scpl_jax.experiments.command_line import parse_options, run
-from scpl_jax.experiments.machine import this_machine
-from scpl_jax.experiments.run_options import integers
+from scpl_jax.cli.command_line import parse_options, run
+from scpl_jax.cli.environment import this_machine
+from scpl_jax.cli.run_options import integers
 from scpl_jax.kernels import conv, kernel_gradients, onednn, winograd
 from scpl_jax.training.run_error import RunError
 from scpl_jax.training.writing import write_json

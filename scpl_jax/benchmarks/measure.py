@@ -283,11 +283,11 @@ def peak_bytes(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_
     return max(stats) or memory.peak
 
 
-def in_own_process(experiment: str, arguments: Sequence[str], what: str, **variables: str) -> Any:
-    """What an experiment prints last, as JSON, in a process whose memory can be measured.
+def in_own_process(benchmark: str, arguments: Sequence[str], what: str, **variables: str) -> Any:
+    """What a benchmark prints last, as JSON, in a process whose memory can be measured.
 
     Args:
-      experiment: its name.
+      benchmark: its name.
       arguments: of its command line.
       what: is measured, for the error.
       **variables: of its environment.
@@ -295,7 +295,7 @@ def in_own_process(experiment: str, arguments: Sequence[str], what: str, **varia
     Raises:
       RunError: it fails.
     """
-    command = [sys.executable, "-m", f"scpl_jax.benchmarks.{experiment}", *arguments]
+    command = [sys.executable, "-m", f"scpl_jax.benchmarks.{benchmark}", *arguments]
     environment = {**os.environ, **GIVE_BACK, **variables}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

@@ -21,9 +21,9 @@ from flax import nnx
 
 from scpl_jax.analysis.figures import attempt, new_figure, save_figure
 from scpl_jax.benchmarks import measure
-from scpl_jax.experiments.command_line import parse_options, run
-from scpl_jax.experiments.machine import versions
-from scpl_jax.experiments.run_options import integers
+from scpl_jax.cli.command_line import parse_options, run
+from scpl_jax.cli.environment import versions
+from scpl_jax.cli.run_options import integers
 from scpl_jax.models.layers import Classifier
 from scpl_jax.models.vgg import VGGBlock
 from scpl_jax.objectives import CrossEntropy, SupCon

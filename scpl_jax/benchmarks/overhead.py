@@ -29,9 +29,9 @@ import optax
 from flax import nnx
 
 from scpl_jax.benchmarks import measure
+from scpl_jax.cli.command_line import parse_options, run
+from scpl_jax.cli.environment import versions
 from scpl_jax.data import make_augment
-from scpl_jax.experiments.command_line import parse_options, run
-from scpl_jax.experiments.machine import versions
 from scpl_jax.models import build_model
 from scpl_jax.objectives import SupCon
 from scpl_jax.pipeline import Pipeline

@@ -25,7 +25,7 @@ from scpl_jax.benchmarks import measure
 from scpl_jax.benchmarks.flops import matrix_flops
 from scpl_jax.benchmarks.input_path import data_paths
 from scpl_jax.benchmarks.throughput_options import Options
-from scpl_jax.experiments.run_options import as_arguments
+from scpl_jax.cli.run_options import as_arguments
 from scpl_jax.kernels import onednn
 from scpl_jax.losses import cross_entropy
 from scpl_jax.pipeline import Pipeline

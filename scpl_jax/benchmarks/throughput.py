@@ -24,10 +24,10 @@ from scpl_jax.benchmarks.single import measure_single, memory_of
 from scpl_jax.benchmarks.single import show as show_single
 from scpl_jax.benchmarks.throughput_options import Options
 from scpl_jax.benchmarks.workloads import TEXT_MODELS, Workload
+from scpl_jax.cli.building import devices_of
+from scpl_jax.cli.command_line import join, parse_options, run
+from scpl_jax.cli.environment import versions
 from scpl_jax.data.paths import find_cache_dir
-from scpl_jax.experiments.building import devices_of
-from scpl_jax.experiments.command_line import join, parse_options, run
-from scpl_jax.experiments.machine import versions
 from scpl_jax.pipeline import Pipeline, Span, idle_shares, processes
 from scpl_jax.training.run_error import RunError
 from scpl_jax.training.writing import read_json, write_json

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from scpl_jax.benchmarks.workloads import TEXT_MODELS, Workload, images, texts
-from scpl_jax.experiments.library import resolve_library
-from scpl_jax.experiments.methods import END_TO_END, check_method
-from scpl_jax.experiments.options import Options as ImageOptions
-from scpl_jax.experiments.run_options import PRECISIONS, integers
-from scpl_jax.experiments.text_options import TextOptions
+from scpl_jax.cli.image_options import Options as ImageOptions
+from scpl_jax.cli.library import resolve_library
+from scpl_jax.cli.methods import END_TO_END, check_method
+from scpl_jax.cli.run_options import PRECISIONS, integers
+from scpl_jax.cli.text_options import TextOptions
 from scpl_jax.models import paper_cut
 from scpl_jax.training.run_error import RunError
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from scpl_jax.experiments.methods import Rule, rule_of
-from scpl_jax.experiments.options import Options
-from scpl_jax.experiments.run_options import RunOptions, integers
-from scpl_jax.experiments.text_options import TextOptions
+from scpl_jax.cli.image_options import Options
+from scpl_jax.cli.methods import Rule, rule_of
+from scpl_jax.cli.run_options import RunOptions, integers
+from scpl_jax.cli.text_options import TextOptions
 from scpl_jax.models import build_model, lstm, transformer
 
 TEXT_MODELS = ("lstm", "transformer")

@@ -15,12 +15,12 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from flax import nnx  # noqa: E402
 
+from scpl_jax.cli.building import dtype_of  # noqa: E402
+from scpl_jax.cli.command_line import run  # noqa: E402
+from scpl_jax.cli.image_options import Options  # noqa: E402
+from scpl_jax.cli.run_options import fill_in  # noqa: E402
+from scpl_jax.cli.tasks import Task  # noqa: E402
 from scpl_jax.data import Dataset, load, make_augment, normalise  # noqa: E402
-from scpl_jax.experiments.building import dtype_of  # noqa: E402
-from scpl_jax.experiments.command_line import run  # noqa: E402
-from scpl_jax.experiments.options import Options  # noqa: E402
-from scpl_jax.experiments.run_options import fill_in  # noqa: E402
-from scpl_jax.experiments.tasks import Task  # noqa: E402
 from scpl_jax.experiments.training_run import train_task  # noqa: E402
 from scpl_jax.models import build_model, paper_cut  # noqa: E402
 

@@ -16,9 +16,9 @@ from typing import Any
 import scpl_jax
 from scpl_jax.analysis.figures import attempt
 from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_rows, markdown
+from scpl_jax.cli.command_line import parse_options, run
+from scpl_jax.cli.environment import versions
 from scpl_jax.experiments.cells import Ledger, Runner, call, cores_here
-from scpl_jax.experiments.command_line import parse_options, run
-from scpl_jax.experiments.machine import versions
 from scpl_jax.experiments.reuse import shared_runs
 from scpl_jax.experiments.tables import SCALES, Speed, Table, find, read_table
 from scpl_jax.training.interrupt import Interrupt
@@ -168,7 +168,7 @@ def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[s
 
 def main(arguments: Sequence[str]) -> int:
     """Make the table; returns the exit status."""
-    options = parse_options(Options, arguments, "reproduce", Options())
+    options = parse_options(Options, arguments, "scpl_jax.experiments.reproduce", Options())
     options.check()
     folders = [Path("experiments"), Path(scpl_jax.__file__).parent.parent / "experiments"]
     path = find(options.table, folders)

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scpl_jax.experiments.command_line import parse_options
-from scpl_jax.experiments.options import Options
+from scpl_jax.cli.command_line import parse_options
+from scpl_jax.cli.image_options import Options
+from scpl_jax.cli.text_options import TextOptions
 from scpl_jax.experiments.tables import Cell
-from scpl_jax.experiments.text_options import TextOptions
 from scpl_jax.training.run_error import RunError
 
 _KINDS: Mapping[str, type[Any]] = {"cifar": Options, "text": TextOptions}
@@ -39,7 +39,7 @@ def meaning(task: str, arguments: Sequence[str]) -> str:
       >>> meaning("cifar", ["--method", "bp"]) == meaning("cifar", ["--method", "scpl"])
       False
     """
-    found = parse_options(_KINDS[task], arguments, task, _KINDS[task]())
+    found = parse_options(_KINDS[task], arguments, f"scpl_jax.experiments.{task}", _KINDS[task]())
     return json.dumps([task, dataclasses.asdict(found)], sort_keys=True, default=str)
 
 

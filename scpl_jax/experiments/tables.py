@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scpl_jax.cli.run_options import as_arguments
 from scpl_jax.data.paths import expand
-from scpl_jax.experiments.run_options import as_arguments
 from scpl_jax.training.run_error import RunError
 
 SCALES = ("small", "paper")

@@ -17,14 +17,14 @@ import numpy as np  # noqa: E402
 import tqdm  # noqa: E402
 from flax import nnx  # noqa: E402
 
+from scpl_jax.cli.building import dtype_of  # noqa: E402
+from scpl_jax.cli.command_line import run  # noqa: E402
+from scpl_jax.cli.run_options import fill_in  # noqa: E402
+from scpl_jax.cli.tasks import Task  # noqa: E402
+from scpl_jax.cli.text_options import TextOptions  # noqa: E402
 from scpl_jax.data import TextDataset, TextRequest, load_texts  # noqa: E402
 from scpl_jax.data.reading import check_given  # noqa: E402
 from scpl_jax.data.text.vectors import read_vectors  # noqa: E402
-from scpl_jax.experiments.building import dtype_of  # noqa: E402
-from scpl_jax.experiments.command_line import run  # noqa: E402
-from scpl_jax.experiments.run_options import fill_in  # noqa: E402
-from scpl_jax.experiments.tasks import Task  # noqa: E402
-from scpl_jax.experiments.text_options import TextOptions  # noqa: E402
 from scpl_jax.experiments.training_run import train_task  # noqa: E402
 from scpl_jax.models import lstm, transformer  # noqa: E402
 from scpl_jax.pipeline import processes  # noqa: E402

@@ -12,13 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from scpl_jax.cli.building import build_pipeline, joins_of, plan_of, schedule_of, stop_rules
+from scpl_jax.cli.command_line import parse
+from scpl_jax.cli.environment import keep_compiled, names, peak_memory_bytes, say, shell_line, versions
+from scpl_jax.cli.library import with_library
+from scpl_jax.cli.run_options import PRECISIONS, AnyOptions, RunOptions, to_json
+from scpl_jax.cli.tasks import Task
 from scpl_jax.data import Examples, add_label_noise, limit
-from scpl_jax.experiments.building import build_pipeline, joins_of, plan_of, schedule_of, stop_rules
-from scpl_jax.experiments.command_line import parse
-from scpl_jax.experiments.library import with_library
-from scpl_jax.experiments.machine import Recording, keep_compiled, names, peak_memory_bytes, say, shell_line, versions
-from scpl_jax.experiments.run_options import PRECISIONS, AnyOptions, RunOptions, to_json
-from scpl_jax.experiments.tasks import Task
+from scpl_jax.experiments.recording import Recording
 from scpl_jax.pipeline import Pipeline, processes
 from scpl_jax.training import (
     CheckpointStore,

@@ -1,4 +1,7 @@
-"""What one stage minimises: a head and a loss, described by a frozen value object."""
+"""What one stage minimises: a head and a loss, described by a frozen value object.
+
+The formulas are in :mod:`scpl_jax.losses`; the gradient is taken, and the stage updated, in :mod:`scpl_jax.stages`.
+"""
 
 from scpl_jax.objectives.associated import Associated as Associated
 from scpl_jax.objectives.base import Objective as Objective

@@ -1,4 +1,7 @@
-"""Stages on devices: placement, transfer, schedules, and the asynchronous executor."""
+"""Stages on devices: placement, transfer, schedules, and the asynchronous executor.
+
+What a step computes is in :mod:`scpl_jax.stages`; epochs, checkpoints and logs are in :mod:`scpl_jax.training`.
+"""
 
 from scpl_jax.pipeline.executor import Pipeline as Pipeline
 from scpl_jax.pipeline.executor import PipelineBrokenError as PipelineBrokenError

@@ -1,4 +1,7 @@
-"""From blocks and an objective to stages with a gradient boundary between them."""
+"""From blocks and an objective to stages with a gradient boundary between them, and one stage's step as pure functions.
+
+Nothing here knows of devices: stages are laid out and run in :mod:`scpl_jax.pipeline`.
+"""
 
 from scpl_jax.stages.cuts import balanced_cut as balanced_cut
 from scpl_jax.stages.cuts import even_cut as even_cut

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scpl_jax.cli.command_line import run
 from scpl_jax.experiments.cifar import main
-from scpl_jax.experiments.command_line import run
 from scpl_jax.kernels import onednn
 
 COMMAND = [sys.executable, "-m", "scpl_jax.experiments.cifar"]

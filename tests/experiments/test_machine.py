@@ -2,8 +2,8 @@
 
 import pytest
 
-from scpl_jax.experiments import machine
-from scpl_jax.experiments.command_line import run
+from scpl_jax.cli import environment
+from scpl_jax.cli.command_line import run
 
 OFF, ON = "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_use_fusion_emitters=true"
 
@@ -23,14 +23,14 @@ def test_the_code_generator_is_chosen_unless_the_user_did_or_jaxlib_is_not_known
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     if before is not None:
         monkeypatch.setenv("XLA_FLAGS", before)
-    monkeypatch.setattr(machine, "is_tested_jaxlib", lambda: tested)
-    assert machine.avoid_fusion_emitters() == (after is not None and OFF in after)
-    assert machine.os.environ.get("XLA_FLAGS") == after
+    monkeypatch.setattr(environment, "is_tested_jaxlib", lambda: tested)
+    assert environment.avoid_fusion_emitters() == (after is not None and OFF in after)
+    assert environment.os.environ.get("XLA_FLAGS") == after
 
 
 def test_every_command_chooses_it(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    monkeypatch.setattr(machine, "is_tested_jaxlib", lambda: True)
+    monkeypatch.setattr(environment, "is_tested_jaxlib", lambda: True)
     seen = []
-    assert run(lambda _: seen.append(machine.os.environ["XLA_FLAGS"]) or 0, []) == 0
+    assert run(lambda _: seen.append(environment.os.environ["XLA_FLAGS"]) or 0, []) == 0
     assert seen == [OFF]

@@ -12,7 +12,7 @@ import pytest
 
 from scpl_jax.benchmarks import contrastive, convolutions, measure, memory, throughput
 from scpl_jax.benchmarks.flops import matrix_flops
-from scpl_jax.experiments.command_line import run
+from scpl_jax.cli.command_line import run
 from scpl_jax.kernels import onednn
 
 TINY = ["--width", "0.03", "--batch-size", "8", "--image-size", "16", "--steps", "1", "--repeats", "1"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scpl_jax.experiments.command_line import run
+from scpl_jax.cli.command_line import run
 from scpl_jax.report import main
 
 

@@ -15,14 +15,14 @@ import pytest
 import scpl_jax
 from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_rows, markdown
 from scpl_jax.benchmarks.throughput import Options as ThroughputOptions
+from scpl_jax.cli.command_line import parse_options, run
+from scpl_jax.cli.environment import versions
+from scpl_jax.cli.image_options import Options
+from scpl_jax.cli.text_options import TextOptions
 from scpl_jax.experiments.cells import Ledger, cores_here
 from scpl_jax.experiments.cifar import main as train
-from scpl_jax.experiments.command_line import parse_options, run
-from scpl_jax.experiments.machine import versions
-from scpl_jax.experiments.options import Options
 from scpl_jax.experiments.reproduce import main
 from scpl_jax.experiments.tables import read_table
-from scpl_jax.experiments.text_options import TextOptions
 
 EXPERIMENTS = Path(scpl_jax.__file__).parent.parent / "experiments"
 TABLES = sorted(EXPERIMENTS.glob("*/table.toml"))

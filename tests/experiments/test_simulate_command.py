@@ -3,7 +3,7 @@ import json
 import pytest
 
 from scpl_jax.benchmarks.simulate import main
-from scpl_jax.experiments.command_line import run
+from scpl_jax.cli.command_line import run
 
 
 def test_the_table_has_a_row_for_each_number_of_stages(tmp_path, capsys):

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from scpl_jax.experiments.command_line import run
+from scpl_jax.cli.command_line import run
+from scpl_jax.cli.text_options import TextOptions
 from scpl_jax.experiments.text import TASK, main
-from scpl_jax.experiments.text_options import TextOptions
 from scpl_jax.pipeline import Pipeline
 
 WORDS = {0: ["dull", "bland", "stale", "poor"], 1: ["warm", "great", "lovely", "fine"]}

@@ -53,7 +53,7 @@ def main() -> int:
     folder, module, *arguments = sys.argv[1:]
     state = State(Path(folder))
     experiment = importlib.import_module(module)
-    from scpl_jax.experiments.command_line import run
+    from scpl_jax.cli.command_line import run
     from scpl_jax.pipeline import Pipeline
     from scpl_jax.training import CheckpointStore, RunDirectory
 

@@ -404,7 +404,7 @@ def commands(command: str, folder: Path, chance: random.Random) -> None:
     """Parse a made-up command line, up to where a program would begin to work."""
     import importlib
 
-    from scpl_jax.experiments.command_line import parse_options
+    from scpl_jax.cli.command_line import parse_options
 
     module = importlib.import_module(f"scpl_jax.{command}")
     kind = module.TASK.options if hasattr(module, "TASK") else module.Options
@@ -423,8 +423,8 @@ def commands(command: str, folder: Path, chance: random.Random) -> None:
 
 def configuration(folder: Path, chance: random.Random) -> None:
     """Resume a run whose config.json is damaged, up to where it would be built."""
+    from scpl_jax.cli.command_line import parse
     from scpl_jax.experiments.cifar import TASK
-    from scpl_jax.experiments.command_line import parse
 
     write(folder / "run", {"config.json": damage_json(sound("run")["config.json"], chance)})
     parse(TASK.options, ["--out-dir", str(folder / "run"), "--resume"], "cifar")
@@ -602,7 +602,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 def run_case(target: str, number: int) -> str | None:
     """What is wrong with a case, or None."""
     global _allowed
-    from scpl_jax.experiments.command_line import _is_user_error
+    from scpl_jax.cli.command_line import _is_user_error
 
     def late(*_: Any) -> None:
         raise TimeoutError(f"no end within {SECONDS} s")

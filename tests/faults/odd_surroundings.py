@@ -89,7 +89,7 @@ def printing(folder: Path, chance: random.Random) -> None:
     """Run a command that prints, logs, shows a bar and draws curves: it must end as it would without any of that."""
     import logging
 
-    from scpl_jax.experiments.command_line import run
+    from scpl_jax.cli.command_line import run
     from scpl_jax.training import Reporter
 
     def command(_: Any) -> int:
@@ -120,9 +120,9 @@ def printing(folder: Path, chance: random.Random) -> None:
 def parsing(folder: Path, chance: random.Random) -> None:
     """Parse a command line with paths, up to where a program would begin to work; nothing is made in a folder "~"."""
     from scpl_jax.benchmarks import memory, simulate, throughput_options
-    from scpl_jax.experiments.command_line import parse_options, run
-    from scpl_jax.experiments.options import Options
-    from scpl_jax.experiments.text_options import TextOptions
+    from scpl_jax.cli.command_line import parse_options, run
+    from scpl_jax.cli.image_options import Options
+    from scpl_jax.cli.text_options import TextOptions
 
     kinds: tuple[Any, ...] = (Options, TextOptions, memory.Options, simulate.Options, throughput_options.Options)
     kind = chance.choice(kinds)
@@ -149,9 +149,9 @@ def keeping(folder: Path, chance: random.Random) -> None:
 
     import jax
 
+    from scpl_jax.cli.command_line import expand
+    from scpl_jax.cli.environment import keep_compiled, shell_line
     from scpl_jax.data import load
-    from scpl_jax.experiments.command_line import expand
-    from scpl_jax.experiments.machine import keep_compiled, shell_line
 
     (folder / "file").write_text("")
     (folder / "closed").mkdir(mode=0o500)

@@ -137,7 +137,7 @@ def main() -> int:
     finally:
         shutil.rmtree(place, ignore_errors=True)
     rows = evaluate(samples)
-    from scpl_jax.experiments.machine import versions
+    from scpl_jax.cli.environment import versions
 
     record = {"date": f"{datetime.now():%Y-%m-%d}", "options": OPTIONS, "rows": rows, "samples": samples,
               "versions": versions()}  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scpl_jax.experiments.methods import RULES
+from scpl_jax.cli.methods import RULES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from outcomes import outcome
@@ -43,7 +43,7 @@ RUNS = {
 CHILD = """
 import json, sys
 from scpl_jax.experiments import cifar, text
-from scpl_jax.experiments.command_line import run
+from scpl_jax.cli.command_line import run
 place, cache, runs = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 for number, (task, *arguments) in runs:
     places = ["--out-dir", f"{place}/{number}", "--cache-dir", cache]

@@ -6,7 +6,7 @@ from typing import Any, Generic
 
 from flax import nnx
 
-from scpl_jax.experiments.run_options import AnyOptions
+from scpl_jax.cli.run_options import AnyOptions
 
 
 @dataclasses.dataclass(frozen=True)

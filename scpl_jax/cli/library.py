@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from scpl_jax.experiments.run_options import AnyOptions
+from scpl_jax.cli.run_options import AnyOptions
 from scpl_jax.kernels import onednn
 from scpl_jax.models import LIBRARIES
 from scpl_jax.training.run_error import RunError

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
+from scpl_jax.cli.environment import avoid_fusion_emitters, keep_freed_memory
+from scpl_jax.cli.run_options import AnyOptions, contradiction, flag, from_json
 from scpl_jax.data.paths import expand
-from scpl_jax.experiments.machine import avoid_fusion_emitters, keep_freed_memory
-from scpl_jax.experiments.run_options import AnyOptions, contradiction, flag, from_json
 from scpl_jax.pipeline import PipelineBrokenError, processes
 from scpl_jax.training.run_dir import RunDirectory
 from scpl_jax.training.run_error import RunError
@@ -47,13 +47,13 @@ def _peek(arguments: Sequence[str], option: str) -> str | None:
     return None
 
 
-def parse_options(kind: type[T], arguments: Sequence[str], experiment: str, default: T) -> T:
+def parse_options(kind: type[T], arguments: Sequence[str], module: str, default: T) -> T:
     """Parse a command line into a dataclass of options.
 
     Args:
       kind: the dataclass.
       arguments: without the program's name.
-      experiment: the program's name, in ``scpl_jax.experiments`` unless it has a dot.
+      module: the program's, as ``scpl_jax.experiments.cifar``.
       default: what holds where nothing is given.
 
     Raises:
@@ -65,8 +65,7 @@ def parse_options(kind: type[T], arguments: Sequence[str], experiment: str, defa
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), _wide_enough():
-            program = f"python -m {experiment if '.' in experiment else f'scpl_jax.experiments.{experiment}'}"
-            options = tyro.cli(kind, args=list(arguments), prog=program, default=default)
+            options = tyro.cli(kind, args=list(arguments), prog=f"python -m {module}", default=default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -174,8 +173,9 @@ def parse(
     Raises:
       RunError: a bad value, a run directory in use, or options that contradict the run to be resumed.
     """
+    module = f"scpl_jax.experiments.{experiment}"
     if {"--help", "-h"} & set(arguments):  # needs neither the other processes nor a device
-        parse_options(kind, arguments, experiment, kind())
+        parse_options(kind, arguments, module, kind())
     join(arguments)
     check_devices()
     asked = _peek(arguments, "--out-dir")
@@ -183,7 +183,7 @@ def parse(
     config = processes.decided_by_first(lambda: RunDirectory.config_of(given) if given else None)
     resuming = config is not None and "--resume" in arguments
     saved = from_json(kind, config["options"]) if config is not None and resuming else kind()
-    options = parse_options(kind, arguments, experiment, saved)
+    options = parse_options(kind, arguments, module, saved)
     options.check()
     if config is not None and not resuming:
         raise RunError(f"--out-dir {given} holds a run already; add --resume to continue it, or choose another")

@@ -15,7 +15,7 @@ import jax
 
 from scpl_jax.data.paths import find_cache_dir, say_once
 from scpl_jax.kernels.onednn import is_tested_jaxlib
-from scpl_jax.pipeline import Pipeline, Timeline, idle_shares, processes
+from scpl_jax.pipeline import processes
 from scpl_jax.training.writing import reason_of
 
 
@@ -123,43 +123,3 @@ def shell_line(module: str, *arguments: str | Path) -> str:
 def names(mesh: jax.sharding.Mesh) -> str:
     """The devices of a sub-mesh, for people."""
     return " ".join(str(device) for device in mesh.devices.flat)
-
-
-class Recording:
-    """The timeline of fifty steps, written when they are over or training ends before."""
-
-    FIRST, LAST = 3, 53  # the first steps are not typical
-
-    def __init__(self, pipeline: Pipeline, folder: Path):
-        self._pipeline, self._folder = pipeline, folder
-        self._timeline: Timeline | None = None
-        self._done = False
-
-    def after_step(self, done: int) -> None:
-        """Start or finish when it is time."""
-        if done == self.FIRST and not self._done:
-            self._pipeline.wait()
-            self._timeline = Timeline(self._pipeline)
-        elif done == self.LAST:
-            self.finish()
-
-    def finish(self) -> None:
-        """Write ``timeline.json`` and ``timeline.svg`` and print the idle share of each device."""
-        if self._timeline is None:
-            return
-        spans = self._timeline.stop_everywhere()
-        self._timeline, self._done = None, True
-        if processes.is_first() and spans:
-            from scpl_jax.analysis.figures import attempt
-            from scpl_jax.analysis.timeline_figure import draw, write_trace
-
-            written = attempt("timeline.json", write_trace, spans, self._folder / "timeline.json")
-            shown = [span for span in spans if span.step < min(s.step for s in spans) + 12]
-            title = "backpropagation" if self._pipeline.end_to_end else "local losses"
-            attempt("timeline.svg", draw, {title: shown}, self._folder / "timeline.svg")
-            # At first a stage that is faster than the one behind it works ahead; its waiting begins later.
-            steps = len({span.step for span in spans})
-            skip = min(3 * self._pipeline.max_in_flight, steps // 2)
-            idle = ", ".join(f"{name} {share:.0%}" for name, share in idle_shares(spans, skip).items())
-            where = f"; {self._folder}/timeline.json opens in https://ui.perfetto.dev" if written else ""
-            say(f"idle: {idle}{where}")

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
-from scpl_jax.experiments.run_options import RunOptions
+from scpl_jax.cli.run_options import RunOptions
 
 
 @dataclasses.dataclass

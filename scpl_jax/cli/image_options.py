@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from scpl_jax.experiments.run_options import RunOptions
+from scpl_jax.cli.run_options import RunOptions
 
 
 @dataclasses.dataclass

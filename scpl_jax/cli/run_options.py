@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeVar
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from scpl_jax.cli.methods import END_TO_END, check_method
 from scpl_jax.data.paths import expand
-from scpl_jax.experiments.methods import END_TO_END, check_method
 from scpl_jax.models import LIBRARIES
 from scpl_jax.training.run_error import RunError
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.experiments.methods import rule_of
-from scpl_jax.experiments.run_options import AnyOptions, RunOptions, integers
-from scpl_jax.experiments.tasks import Task
+from scpl_jax.cli.methods import rule_of
+from scpl_jax.cli.run_options import AnyOptions, RunOptions, integers
+from scpl_jax.cli.tasks import Task
 from scpl_jax.pipeline import Pipeline, processes
 from scpl_jax.pipeline.exits import StopRule
 from scpl_jax.pipeline.placement import by_process
