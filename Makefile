@@ -21,7 +21,7 @@ test-runs: setup
 
 # Runs of several real processes: kept apart, as each takes many seconds to start. Tests of a file share runs.
 test-processes: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m processes tests/experiments tests/faults
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m processes tests
 
 # Tests of numbers as on other processors: with and without AVX-512, by each library, on one core and on all.
 test-portable: setup

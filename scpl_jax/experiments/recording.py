@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scpl_jax.analysis.figures import attempt
-from scpl_jax.analysis.timeline import draw, write_trace
+from scpl_jax.analysis.timeline_figure import draw, write_trace
 from scpl_jax.cli.environment import say
 from scpl_jax.pipeline import Pipeline, Timeline, idle_shares, processes
 

@@ -1,0 +1,41 @@
+"""Commands that the pages quote are there, and those that have moved still run under their old names."""
+
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("experiments/**/*.md"),
+    *ROOT.glob("notebooks/*.py"),
+]
+QUOTED = {name for page in PAGES for name in re.findall(r"python -m (scpl_jax\.[a-z_.]*[a-z])", page.read_text())}
+MOVED = {
+    f"scpl_jax.experiments.{path.stem}": f"scpl_jax.benchmarks.{path.stem}"
+    for path in (ROOT / "scpl_jax" / "benchmarks").glob("*.py")
+    if (ROOT / "scpl_jax" / "experiments" / path.name).exists() and path.stem != "__init__"
+}
+
+
+def test_quoted_and_moved_commands_give_help_under_their_own_names():
+    assert len(QUOTED) >= 10
+    assert len(MOVED) == 6
+
+    def help_of(name):
+        command = [sys.executable, "-m", name, "--help"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    names = sorted({*QUOTED, *MOVED})
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(names, pool.map(help_of, names), strict=True))
+    for name, done in found.items():
+        assert done.returncode == 0, (name, done.stderr)
+        assert f"usage: python -m {MOVED.get(name, name)} " in done.stdout, (name, done.stdout)
+        warned = (
+            f"warning: python -m {name} is now python -m {MOVED.get(name)}; the old name goes with the next release\n"
+        )
+        assert done.stderr == (warned if name in MOVED else ""), name
