@@ -54,9 +54,9 @@ def global_gradients(stages: Sequence[Stage], params: Sequence[Any], inputs: Any
             module: StageModule = nnx.merge(stage.train_graph, values, stage.rest, copy=True)
             for block in module.blocks:
                 message = block(message)
-        if not module.classifier:
+        if module.classifier is None:
             raise ValueError("the network has no classifier, so it has no global loss")
-        return cross_entropy(module.classifier[0](message), labels)
+        return cross_entropy(module.classifier(message), labels)
 
     return list(jax.grad(loss)(list(params)))
 

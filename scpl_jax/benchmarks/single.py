@@ -208,9 +208,9 @@ def _flops_of_bp(stages: tuple[Stage, ...], network: measure.Network) -> float:
         message = network.inputs
         for stage, one in zip(stages, params, strict=True):
             module = nnx.merge(stage.train_graph, one, stage.rest, copy=True)
-            for block in (*module.blocks, *module.classifier):
+            for block in module.blocks:
                 message = block(message)
-        return cross_entropy(message, network.labels)
+        return cross_entropy(module.classifier(message), network.labels)
 
     return matrix_flops(jax.grad(loss), [stage.params for stage in stages])
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scpl_jax.losses import cross_entropy
-from scpl_jax.losses.labels import IGNORE, kept_mean
+from scpl_jax.losses.labels import IGNORE, is_kept, kept_mean
 from scpl_jax.models.layers import linear
 from scpl_jax.objectives.base import Objective, check_classes, one_array
 from scpl_jax.objectives.heads import ProjectionHead
@@ -24,7 +24,6 @@ class AssociatedLoss(nnx.Module):
         bridge: ProjectionHead,
         encoder: nnx.Linear,
         decoder: nnx.Linear,
-        num_classes: int,
         activation: str,
         bounded: bool,
         loss: str,
@@ -32,14 +31,9 @@ class AssociatedLoss(nnx.Module):
         self.bridge = bridge
         self.encoder = encoder
         self.decoder = decoder
-        self.num_classes = num_classes
         self.activation = _ACTIVATIONS[activation]
         self.bounded = bounded
         self.loss = loss
-
-    def first_code(self, labels: jax.Array) -> jax.Array:
-        """Labels (N,) to the code that accompanies the network's input: one-hot, (N, classes), float32; -1: zeros."""
-        return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32)
 
     def predict_code(self, features: jax.Array) -> jax.Array:
         """b: features (N, ...) to the predicted code (N, C)."""
@@ -136,8 +130,8 @@ class Associated(Objective):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> features, code = jax.ShapeDtypeStruct((8, 4, 4, 3), jnp.float32), jax.ShapeDtypeStruct((8, 5), jnp.float32)
-      >>> loss = Associated(5, code=16, hidden=32).build(features, code=code, rngs=nnx.Rngs(0))
-      >>> value, code = loss(jnp.ones((8, 4, 4, 3)), loss.first_code(jnp.arange(8) % 5))
+      >>> loss = Associated(5, code=16, hidden=32).build(features, companion=code, rngs=nnx.Rngs(0))
+      >>> value, code = loss(jnp.ones((8, 4, 4, 3)), Associated(5).accompany(jnp.arange(8) % 5))
       >>> value.shape, code.shape, loss.decode(loss.predict_code(jnp.ones((8, 4, 4, 3)))).shape
       ((), (8, 16), (8, 5))
     """
@@ -152,7 +146,7 @@ class Associated(Objective):
     init: str = "torch"
     dtype: Any = None
 
-    coded: ClassVar[bool] = True
+    takes_classifier: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_classes(self.num_classes)
@@ -162,19 +156,36 @@ class Associated(Objective):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
-    @property
-    def scores(self) -> bool:
-        """Whether the label is read as scores, trained by squares, and not as logits."""
-        return self.first_loss == "mse"
+    def accompany(self, labels: jax.Array) -> jax.Array:
+        """Labels (N,) to the code that accompanies the network's input: one-hot, (N, classes), float32; -1: zeros."""
+        return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32)
 
-    def build(self, features: Any, *, rngs: nnx.Rngs, code: Any = None) -> AssociatedLoss:
-        """Bridge, encoder, decoder for features of this shape; ``code``: of the stage before; None: the first."""
-        size = self.num_classes if code is None else code.shape[-1]
+    def local_loss(
+        self, module: AssociatedLoss, features: Any, labels: jax.Array, companion: Any
+    ) -> tuple[jax.Array, Any]:
+        """The loss, and this stage's code of the code that came along."""
+        return module(features, companion, is_kept(labels))
+
+    def answer(self, module: AssociatedLoss, features: Any) -> jax.Array:
+        """The code (N, C) that the stage's bridge predicts."""
+        return module.predict_code(features)
+
+    def read_back(self, module: AssociatedLoss, answer: jax.Array) -> jax.Array:
+        """Codes (N, C) of a stage to those of the stage before; by the network's first stage to scores of classes."""
+        return module.decode(answer)
+
+    def as_logits(self, answer: jax.Array) -> jax.Array:
+        """Where squares trained it, the logarithms of its scores, which divided by their sum serve as probabilities."""
+        return jnp.log(jnp.maximum(answer.astype(jnp.float32), 1e-6)) if self.first_loss == "mse" else answer
+
+    def build(self, features: Any, *, rngs: nnx.Rngs, companion: Any = None) -> AssociatedLoss:
+        """Bridge, encoder, decoder for features of this shape; ``companion``: the code of the stage before."""
+        size = self.num_classes if companion is None else companion.shape[-1]
         common: dict[str, Any] = {"rngs": rngs, "init": self.init, "dtype": self.dtype}
         shape = one_array(features, "Associated").shape[1:]
         kind, dims = ("mlp", (self.hidden, self.code)) if self.hidden else ("linear", (self.code,))
         bridge = _Bridge(shape, kind, dims, self.pool, activation=self.activation, **common)
         encoder, decoder = linear(size, self.code, **common), linear(self.code, size, **common)
-        bounded = self.bounded == "all" or (self.bounded == "first" and code is None)
-        loss = self.first_loss if code is None else "mse"
-        return AssociatedLoss(bridge, encoder, decoder, self.num_classes, self.activation, bounded, loss)
+        bounded = self.bounded == "all" or (self.bounded == "first" and companion is None)
+        loss = self.first_loss if companion is None else "mse"
+        return AssociatedLoss(bridge, encoder, decoder, self.activation, bounded, loss)

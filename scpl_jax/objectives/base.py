@@ -2,10 +2,31 @@
 
 import abc
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
+
+
+class Accompanied(NamedTuple):
+    """A message with what an objective sends along, from one stage to the next; a pytree.
+
+    Attributes:
+      features: what the stage's blocks return, as without a companion.
+      companion: a pytree of arrays with at least one axis; over data-parallel devices it is split along the first.
+    """
+
+    features: Any
+    companion: Any
+
+
+@runtime_checkable
+class Exit(Protocol):
+    """A local loss that can tell classes: its stage is an exit, whose accuracy is measured."""
+
+    def logits(self, features: Any) -> jax.Array:
+        """Features (N, ...) to (N, classes)."""
+        ...
 
 
 class Objective(abc.ABC):
@@ -33,13 +54,8 @@ class Objective(abc.ABC):
     classifier_gradient: bool = False
     #: Whether a stage without the classifier has something to minimise.
     local: ClassVar[bool] = True
-    #: Whether a code of the label accompanies the message from stage to stage, as in associated learning.
-    coded: ClassVar[bool] = False
-
-    @property
-    def scores(self) -> bool:
-        """Whether its answers are no logits but scores from 0 to 1, which divided by their sum are probabilities."""
-        return False
+    #: Whether the network's own classifier is trained beside it, by the cross-entropy of its logits.
+    takes_classifier: ClassVar[bool] = True
 
     @abc.abstractmethod
     def build(self, features: Any, *, rngs: nnx.Rngs) -> nnx.Module | None:
@@ -53,12 +69,60 @@ class Objective(abc.ABC):
         Returns:
           A module to be called with (features, labels (N,) integer), which returns a scalar loss, to which examples
           with the label -1 must not contribute; or None, if the stage minimises the network's own classification loss
-          only. If the module has a method ``logits`` (features to (N, classes)), the stage is an exit: its accuracy is
-          measured, and inference may stop there.
+          only. If the module is an :class:`Exit`, its stage's accuracy is measured, and inference may stop there.
+          Where :meth:`accompany` adds something to the message, ``build`` gets shapes and dtypes of it as
+          ``companion=``, too, but for the network's first stage.
 
         Raises:
           ValueError: the objective can't use such features.
         """
+
+    # What follows is for rules that send something along with the messages, as associated learning does.
+
+    def accompany(self, labels: jax.Array) -> Any:
+        """What the network's first stage adds to its message, of labels (N,) int32: a pytree of arrays, or None."""
+        return None
+
+    def local_loss(self, module: Any, features: Any, labels: jax.Array, companion: Any) -> tuple[jax.Array, Any]:
+        """What a stage minimises, and what it makes of the companion.
+
+        Args:
+          module: of :meth:`build`, with the step's parameters.
+          features: what the stage's blocks return.
+          labels: (N,), int32; -1 for examples that must not contribute.
+          companion: what came along with the message, or None.
+
+        Returns:
+          (scalar, the companion for the next stage). The next stage's gradient does not reach this one.
+        """
+        return module(features, labels), companion
+
+    def answer(self, module: Any, features: Any) -> Any:
+        """What a stage answers in evaluation: logits (N, classes), None where it is no exit."""
+        return module.logits(features) if isinstance(module, Exit) else None
+
+    def read_back(self, module: Any, answer: Any) -> Any:
+        """What comes back: an answer of this stage, or of the next as that has read it, as the stage before sees it.
+
+        Where a rule overrides this, the answers of all exits go back through the stages, and the first one's are the
+        network's.
+        """
+        return answer
+
+    def as_logits(self, answer: jax.Array) -> jax.Array:
+        """The network's answer (N, classes) as logits, whose softmax is the probability of each class."""
+        return answer
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether answers go back through the stages."""
+        return type(self).read_back is not Objective.read_back
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its module is all there is to it: nothing goes along with the messages or comes back."""
+        names = ("accompany", "local_loss", "answer", "read_back")
+        return all(getattr(type(self), name) is getattr(Objective, name) for name in names)
 
 
 def summary_of(features: Any) -> Any:

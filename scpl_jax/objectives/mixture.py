@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.objectives.base import Objective, classes_of, common_classes
+from scpl_jax.objectives.base import Exit, Objective, classes_of, common_classes
 
 
 class MixedLoss(nnx.Module):
@@ -31,8 +31,7 @@ class MixedExit(MixedLoss):
 
     def logits(self, features: Any) -> jax.Array:
         """Features to (N, classes)."""
-        logits: jax.Array = next(loss for loss in self.losses if hasattr(loss, "logits")).logits(features)
-        return logits
+        return next(loss for loss in self.losses if isinstance(loss, Exit)).logits(features)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +66,8 @@ class Mixture(Objective):
                 raise ValueError(f"a mixture's weights must be numbers greater than 0, got {weight}")
             if not objective.local:
                 raise ValueError(f"{type(objective).__name__} has no local loss to be mixed; LocalClassifier has")
+            if not objective.is_plain:
+                raise ValueError(f"{type(objective).__name__} sends something along with messages and can't be mixed")
         common_classes(classes_of(one) for _, one in self.terms)
 
     @property
@@ -78,5 +79,5 @@ class Mixture(Objective):
         """The losses of all terms for features of this shape."""
         losses = [objective.build(features, rngs=rngs) for _, objective in self.terms]
         modules = [loss for loss in losses if loss is not None]
-        kind = MixedExit if any(hasattr(loss, "logits") for loss in modules) else MixedLoss
+        kind = MixedExit if any(isinstance(loss, Exit) for loss in modules) else MixedLoss
         return kind(tuple(weight for weight, _ in self.terms), modules)

@@ -1,9 +1,11 @@
 """A training step of stages that are trained together by the classifier's loss, after a GPipe schedule.
 
 Naive model parallelism is the case of one micro-batch, and ordinary backpropagation that of one group: forward,
-backward and update are then one program, or the update is another (:func:`~scpl_jax.pipeline.local_programs.is_apart`).
+backward and update are then one program, or the update is another (see
+:func:`~scpl_jax.pipeline.step_parts.is_apart`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -11,22 +13,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from scpl_jax.losses.labels import is_kept
-from scpl_jax.pipeline.groups import Builder, Group, Pacer, Program, abstract
-from scpl_jax.pipeline.local_programs import (
+from scpl_jax.pipeline.compilation import Builder, Program, abstract
+from scpl_jax.pipeline.groups import Group
+from scpl_jax.pipeline.pacing import Pacer
+from scpl_jax.pipeline.placement import batch_sharding, replicated
+from scpl_jax.pipeline.schedule import gpipe
+from scpl_jax.pipeline.step_parts import (
     UPDATE_OPTIONS,
     Metrics,
     Record,
     States,
+    StepSettings,
     flag_of,
     is_apart,
     needed_bytes,
     zeros_of,
 )
-from scpl_jax.pipeline.placement import batch_sharding, replicated
-from scpl_jax.pipeline.schedule import gpipe
 from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages import backprop
 from scpl_jax.stages.decouple import Stage
@@ -61,19 +65,57 @@ def _parts(states: Sequence[StageState]) -> Parts:
     )
 
 
-def _update(
-    group: Sequence[Stage],
-    optimizer: optax.GradientTransformation,
-    skip_non_finite: bool,
-    parts: Parts,
-    carry: backprop.Carry,
-    gradient: Any,
-    metrics: dict[str, jax.Array],
-    flag: jax.Array,
-    loss: jax.Array | None,
-) -> tuple[States, Metrics]:
-    states = [StageState(*values) for values in zip(*parts, strict=True)]
-    return backprop.update(group, optimizer, states, carry, gradient, metrics, flag, skip_non_finite, loss)
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A group's backward passes and update: pure functions of what is settled once.
+
+    Attributes:
+      stages: of the group.
+      first: whether there is no group before it.
+      last: whether it has the classifier.
+      settings: of the step.
+    """
+
+    stages: tuple[Stage, ...]
+    first: bool
+    last: bool
+    settings: StepSettings
+
+    def work(self, begins: bool, ends: bool, *arguments: Any) -> tuple[Any, Any, Any]:
+        """A micro-batch's backward pass; for the last group with its forward pass; if it ``ends`` with the update.
+
+        ``arguments`` are, in this order: a :data:`Parts`, spread out; the carry; what the pass is given and what is
+        wanted of it (the message and (labels, their number), or what was saved and the message's gradient); the sums of
+        the micro-batches before, or where the step ``begins`` at most memory for them; the flag that asks for norms;
+        the whole batch's loss, if the update of a group before the last asks for it, else None.
+
+        Returns:
+          (gradient of the message, sums so far or the new states, carry or metrics).
+        """
+        *parts, carry, given, wanted, total, flag, loss = arguments
+        total = None if begins else total
+        if self.last:
+            labels, labelled = wanted
+            cotangent, sums, carry = backprop.forward_backward(
+                self.stages, self.first, parts[0], carry, given, labels, labelled, total
+            )
+        else:
+            remat = self.settings.remat
+            cotangent, sums = backprop.backward(self.stages, self.first, remat, parts[0], given, wanted, total)
+        if not ends:
+            return cotangent, sums, carry
+        return cotangent, *self.update(tuple(parts), carry, *self.gradient(sums), flag, loss)
+
+    def update(self, parts: Parts, carry: Any, gradient: Any, metrics: Any, flag: Any, loss: Any) -> Any:
+        """The step's update: (the new states, metrics of each stage)."""
+        states = [StageState(*values) for values in zip(*parts, strict=True)]
+        settings = self.settings
+        outcome = (states, carry, gradient, metrics, flag, settings.skip_non_finite, loss)
+        return backprop.update(self.stages, settings.optimizer, *outcome)
+
+    def gradient(self, sums: Any) -> tuple[Any, dict[str, Any]]:
+        """(gradient, metrics) from the group's sums; only the last group has metrics."""
+        return sums if self.last else (sums, {})
 
 
 class BackpropPrograms:
@@ -82,13 +124,10 @@ class BackpropPrograms:
     Args:
       builder: what compiles them.
       groups: neighbouring stages; the last group has the classifier.
-      optimizer: Optax optimizer.
+      settings: of the step.
       states: state of each stage.
       message: input of the first stage, shapes and dtypes.
       labels: likewise.
-      skip_non_finite: leave out updates by bad numbers.
-      micro_batches: number of parts of a batch; it and the sub-meshes must divide the batch.
-      remat: compute activations again in the backward pass instead of keeping them.
 
     Attributes:
       memory: for the sums of each group whose update is a program of its own; a step donates it and gives it back.
@@ -98,20 +137,20 @@ class BackpropPrograms:
         self,
         builder: Builder,
         groups: Sequence[Group],
-        optimizer: optax.GradientTransformation,
+        settings: StepSettings,
         states: States,
         message: Any,
         labels: Any,
-        skip_non_finite: bool,
-        micro_batches: int,
-        remat: bool,
     ):
+        micro_batches, remat, final = settings.micro_batches, settings.remat, len(groups) - 1
         self._groups, self._micro_batches, self._pacer = groups, micro_batches, Pacer(groups)
         self._schedule = gpipe(len(groups), micro_batches)
-        self._remat, self._settings = remat, (optimizer, skip_non_finite)
+        self._parts = [_Group(group.stages, i == 0, i == final, settings) for i, group in enumerate(groups)]
         self._carries = [_first_carry(group) for group in groups]
         # Whether the loss goes back from group to group, for their updates.
-        self._hands_loss = any(uses_loss(optimizer, stage.params) for group in groups[:-1] for stage in group.stages)
+        self._hands_loss = any(
+            uses_loss(settings.optimizer, stage.params) for group in groups[:-1] for stage in group.stages
+        )
         loss_of = [
             abstract(np.float32(0), replicated(group.mesh)) if self._hands_loss else None for group in groups[:-1]
         ] + [None]
@@ -165,7 +204,7 @@ class BackpropPrograms:
                 # Parameters may share memory with saved activations of the stage.
                 donated = (2, 3, 7) if index < len(groups) - 1 and not remat else (0, 2, 3)
                 programs[begins, ends], (cotangent, sums, carry) = builder.add(
-                    functools.partial(self._work, index, begins, ends),
+                    functools.partial(self._parts[index].work, begins, ends),
                     group.mesh,
                     arguments,
                     (True, False, False),
@@ -175,9 +214,9 @@ class BackpropPrograms:
             update: Program | None = None
             if apart:
                 update, _ = builder.add(
-                    functools.partial(_update, group.stages, *self._settings),
+                    self._parts[index].update,
                     group.mesh,
-                    (parts_of[index], carry, *self._gradient(index, total), flag_of(group), loss_of[index]),
+                    (parts_of[index], carry, *self._parts[index].gradient(total), flag_of(group), loss_of[index]),
                     (False, False),
                     donate=(0,),
                     options=UPDATE_OPTIONS,
@@ -187,49 +226,9 @@ class BackpropPrograms:
 
     def _sums_of(self, index: int, arguments: tuple[Any, ...]) -> Any:
         """Shapes and places of a group's sums of gradients and metrics."""
-        sums = jax.eval_shape(functools.partial(self._work, index, True, False), *arguments, None, False, None)[1]
+        run = functools.partial(self._parts[index].work, True, False)
+        sums = jax.eval_shape(run, *arguments, None, False, None)[1]
         return abstract(sums, replicated(self._groups[index].mesh))
-
-    def _work(
-        self,
-        index: int,
-        begins: bool,
-        ends: bool,
-        params: Any,
-        rest: Any,
-        opt_state: Any,
-        totals: Any,
-        carry: backprop.Carry,
-        given: Any,
-        wanted: Any,
-        total: Any,
-        flag: jax.Array,
-        loss: jax.Array | None,
-    ) -> tuple[Any, Any, Any]:
-        """A micro-batch's backward pass; for the last group with its forward pass; if ``ends`` with the update.
-
-        ``total`` are the sums of the micro-batches before; where the step ``begins``, at most memory for them. ``loss``
-        is the whole batch's, if the update of a group before the last asks for it.
-
-        Returns:
-          (gradient of the message, sums so far or the new states, carry or metrics).
-        """
-        stages, total = self._groups[index].stages, None if begins else total
-        if index == len(self._groups) - 1:
-            labels, labelled = wanted
-            cotangent, sums, carry = backprop.forward_backward(
-                stages, index == 0, params, carry, given, labels, labelled, total
-            )
-        else:
-            cotangent, sums = backprop.backward(stages, index == 0, self._remat, params, given, wanted, total)
-        if not ends:
-            return cotangent, sums, carry
-        parts = (params, rest, opt_state, totals)
-        return cotangent, *_update(stages, *self._settings, parts, carry, *self._gradient(index, sums), flag, loss)
-
-    def _gradient(self, index: int, sums: Any) -> tuple[Any, dict[str, Any]]:
-        """(gradient, metrics) from a group's sums; only the last group has metrics."""
-        return sums if index == len(self._groups) - 1 else (sums, {})
 
     @property
     def temporary_bytes(self) -> list[int]:
@@ -297,7 +296,7 @@ class BackpropPrograms:
                     # Behind the message: the group before waits for that, nobody for the update.
                     self._pacer.before(groups[index])
                     self.memory[index] = sums[index]
-                    own = self._gradient(index, sums[index])
+                    own = self._parts[index].gradient(sums[index])
                     outcomes[index] = update(parts[index], rest, *own, flags[index], told)
                     self._pacer.after(groups[index], outcomes[index][1])
                     _tell(record, f"update {m}", groups[index], (), outcomes[index][1])

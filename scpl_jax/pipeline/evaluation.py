@@ -1,6 +1,6 @@
 """The programs of evaluation for batches of one shape: every group forward, and the count of what is right.
 
-With codes of the label the answer then goes back through the stages, from the last one to the first.
+Where a rule reads answers back, they then go through the stages from the last one to the first.
 """
 
 import functools
@@ -11,13 +11,70 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from scpl_jax.objectives import Objective
+from scpl_jax.pipeline.compilation import Builder, Program, abstract
 from scpl_jax.pipeline.exits import StopRule, count, zero
-from scpl_jax.pipeline.groups import Builder, Group, Program, abstract
+from scpl_jax.pipeline.groups import Group
 from scpl_jax.pipeline.local_programs import States
 from scpl_jax.pipeline.placement import batch_sharding, replicated
 from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages.decouple import Stage
-from scpl_jax.stages.step import decode, evaluate, pooled_features
+from scpl_jax.stages.step import evaluate, pooled_features, read_back
+
+Prepare = Callable[[Any], Any]
+
+
+class _Pass:
+    """All groups forward in evaluation mode, compiled for batches of one shape.
+
+    Args:
+      builder: what compiles them.
+      groups: the groups, in order.
+      states: state of each stage; shapes and dtypes are used.
+      images: a batch; likewise.
+      prepare: images -> message, or None.
+      run: (stages, their values, message) -> (message for the next group, what is wanted of these stages).
+      batched: whether the latter is split over the batch, or the same on every device.
+
+    Attributes:
+      outputs: shapes of what is wanted of each group.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        groups: Sequence[Group],
+        states: States,
+        images: Any,
+        prepare: Prepare | None,
+        run: Callable[..., Any],
+        *,
+        batched: bool,
+    ):
+        self._groups, self.outputs = groups, []
+        self._steps: list[Program] = []
+        self._prepare: Program | None = None
+        message = abstract(images, batch_sharding(groups[0].mesh))
+        if prepare is not None:
+            function = functools.partial(_tuple_of, prepare)
+            self._prepare, (message,) = builder.add(function, groups[0].mesh, (message,), (True,))
+        for group in groups:
+            arguments = (_shapes(states, group), abstract(message, batch_sharding(group.mesh)))
+            step = functools.partial(run, group.stages)
+            program, (message, wanted) = builder.add(step, group.mesh, arguments, (True, batched))
+            self._steps.append(program)
+            self.outputs.append(wanted)
+
+    def __call__(self, states: States, message: Any) -> list[Any]:
+        """What is wanted of each group, for a batch that lies on the first group's devices."""
+        if self._prepare is not None:
+            (message,) = self._prepare(message)
+        found = []
+        for group, run in zip(self._groups, self._steps, strict=True):
+            message = hand_over(message, batch_sharding(group.mesh))
+            message, wanted = run(_values(states, group), message)
+            found.append(wanted)
+        return found
 
 
 class EvaluationPrograms:
@@ -32,7 +89,8 @@ class EvaluationPrograms:
 
     Attributes:
       exits: numbers of the stages that can tell classes.
-      mesh: where the logits of all exits are gathered: the last group's sub-mesh, with codes the first group's.
+      mesh: where the logits of all exits are gathered: the last group's sub-mesh, or where answers come back the
+        first group's.
     """
 
     def __init__(
@@ -40,31 +98,20 @@ class EvaluationPrograms:
         groups: Sequence[Group],
         states: States,
         images: Any,
-        prepare: Callable[[Any], Any] | None,
+        prepare: Prepare | None,
         rules: Sequence[StopRule] = (),
     ) -> None:
         self._groups, self._rules = groups, tuple(rules)
-        self._coded = groups[0].stages[0].coded
+        objective = groups[0].stages[0].objective
         builder = Builder()
-        message = abstract(images, batch_sharding(groups[0].mesh))
-        self._prepare: Program | None = None
-        if prepare is not None:
-            function = functools.partial(_tuple_of, prepare)
-            self._prepare, (message,) = builder.add(function, groups[0].mesh, (message,), (True,))
-        self._steps: list[Program] = []
-        found: list[dict[int, Any]] = []
-        for group in groups:
-            arguments = (_shapes(states, group), abstract(message, batch_sharding(group.mesh)))
-            run = functools.partial(_forward, group.stages)
-            program, (message, logits) = builder.add(run, group.mesh, arguments, (True, True))
-            self._steps.append(program)
-            found.append(logits)
+        self._forward = _Pass(builder, groups, states, images, prepare, _forward, batched=True)
+        found: list[dict[int, Any]] = self._forward.outputs
         self.exits: list[int] = [index for logits in found for index in logits]
         self._back: list[Program] = []
         outputs = [logits for group in found for logits in group.values()]
-        if self._coded:
+        if objective.comes_back:
             outputs = self._add_way_back(builder, states, found)
-        self.mesh: Mesh = groups[0 if self._coded else -1].mesh
+        self.mesh: Mesh = groups[0 if objective.comes_back else -1].mesh
         self._count: Program | None = None
         self._classes = 0
         if outputs:
@@ -72,36 +119,30 @@ class EvaluationPrograms:
             labels = jax.ShapeDtypeStruct(logits[0].shape[:1], jnp.int32, sharding=batch_sharding(self.mesh))
             self._classes = logits[0].shape[-1]
             total = abstract(self._zero(), replicated(self.mesh))
-            function = functools.partial(_count, self._rules, groups[0].stages[0].scores)
+            function = functools.partial(_count, self._rules, objective)
             self._count, _ = builder.add(function, self.mesh, (total, logits, labels), (False,))
         builder.compile()
 
     def _add_way_back(self, builder: Builder, states: States, found: Sequence[dict[int, Any]]) -> list[Any]:
-        """Programs that decode the codes of all exits, from the last group to the first; shapes of the scores."""
-        codes: list[Any] = []
+        """Programs that read the answers of all exits back, from the last group to the first; shapes of the results."""
+        answers: list[Any] = []
         for group, own in zip(self._groups[::-1], found[::-1], strict=True):
-            codes = abstract(codes, batch_sharding(group.mesh))
-            arguments = (_shapes(states, group), own, codes)
-            program, (codes,) = builder.add(functools.partial(_back, group.stages), group.mesh, arguments, (True,))
+            answers = abstract(answers, batch_sharding(group.mesh))
+            arguments = (_shapes(states, group), own, answers)
+            program, (answers,) = builder.add(functools.partial(_back, group.stages), group.mesh, arguments, (True,))
             self._back.append(program)
-        return codes
+        return answers
 
     def predict_exits(self, states: States, message: Any) -> list[jax.Array]:
         """Logits of every exit for a batch that lies on the first group's devices, each where it was computed."""
-        if self._prepare is not None:
-            (message,) = self._prepare(message)
-        found = []
-        for group, run in zip(self._groups, self._steps, strict=True):
-            message = hand_over(message, batch_sharding(group.mesh))
-            message, logits = run(_values(states, group), message)
-            found.append(logits)
-        if not self._coded:
+        found = self._forward(states, message)
+        if not self._back:
             return [logits[index] for logits in found for index in sorted(logits)]
-        codes: list[jax.Array] = []
+        answers: list[jax.Array] = []
         for group, own, run in zip(self._groups[::-1], found[::-1], self._back, strict=True):
-            codes = hand_over(codes, batch_sharding(group.mesh))
-            (codes,) = run(_values(states, group), own, codes)
-        return codes
+            answers = hand_over(answers, batch_sharding(group.mesh))
+            (answers,) = run(_values(states, group), own, answers)
+        return answers
 
     def zero(self) -> Any:
         """The sums before the first batch, on their devices."""
@@ -120,48 +161,20 @@ class EvaluationPrograms:
 class FeaturePrograms:
     """The features of every stage, compiled for batches of one shape; see :meth:`scpl_jax.Pipeline.features`.
 
-    Args:
-      groups: the groups, in order.
-      states: state of each stage; shapes and dtypes are used.
-      images: a batch; likewise.
-      prepare: images -> message, or None.
-      side: feature maps are averaged down to side x side.
+    The arguments are those of :class:`EvaluationPrograms`; feature maps are averaged down to ``side`` x ``side``.
     """
 
     def __init__(
-        self,
-        groups: Sequence[Group],
-        states: States,
-        images: Any,
-        prepare: Callable[[Any], Any] | None,
-        side: int,
+        self, groups: Sequence[Group], states: States, images: Any, prepare: Prepare | None, side: int
     ) -> None:
-        self._groups = groups
-        builder = Builder()
-        message = abstract(images, batch_sharding(groups[0].mesh))
-        self._prepare: Program | None = None
-        if prepare is not None:
-            function = functools.partial(_tuple_of, prepare)
-            self._prepare, (message,) = builder.add(function, groups[0].mesh, (message,), (True,))
-        self._steps: list[Program] = []
-        for group in groups:
-            arguments = (_shapes(states, group), abstract(message, batch_sharding(group.mesh)))
-            run = functools.partial(_features, group.stages, side)
-            # Every device gets all examples, so that each process that has the stage can read them.
-            program, (message, _) = builder.add(run, group.mesh, arguments, (True, False))
-            self._steps.append(program)
+        builder, run = Builder(), functools.partial(_features, side)
+        # Every device gets all examples, so that each process that has the stage can read them.
+        self._forward = _Pass(builder, groups, states, images, prepare, run, batched=False)
         builder.compile()
 
     def __call__(self, states: States, message: Any) -> list[jax.Array]:
         """(N, D) of every stage for a batch that lies on the first group's devices."""
-        if self._prepare is not None:
-            (message,) = self._prepare(message)
-        found: list[jax.Array] = []
-        for group, run in zip(self._groups, self._steps, strict=True):
-            message = hand_over(message, batch_sharding(group.mesh))
-            message, features = run(_values(states, group), message)
-            found += features
-        return found
+        return [features for group in self._forward(states, message) for features in group]
 
 
 def _values(states: States, group: Group) -> list[tuple[Any, Any]]:
@@ -176,15 +189,12 @@ def _tuple_of(function: Callable[[Any], Any], images: Any) -> tuple[Any]:
     return (function(images),)
 
 
-def _count(rules: tuple[StopRule, ...], scores: bool, total: Any, exits: Any, labels: jax.Array) -> tuple[Any]:
-    if scores:
-        # Scores from 0 to 1, divided by their sum, serve as probabilities: the softmax of their logarithms.
-        exits = [jnp.log(jnp.maximum(one.astype(jnp.float32), 1e-6)) for one in exits]
-    return (count(rules, total, exits, labels),)
+def _count(rules: tuple[StopRule, ...], objective: Objective, total: Any, exits: Any, labels: jax.Array) -> tuple[Any]:
+    return (count(rules, total, [objective.as_logits(one) for one in exits], labels),)
 
 
 def _forward(stages: Sequence[Stage], values: Sequence[Any], message: Any) -> tuple[Any, dict[int, Any]]:
-    """(message for the next group, logits or codes by the number of the stage that can tell)."""
+    """(message for the next group, logits or other answers by the number of the stage that can tell)."""
     found = {}
     for stage, (params, rest) in zip(stages, values, strict=True):
         message, logits = evaluate(stage, params, rest, message)
@@ -193,7 +203,7 @@ def _forward(stages: Sequence[Stage], values: Sequence[Any], message: Any) -> tu
     return message, found
 
 
-def _features(stages: Sequence[Stage], side: int, values: Sequence[Any], message: Any) -> tuple[Any, list[jax.Array]]:
+def _features(side: int, stages: Sequence[Stage], values: Sequence[Any], message: Any) -> tuple[Any, list[jax.Array]]:
     found = []
     for stage, (params, rest) in zip(stages, values, strict=True):
         message, _ = evaluate(stage, params, rest, message)
@@ -202,9 +212,11 @@ def _features(stages: Sequence[Stage], side: int, values: Sequence[Any], message
 
 
 def _back(
-    stages: Sequence[Stage], values: Sequence[Any], own: dict[int, jax.Array], codes: list[jax.Array]
+    stages: Sequence[Stage], values: Sequence[Any], own: dict[int, jax.Array], answers: list[jax.Array]
 ) -> tuple[list[jax.Array]]:
-    """Codes of the exits behind these stages, and their own, back to what the stage before them understands."""
+    """Answers of the exits behind these stages, and their own, as the stage before them sees them."""
     for stage, (params, rest) in zip(stages[::-1], values[::-1], strict=True):
-        codes = [decode(stage, params, rest, code) for code in [own[stage.index], *codes]]
-    return (codes,)
+        if stage.index in own:
+            answers = [own[stage.index], *answers]
+        answers = [read_back(stage, params, rest, answer) for answer in answers]
+    return (answers,)

@@ -24,14 +24,16 @@ import optax
 from scpl_jax.losses.labels import IGNORE, class_indices
 from scpl_jax.pipeline import processes
 from scpl_jax.pipeline.backprop_programs import BackpropPrograms
+from scpl_jax.pipeline.compilation import Builder, Program, abstract, signature
 from scpl_jax.pipeline.evaluation import EvaluationPrograms, FeaturePrograms
 from scpl_jax.pipeline.exits import StopRule, summary
-from scpl_jax.pipeline.groups import Builder, Program, abstract, group_stages, signature
-from scpl_jax.pipeline.local_programs import LocalPrograms, Record
+from scpl_jax.pipeline.groups import group_stages
+from scpl_jax.pipeline.local_programs import LocalPrograms
 from scpl_jax.pipeline.placement import batch_sharding, is_local, place, replicated, sub_meshes
 from scpl_jax.pipeline.placement import processes as processes_of
 from scpl_jax.pipeline.signals import held_back
 from scpl_jax.pipeline.skips import Skip, StepSigns
+from scpl_jax.pipeline.step_parts import Record, StepSettings
 from scpl_jax.pipeline.transfer import hand_over, to_devices, to_program
 from scpl_jax.stages.decouple import Stage
 from scpl_jax.stages.inputs import admit_inputs, admit_labels, labels_must_be, traced_for
@@ -85,6 +87,7 @@ class Pipeline:
         they join. A group of fused stages joins with its first one.
       meshes: the sub-mesh of each stage.
       groups: the stages that one program runs.
+      settings: how a training step is made: optimizer, whether updates by bad numbers are left out, micro-batches.
       skipped: updates that stages of this process left out, oldest first, until :meth:`take_skipped`. A step's are
         known when the host has waited for it: at most ``max_in_flight`` steps later, or after :meth:`wait`.
       compile_seconds: time spent on compilation so far, in seconds.
@@ -142,11 +145,10 @@ class Pipeline:
         if not self.end_to_end and (micro_batches > 1 or remat):
             raise ValueError("micro_batches and remat are for backpropagation; stages with local losses need neither")
         self.stages = tuple(stages)
-        self.optimizer = optimizer
         available = sub_meshes(processes.devices() if devices is None else devices, data_parallel, across_hosts)
         self.meshes = place([s.cost for s in stages], available)
         self.groups = group_stages(self.stages, self.meshes, self.end_to_end or fuse)
-        self.micro_batches, self.remat, self.skip_non_finite = micro_batches, remat, skip_non_finite
+        self.settings = StepSettings(optimizer, skip_non_finite, micro_batches, remat)
         # Collectives of the CPU backend block threads that programs of another step need to get on with.
         blocking = jax.process_count() > 1 and data_parallel > 1 and micro_batches > 1
         self.max_in_flight = 1 if blocking and self.meshes[0].devices.flat[0].platform == "cpu" else max_in_flight
@@ -358,12 +360,10 @@ class Pipeline:
             arguments = (abstract(self._key, replicated(self.meshes[0])), jnp.int32(0), message, targets)
             function = functools.partial(_prepare_step, self._prepare)
             prepare, (message, targets) = builder.add(function, self.meshes[0], arguments, (True, True))
-        self._check_batch(targets.shape[0], self.micro_batches)
-        common = (builder, self.groups, self.optimizer, self.states, message, targets, self.skip_non_finite)
+        self._check_batch(targets.shape[0], self.settings.micro_batches)
+        kind: Any = BackpropPrograms if self.end_to_end else LocalPrograms
         with traced_for(images, example):
-            step: Any = (
-                BackpropPrograms(*common, self.micro_batches, self.remat) if self.end_to_end else LocalPrograms(*common)
-            )
+            step = kind(builder, self.groups, self.settings, self.states, message, targets)
         builder.compile()
         self.compile_seconds += time.perf_counter() - began
         return prepare, step

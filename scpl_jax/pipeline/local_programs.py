@@ -1,44 +1,35 @@
 """A training step of stages with local losses, for batches of one shape: forward only."""
 
 import functools
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
-import optax
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.sharding import Mesh
 
-from scpl_jax.pipeline.groups import Builder, Group, Pacer, Program, abstract
+from scpl_jax.pipeline.compilation import Builder, Program, abstract
+from scpl_jax.pipeline.groups import Group
+from scpl_jax.pipeline.pacing import Pacer
 from scpl_jax.pipeline.placement import batch_sharding, replicated
-from scpl_jax.pipeline.transfer import hand_over, to_devices
+from scpl_jax.pipeline.step_parts import (
+    UPDATE_OPTIONS,
+    Metrics,
+    Record,
+    States,
+    StepSettings,
+    flag_of,
+    is_apart,
+    needed_bytes,
+    zeros_of,
+)
+from scpl_jax.pipeline.transfer import hand_over
 from scpl_jax.stages.decouple import Stage
 from scpl_jax.stages.step import StageState, apply_gradient, gradients
-
-# record(name of the task, stages, what it took, what it gave): for timelines
-Record = Callable[[str, Group, Any, Any], None]
-States = tuple[StageState, ...]
-Metrics = list[dict[str, Any]]
-
-_EMITTERS = "xla_cpu_use_fusion_emitters"
-# An update writes each array in place of itself. Without its fusion emitters XLA's code goes number by number there, as
-# it can't tell that what is read and what is written is the same (experiments/single/README.md has the times).
-UPDATE_OPTIONS = {_EMITTERS: True}
-# Parameters of a program from which on that saves more than a second program costs.
-_MANY = 2**19
-
-
-def flag_of(group: Group) -> Any:
-    """Shape and place of the flag that asks for gradient norms."""
-    return abstract(False, replicated(group.mesh))
 
 
 def _local_step(
     stages: Sequence[Stage],
-    optimizer: optax.GradientTransformation,
-    skip_non_finite: bool,
+    settings: StepSettings,
     states: States,
     message: Any,
     labels: jax.Array,
@@ -47,7 +38,7 @@ def _local_step(
     """One step of neighbouring stages, one behind the other; their updates do not depend on one another."""
     params, rests = _read(states)
     found, message, outcomes = _gradients(stages, params, rests, None, message, labels)
-    new, metrics = _update(optimizer, skip_non_finite, states, found, outcomes, with_norms)
+    new, metrics = _update(settings, states, found, outcomes, with_norms)
     return new, message, metrics
 
 
@@ -77,8 +68,7 @@ def _kept_barrier(message: Any) -> Any:
 
 
 def _update(
-    optimizer: optax.GradientTransformation,
-    skip_non_finite: bool,
+    settings: StepSettings,
     states: States,
     found: Sequence[Any],
     outcomes: Sequence[Any],
@@ -87,16 +77,17 @@ def _update(
     """Each stage's update by what :func:`_gradients` returns."""
     new, metrics = [], []
     for state, gradient, (rest, values) in zip(states, found, outcomes, strict=True):
-        state, values = apply_gradient(
-            optimizer, state, gradient, rest, values, with_norms, skip_non_finite=skip_non_finite
-        )
+        outcome = (state, gradient, rest, values, with_norms)
+        state, values = apply_gradient(settings.optimizer, *outcome, skip_non_finite=settings.skip_non_finite)
         new.append(state)
         metrics.append(values)
     return tuple(new), metrics
 
 
 class LocalPrograms:
-    """A training step of stages that are trained by local losses: a program a group, or two, see :func:`is_apart`.
+    """A training step of stages that are trained by local losses: a program a group, or two.
+
+    See :func:`~scpl_jax.pipeline.step_parts.is_apart`.
 
     Attributes:
       memory: of the gradients of each group whose update is a program of its own; a step donates it and gives it back.
@@ -106,11 +97,10 @@ class LocalPrograms:
         self,
         builder: Builder,
         groups: Sequence[Group],
-        optimizer: optax.GradientTransformation,
+        settings: StepSettings,
         states: States,
         message: Any,
         labels: Any,
-        skip_non_finite: bool,
     ):
         self._groups, self._pacer = groups, Pacer(groups)
         self._steps: list[Program] = []
@@ -131,7 +121,7 @@ class LocalPrograms:
                     donate=(2,),
                 )
                 update, _ = builder.add(
-                    functools.partial(_update, optimizer, skip_non_finite),
+                    functools.partial(_update, settings),
                     group.mesh,
                     (own, found, outcomes, flag_of(group)),
                     (False, False),
@@ -140,7 +130,7 @@ class LocalPrograms:
                 )
             else:
                 program, (_, message, _) = builder.add(
-                    functools.partial(_local_step, group.stages, optimizer, skip_non_finite),
+                    functools.partial(_local_step, group.stages, settings),
                     group.mesh,
                     (own, message, labels, flag_of(group)),
                     (False, True, False),
@@ -206,25 +196,3 @@ class LocalPrograms:
 def _read(states: States) -> tuple[Any, Any]:
     """What the gradients depend on: parameters and other variables of each stage."""
     return tuple(state.params for state in states), tuple(state.rest for state in states)
-
-
-def is_apart(params: Any, mesh: Mesh) -> bool:
-    """Whether updates are a program of their own, compiled with :data:`UPDATE_OPTIONS`.
-
-    They are on CPUs where ``XLA_FLAGS`` switches XLA's fusion emitters off, as the commands do, if the parameters are
-    so many that one more program to dispatch costs less.
-    """
-    off = f"--{_EMITTERS}=false" in os.environ.get("XLA_FLAGS", "").split()
-    count = sum(x.size for x in jax.tree.leaves(params))
-    return off and count >= _MANY and mesh.devices.flat[0].platform == "cpu"
-
-
-def zeros_of(tree: Any) -> Any:
-    """Zeros where the shapes, dtypes and placements of :func:`~scpl_jax.pipeline.groups.abstract` say."""
-    return jax.tree.map(lambda x: to_devices(np.zeros(x.shape, x.dtype), x.sharding), tree)
-
-
-def needed_bytes(programs: Sequence[Program | None], memory: Any) -> int:
-    """What the largest of the programs needs by the compiler's account, and each device's part of ``memory``."""
-    kept = sum(x.nbytes for x in jax.tree.leaves(memory) if x.addressable_shards)
-    return kept + max(program.temporary_bytes for program in programs if program is not None)

@@ -95,10 +95,8 @@ def _blocks(
             norm.momentum = 0.0  # its "running average" is then the micro-batch's own
         for block in module.blocks:
             message = block(message)
-        for classifier in module.classifier:
-            if labels is None:
-                break
-            logits = classifier(message)
+        if module.classifier is not None and labels is not None:
+            logits = module.classifier(message)
             message = metrics["loss"] = metrics["classifier_loss"] = cross_entropy(logits, labels)
             kept = is_kept(labels)
             metrics["correct"] = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & kept)

@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,6 @@ from scpl_jax.stages.variables import split
 _OPERATIONS_PER_BYTE = 10
 # Adam reads parameter, gradient and two moments and writes three of them, 4 bytes each.
 _UPDATE_BYTES = 28
-
-
-class TrainingCost(Protocol):
-    """The cost of a module in a unit that is common to all modules that are compared."""
-
-    def training(self, *, input_gradient: bool = True) -> float:
-        """Cost of forward pass, backward pass and update."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +47,18 @@ class Cost:
         return passes * self.operations + traffic * _OPERATIONS_PER_BYTE
 
 
-def module_cost(module: nnx.Module, *inputs: Any) -> Cost:
-    """The cost of calling ``module(*inputs)``, from XLA's analysis of the program before optimisation.
+def call_module(module: Any, *inputs: Any) -> Any:
+    """``module(*inputs)``."""
+    return module(*inputs)
+
+
+def module_cost(module: nnx.Module, *inputs: Any, call: Callable[..., Any] = call_module) -> Cost:
+    """The cost of ``call(module, *inputs)``, from XLA's analysis of the program before optimisation.
 
     Args:
       module: any NNX module.
       *inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``.
+      call: how the module is called.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -73,10 +71,10 @@ def module_cost(module: nnx.Module, *inputs: Any) -> Cost:
     """
     graphdef, params, rest = split(module)
 
-    def call(params: Any, rest: Any, inputs: Any) -> Any:
-        return nnx.merge(graphdef, params, rest, copy=True)(*inputs)
+    def run(params: Any, rest: Any, inputs: Any) -> Any:
+        return call(nnx.merge(graphdef, params, rest, copy=True), *inputs)
 
-    operations, traffic = _analysis(call, params, rest, inputs)
+    operations, traffic = _analysis(run, params, rest, inputs)
     return Cost(operations, traffic, sum(leaf.size for leaf in jax.tree.leaves(params)))
 
 
@@ -132,13 +130,16 @@ class MeasuredCost:
         return self.whole if input_gradient else self.first
 
 
-def measured_cost(module: nnx.Module, *inputs: Any, repeats: int = 5) -> MeasuredCost:
+def measured_cost(
+    module: nnx.Module, *inputs: Any, call: Callable[..., Any] = call_module, repeats: int = 5
+) -> MeasuredCost:
     """The time of training ``module`` on inputs of these shapes by Adam, on the default device.
 
     Args:
       module: any NNX module.
       *inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``; the first one is what a gradient is computed of. Only
         shapes and dtypes are used.
+      call: how the module is called, as for :func:`module_cost`.
       repeats: measurements, of which the median counts; at least 1.
 
     Example:
@@ -163,7 +164,8 @@ def measured_cost(module: nnx.Module, *inputs: Any, repeats: int = 5) -> Measure
     def loss(params: Any, floating: list[jax.Array]) -> jax.Array:
         some = iter(floating)
         message = [next(some) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf for leaf in leaves]
-        outputs = nnx.merge(graphdef, params, rest, copy=True)(jax.tree.unflatten(structure, message), *others)
+        module = nnx.merge(graphdef, params, rest, copy=True)
+        outputs = call(module, jax.tree.unflatten(structure, message), *others)
         values = [x for x in jax.tree.leaves(outputs) if jnp.issubdtype(x.dtype, jnp.inexact)]
         # Not linear in the outputs: XLA would do without them otherwise.
         return sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in values), jnp.float32(0))

@@ -1,7 +1,6 @@
 """Cut a list of blocks into stages, each with its local objective."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,21 +9,21 @@ import jax
 from flax import nnx
 
 from scpl_jax.objectives import Objective
-from scpl_jax.objectives.base import classes_of, common_classes, summary_of
-from scpl_jax.stages.cost import TrainingCost, measured_cost, module_cost
+from scpl_jax.objectives.base import Accompanied, classes_of, common_classes, summary_of
 from scpl_jax.stages.cuts import balanced_cut, check_cut, check_num_stages, even_cut
 from scpl_jax.stages.first_call import output_of
 from scpl_jax.stages.inputs import admit_inputs
+from scpl_jax.stages.prices import Prices, build_loss
 from scpl_jax.stages.variables import separate_rngs, split
 
 
 class StageModule(nnx.Module):
-    """The modules of one stage: its blocks, its local loss (none or one), the classifier (last stage only)."""
+    """The modules of one stage: its blocks, its local loss or None, the classifier (in the last stage) or None."""
 
     def __init__(self, blocks: Sequence[nnx.Module], loss: nnx.Module | None, classifier: nnx.Module | None):
         self.blocks = nnx.List(blocks)
-        self.loss = nnx.List([] if loss is None else [loss])
-        self.classifier = nnx.List([] if classifier is None else [classifier])
+        self.loss = loss
+        self.classifier = classifier
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,15 +37,11 @@ class Stage:
       eval_graph: the same in evaluation mode (batch norm by running averages, no dropout).
       params: initial parameters: every ``nnx.Param`` of floating or complex numbers.
       rest: initial batch statistics, random state and all other variables.
-      classifier_gradient: whether the classifier's gradient reaches the stage's blocks.
+      objective: what it minimises.
       end_to_end: whether all stages are trained together by the classifier's loss, each getting the gradient of its
         message back from the next, instead of each by its own local loss.
-      coded: whether its loss also takes a code of the label, which stages hand on beside their features: a message is
-        then (features, code), but for the network's input.
-      scores: whether its answers are scores from 0 to 1 and not logits.
       classes: number of classes of the network's labels; None where neither classifier nor objectives know it.
       example: shapes and dtypes of its own message, for the batch that the network was made with.
-      takes_code: whether its own message has a code: not before the network's first stage.
       cost: cost of a training step, local loss and update included: floating-point operations by the compiler's
         estimate, or measured seconds.
       loss_cost: the part of ``cost`` that the local loss has.
@@ -59,11 +54,8 @@ class Stage:
     eval_graph: Any
     params: Any
     rest: Any
-    classifier_gradient: bool
+    objective: Objective
     end_to_end: bool
-    coded: bool
-    scores: bool
-    takes_code: bool
     classes: int | None
     example: Any
     cost: float
@@ -110,58 +102,14 @@ def _check_unshared(groups: Sequence[StageModule]) -> None:
                 )
 
 
-def _codes(objectives: Sequence[Any], features: Any, labels: Any) -> list[Any]:
-    """Shapes and dtypes of the code that each stage is given beside its features; none where no objective has codes."""
-    if not objectives[0].coded:
-        return []
-
-    def first(features: Any, labels: Any) -> Any:
-        return objectives[0].build(features, rngs=nnx.Rngs(0)).first_code(labels)
-
-    def following(objective: Any, features: Any, code: Any) -> Any:
-        return objective.build(features, code=code, rngs=nnx.Rngs(0))(features, code)[1]
-
-    codes = [jax.eval_shape(first, features, labels)]
-    for objective in objectives[:-1]:
-        codes.append(jax.eval_shape(functools.partial(following, objective), features, codes[-1]))
-    return codes
-
-
-def _make_stage(
-    index: int,
-    blocks: tuple[int, int],
-    module: StageModule,
-    objective: Objective,
-    end_to_end: bool,
-    classes: int | None,
-    example: Any,
-    cost: float,
-    loss_cost: float,
-    message_bytes: int,
-) -> Stage:
+def _structure(index: int, module: StageModule) -> dict[str, Any]:
+    """What a stage keeps of its module, by attribute."""
     module.eval()
     eval_graph, *_ = split(module)
     module.train()
     train_graph, params, rest = split(module)
     rest = separate_rngs(rest, index)
-    return Stage(
-        index,
-        blocks,
-        train_graph,
-        eval_graph,
-        params,
-        rest,
-        classifier_gradient=objective.classifier_gradient,
-        end_to_end=end_to_end,
-        coded=objective.coded,
-        scores=objective.scores,
-        takes_code=objective.coded and index > 0,
-        classes=classes,
-        example=example,
-        cost=cost,
-        loss_cost=loss_cost,
-        message_bytes=message_bytes,
-    )
+    return {"train_graph": train_graph, "eval_graph": eval_graph, "params": params, "rest": rest}
 
 
 def decouple(
@@ -214,34 +162,80 @@ def decouple(
     """
     blocks = list(blocks)
     last = blocks.pop() if classifier and blocks else None
+    objectives = _checked(blocks, last, num_stages, objective, costs)
+    inputs, classes = _traced(blocks, last, objectives, example)
+    # Without any local loss the stages are trained together, by backpropagation.
+    end_to_end = last is not None and not any(one.local for one in objectives)
+    prices = Prices(blocks, last, inputs, end_to_end=end_to_end, measured=costs == "measured")
+    companion = jax.eval_shape(objectives[0].accompany, prices.labels)
+
+    def price(start: int, stop: int) -> float:
+        # While a cut is sought, the number of a stage is not known: objectives are then taken to cost like the first.
+        return prices.of_stage(start, stop, objectives[0], 0, companion)
+
+    bounds = (0, *_positions(cut, price, len(blocks), num_stages), len(blocks))
+    modules, descriptions = [], []
+    for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        given = objectives[index], index, companion
+        about = {
+            "blocks": (start, stop),
+            "objective": objectives[index],
+            "example": inputs[start] if index == 0 or companion is None else Accompanied(inputs[start], companion),
+            "cost": prices.of_stage(start, stop, *given),
+            "loss_cost": prices.of_loss(stop, *given),
+            "message_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(inputs[stop])),
+        }
+        loss = build_loss(objectives[index], inputs[stop], rngs, companion if index else None)
+        if loss is not None:
+            features, minimised = summary_of(inputs[stop]), objectives[index].local_loss
+            what = f"the local loss of stage {index}"
+            _, companion = output_of(what, loss, features, prices.labels, companion, call=minimised)
+        modules.append(StageModule(blocks[start:stop], loss, last if stop == len(blocks) else None))
+        descriptions.append(about)
+    _check_unshared(modules)
+    return tuple(
+        Stage(index, **_structure(index, module), end_to_end=end_to_end, classes=classes, **about)
+        for index, (module, about) in enumerate(zip(modules, descriptions, strict=True))
+    )
+
+
+def _checked(
+    blocks: Sequence[Any], last: Any, num_stages: int, objective: Objective | Sequence[Objective], costs: str
+) -> list[Objective]:
+    """One objective for each stage, of arguments that go together."""
     if not blocks:
         raise ValueError("a network needs at least one block besides its classifier")
     check_num_stages(num_stages, len(blocks))
     objectives = [objective] * num_stages if isinstance(objective, Objective) else list(objective)
     if len(objectives) != num_stages:
         raise ValueError(f"{num_stages} stages need one objective or {num_stages}, got {len(objectives)}")
-    # Without any local loss the stages are trained together, by backpropagation.
     end_to_end = last is not None and not any(one.local for one in objectives)
     for index, one in enumerate(objectives):
+        name = type(one).__name__
         if not one.local and not end_to_end and not (index == num_stages - 1 and last is not None):
             raise ValueError(
-                f"{type(one).__name__} is the classifier's loss and stage {index} has no classifier; "
+                f"{name} is the classifier's loss and stage {index} has no classifier; "
                 "use it for all stages, or a local objective such as SupCon"
             )
-
-    if any(one.coded for one in objectives) and not all(one.coded for one in objectives):
-        raise ValueError("associated learning hands a code from stage to stage, so all stages need it or none")
-    if objectives[0].coded and last is not None:
-        raise ValueError("associated learning has no use for the network's classifier; leave it out: classifier=False")
-
+        if not one.is_plain and any(type(other) is not type(one) for other in objectives):
+            raise ValueError(f"{name} sends something along from stage to stage, so all stages need it or none")
+        if not one.takes_classifier and last is not None:
+            raise ValueError(f"{name} has no use for the network's classifier; leave it out: classifier=False")
     for index, module in enumerate([*blocks, last]):
         if not isinstance(module, nnx.Module | None):
             raise ValueError(
                 f"block {index} is no nnx.Module but a {type(module).__name__}; of a function, nnx.Sequential(f) is one"
             )
-    StageModule(blocks, None, last).train()
+    if costs not in ("estimate", "measured"):
+        raise ValueError(f"costs must be estimate or measured, got {costs!r}")
+    return objectives
 
-    # The input of every block, and of the classifier.
+
+def _traced(
+    blocks: Sequence[nnx.Module], last: nnx.Module | None, objectives: Sequence[Objective], example: Any
+) -> tuple[list[Any], int | None]:
+    """(shapes and dtypes of what each block and the classifier are given, number of classes or None)."""
+    StageModule(blocks, None, last).train()
     inputs = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), admit_inputs(example))]
     for index, block in enumerate(blocks):
         inputs.append(output_of(f"block {index} ({type(block).__name__})", block, inputs[-1]))
@@ -249,68 +243,17 @@ def decouple(
     if last is not None:
         logits = output_of(f"the classifier ({type(last).__name__})", last, inputs[-1])
         of_classifier = _number_of_classes(logits)
-    classes = common_classes([of_classifier, *(classes_of(one) for one in objectives)])
-    labels = jax.ShapeDtypeStruct((jax.tree.leaves(inputs[0])[0].shape[0],), "int32")
-    if costs not in ("estimate", "measured"):
-        raise ValueError(f"costs must be estimate or measured, got {costs!r}")
-    cost_of: Callable[..., TrainingCost] = module_cost if costs == "estimate" else measured_cost
-    block_costs = [cost_of(block, x) for block, x in zip(blocks, inputs[:-1], strict=True)]
-    classifier_cost = 0.0
-    if last is not None:
-        # Its input is detached or not; the difference is one product of many.
-        classifier_cost = cost_of(last, inputs[-1]).training()
+    return inputs, common_classes([of_classifier, *(classes_of(one) for one in objectives)])
 
-    codes = _codes(objectives, summary_of(inputs[-1]), labels)
 
-    def build(which: int, stop: int, rngs: nnx.Rngs) -> nnx.Module | None:
-        extra: dict[str, Any] = {"code": codes[which]} if codes and which > 0 else {}
-        return objectives[which].build(summary_of(inputs[stop]), rngs=rngs, **extra)
-
-    @functools.cache
-    def loss_cost(stop: int, which: int) -> float:
-        loss = build(which, stop, nnx.Rngs(0))
-        beside = codes[which] if codes else labels
-        return 0.0 if loss is None else cost_of(loss, summary_of(inputs[stop]), beside).training()
-
-    def cost(start: int, stop: int, which: int | None = None) -> float:
-        # While a cut is sought, the number of a stage is not known: objectives are then taken to cost like the first.
-        # The first block of a stage needs no gradient of its input, unless it has to be handed back.
-        handed_back = end_to_end and start > 0
-        costs = enumerate(block_costs[start:stop])
-        total = sum(c.training(input_gradient=index > 0 or handed_back) for index, c in costs)
-        total += loss_cost(stop, 0 if which is None else which)
-        return total + (classifier_cost if stop == len(blocks) else 0.0)
-
+def _positions(
+    cut: str | Sequence[int], price: Callable[[int, int], float], num_blocks: int, num_stages: int
+) -> tuple[int, ...]:
+    """The blocks at which stages 1, 2, ... begin."""
     if cut == "auto":
-        positions = balanced_cut(cost, len(blocks), num_stages)
-    elif cut == "even":
-        positions = even_cut(len(blocks), num_stages)
-    elif isinstance(cut, str):
+        return balanced_cut(price, num_blocks, num_stages)
+    if cut == "even":
+        return even_cut(num_blocks, num_stages)
+    if isinstance(cut, str):
         raise ValueError(f"unknown cut {cut!r}; give auto, even, or the blocks at which stages begin")
-    else:
-        positions = check_cut(cut, num_stages, len(blocks))
-
-    bounds = (0, *positions, len(blocks))
-    modules = []
-    for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        loss = build(index, stop, rngs)
-        if loss is not None:
-            beside = codes[index] if codes else labels
-            output_of(f"the local loss of stage {index}", loss, summary_of(inputs[stop]), beside)
-        modules.append(StageModule(blocks[start:stop], loss, last if stop == len(blocks) else None))
-    _check_unshared(modules)
-    return tuple(
-        _make_stage(
-            index,
-            (bounds[index], bounds[index + 1]),
-            module,
-            objectives[index],
-            end_to_end,
-            classes,
-            (inputs[bounds[index]], codes[index]) if codes and index else inputs[bounds[index]],
-            cost(bounds[index], bounds[index + 1], index),
-            loss_cost(bounds[index + 1], index),
-            sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(inputs[bounds[index + 1]])),
-        )
-        for index, module in enumerate(modules)
-    )
+    return check_cut(cut, num_stages, num_blocks)

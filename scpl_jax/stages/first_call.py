@@ -4,6 +4,7 @@ A step is compiled for the variables that there are: afterwards a call changes n
 """
 
 import unittest.mock
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import Jaxpr, Literal, jaxpr_as_fun
 
+from scpl_jax.stages.cost import call_module
 from scpl_jax.stages.variables import changed_attribute, check_kept, named, split
 
 
-def output_of(what: str, module: nnx.Module, *inputs: Any) -> Any:
-    """Shapes and dtypes of ``module(*inputs)``.
+def output_of(what: str, module: nnx.Module, *inputs: Any, call: Callable[..., Any] = call_module) -> Any:
+    """Shapes and dtypes of ``call(module, *inputs)``.
 
     Variables and submodules that the module makes while it runs are put into it, with the values that they are created
     with; so it may be changed in place.
@@ -24,6 +26,7 @@ def output_of(what: str, module: nnx.Module, *inputs: Any) -> Any:
       what: name of the module.
       module: any NNX module.
       *inputs: shapes and dtypes.
+      call: how the module is called.
 
     Raises:
       ValueError: the module can't be called with them, or it changes more than the values of its variables.
@@ -35,9 +38,9 @@ def output_of(what: str, module: nnx.Module, *inputs: Any) -> Any:
             )
     graph, params, rest = split(module)
 
-    def call(params: Any, rest: Any, inputs: Any) -> Any:
+    def run(params: Any, rest: Any, inputs: Any) -> Any:
         called = nnx.merge(graph, params, rest, copy=True)
-        output = _called(what, called, inputs)
+        output = _called(what, called, inputs, call)
         graph_after, *after = split(called)
         if not made and set(named(after)) - set(named((params, rest))):
             made.append(True)
@@ -51,17 +54,17 @@ def output_of(what: str, module: nnx.Module, *inputs: Any) -> Any:
         return output
 
     made: list[bool] = []
-    output = jax.eval_shape(call, params, rest, inputs)
+    output = jax.eval_shape(run, params, rest, inputs)
     if made:
-        _make_state(what, module, inputs)
+        _make_state(what, module, inputs, call)
         graph, params, rest = split(module)
-        output = jax.eval_shape(call, params, rest, inputs)
+        output = jax.eval_shape(run, params, rest, inputs)
     return output
 
 
-def _called(what: str, module: nnx.Module, inputs: Any) -> Any:
+def _called(what: str, module: nnx.Module, inputs: Any, call: Callable[..., Any]) -> Any:
     try:
-        return module(*inputs)
+        return call(module, *inputs)
     except Exception as error:
         told = " ".join(str(error).split())
         linen = any(isinstance(node, nnx.bridge.ToNNX) for _, node in nnx.iter_graph(module))
@@ -70,12 +73,12 @@ def _called(what: str, module: nnx.Module, inputs: Any) -> Any:
         raise ValueError(f"{what} can't be called with {given}, {type(error).__name__}: {told[:300]}{hint}") from error
 
 
-def _make_state(what: str, module: nnx.Module, inputs: Any) -> None:
+def _make_state(what: str, module: nnx.Module, inputs: Any, call: Callable[..., Any]) -> None:
     """Put into a module what it makes at its first call."""
     graph, *old = split(module)
     grown: Any = None
 
-    def call(old: Any, inputs: Any) -> Any:
+    def run(old: Any, inputs: Any) -> Any:
         nonlocal grown
         fresh, created = nnx.merge(graph, *old, copy=True), []
 
@@ -84,13 +87,13 @@ def _make_state(what: str, module: nnx.Module, inputs: Any) -> None:
             return value
 
         with unittest.mock.patch.object(nnx.Variable, "create_value", note):
-            _called(what, fresh, inputs)
+            _called(what, fresh, inputs, call)
         for variable, value in created:
             variable.set_value(value)  # not yet what the call made of it
         grown, *state = split(fresh)
         return state
 
-    program, shapes = jax.make_jaxpr(call, return_shape=True)(old, inputs)
+    program, shapes = jax.make_jaxpr(run, return_shape=True)(old, inputs)
     known = named(old)
     values = [jnp.zeros(x.shape, x.dtype) for x in jax.tree.leaves(inputs)]
     count = len(program.jaxpr.invars) - len(values)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from scpl_jax.losses import cross_entropy
 from scpl_jax.losses.labels import indices_on_device, is_kept, is_outside, not_a_number_if
-from scpl_jax.objectives.base import summary_of
+from scpl_jax.objectives.base import Accompanied, summary_of
 from scpl_jax.objectives.heads import average_pool
 from scpl_jax.stages.decouple import Stage, StageModule
 from scpl_jax.stages.optimizer import apply_optimizer, initial_optimizer_state
@@ -53,7 +53,7 @@ def zero_totals(stage: Stage) -> dict[str, jax.Array]:
 def has_classifier(stage: Stage) -> bool:
     """Whether the stage holds the network's classifier."""
     module: StageModule = nnx.merge(stage.train_graph, stage.params, stage.rest, copy=True)
-    return len(module.classifier) > 0
+    return module.classifier is not None
 
 
 def initial_state(stage: Stage, optimizer: optax.GradientTransformation) -> StageState:
@@ -96,26 +96,23 @@ def stage_loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.A
     outside, kept = is_outside(labels, stage.classes), is_kept(labels)
     total = jnp.float32(0)
     metrics: dict[str, jax.Array] = {"bad_labels": jnp.sum(outside, dtype=jnp.int32)}
-    if stage.coded:
-        loss: Any = module.loss[0]
-        message, code = message if stage.takes_code else (message, loss.first_code(labels))
-        features = _forward(module, message)
-        own, code = loss(summary_of(features), code, kept)
-        metrics["loss"] = total = not_a_number_if(outside, own)
-        return total, ((features, code), split(module)[2], metrics)
+    first = not isinstance(message, Accompanied)
+    message, companion = (message, stage.objective.accompany(labels)) if first else message
     features = _forward(module, message)
-    for loss in module.loss:
+    if module.loss is not None:
+        own, companion = stage.objective.local_loss(module.loss, summary_of(features), labels, companion)
         # A label that is none of the classes must not train: the update is left out like any other by bad numbers.
-        metrics["loss"] = total = not_a_number_if(outside, loss(summary_of(features), labels))
-    for classifier in module.classifier:
-        logits = classifier(features if stage.classifier_gradient else jax.lax.stop_gradient(features))
+        metrics["loss"] = total = not_a_number_if(outside, own)
+    if module.classifier is not None:
+        through = stage.objective.classifier_gradient
+        logits = module.classifier(features if through else jax.lax.stop_gradient(features))
         metrics["classifier_loss"] = cross_entropy(logits, labels)
         metrics["correct"] = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & kept)
         metrics["examples"] = jnp.sum(kept, dtype=jnp.int32)
         total = total + metrics["classifier_loss"]
         metrics.setdefault("loss", metrics["classifier_loss"])
     _, _, rest = split(module)
-    return total, (features, rest, metrics)
+    return total, (features if companion is None else Accompanied(features, companion), rest, metrics)
 
 
 def gradients(
@@ -277,24 +274,19 @@ def evaluate(stage: Stage, params: Any, rest: Any, message: Any) -> tuple[Any, j
       stage: the stage.
       params: its parameters.
       rest: its other variables.
-      message: features that the stage before handed on; never with a code, which training only knows.
+      message: features that the stage before handed on; never with a companion, which training only knows.
 
     Returns:
-      (features for the next stage, logits (N, classes) of the stage's classifier or local classifier, None if it has
-      neither). With codes of the label the latter is the code (N, C) that the stage predicts; see :func:`decode`.
+      (features for the next stage, logits (N, classes) of the stage's classifier, or else what its objective's
+      :meth:`~scpl_jax.Objective.answer` makes of its local loss: logits as a rule, None if it can't tell classes).
     """
     module: StageModule = nnx.merge(stage.eval_graph, params, rest, copy=True)
     features = _forward(module, message)
-    if stage.coded:
-        associated: Any = module.loss[0]
-        return features, associated.predict_code(summary_of(features))
-    logits = None
-    for classifier in module.classifier:
-        logits = classifier(features)
-    for loss in module.loss:
-        if logits is None and hasattr(loss, "logits"):
-            logits = loss.logits(summary_of(features))
-    return features, logits
+    if module.classifier is not None:
+        return features, module.classifier(features)
+    if module.loss is None:
+        return features, None
+    return features, stage.objective.answer(module.loss, summary_of(features))
 
 
 def pooled_features(features: Any, side: int) -> jax.Array:
@@ -313,16 +305,14 @@ def pooled_features(features: Any, side: int) -> jax.Array:
     return jnp.concatenate([x.reshape(x.shape[0], -1).astype(jnp.float32) for x in parts], axis=1)
 
 
-def decode(stage: Stage, params: Any, rest: Any, codes: jax.Array) -> jax.Array:
-    """Codes (..., C) of a stage back to those of the stage before; by the network's first stage to scores of classes.
+def read_back(stage: Stage, params: Any, rest: Any, answer: Any) -> Any:
+    """An answer of this stage, or of the next as that has read it back, as the stage before sees it.
 
     Args:
-      stage: a stage with codes of the label.
+      stage: a stage whose objective's answers come back, see :meth:`scpl_jax.Objective.read_back`.
       params: its parameters.
       rest: its other variables.
-      codes: as predicted by this stage, or decoded by the next one.
+      answer: of :func:`evaluate` with this stage, or of this function with the next one.
     """
     module: StageModule = nnx.merge(stage.eval_graph, params, rest, copy=True)
-    associated: Any = module.loss[0]
-    decoded: jax.Array = associated.decode(codes)
-    return decoded
+    return stage.objective.read_back(module.loss, answer)

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import logging
+import re
 import shutil
 import unittest.mock
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scpl_jax.pipeline import Pipeline, processes
-from scpl_jax.pipeline.groups import abstract
+from scpl_jax.pipeline.compilation import abstract
 from scpl_jax.pipeline.placement import is_local, replicated
 from scpl_jax.pipeline.placement import processes as processes_of
 from scpl_jax.pipeline.transfer import elsewhere, to_devices
@@ -80,6 +81,12 @@ def describe(state: StageState) -> dict[str, str]:
         one = jax.eval_shape(jax.random.key_data, one) if _is_key(leaf) else one
         found[_name(path)] = f"{one.dtype}{list(one.shape)}"
     return found
+
+
+def _renamed(saved: dict[str, str], expected: dict[str, str]) -> dict[str, str]:
+    """Names of a stage's arrays there -> here: earlier versions held local loss and classifier in lists."""
+    now = {name: re.sub(r"(^|/)(loss|classifier)/0/", r"\1\2/", name, count=1) for name in set(saved) - set(expected)}
+    return {name: now.get(name, name) for name in saved}
 
 
 def _uncounted(saved: dict[str, str], expected: dict[str, str]) -> set[str]:
@@ -370,7 +377,14 @@ class CheckpointStore:
         folder = self._root / str(step)
         try:
             saved = read_json(folder / "progress.json")
-            uncounted = _check_same(saved["stages"], [describe(state) for state in pipeline.states])
+            expected = [describe(state) for state in pipeline.states]
+            named = [_renamed(there, here) for there, here in zip(saved["stages"], expected, strict=False)]
+            named += [{}] * (len(saved["stages"]) - len(expected))
+            there = [
+                {now.get(name, name): kind for name, kind in one.items()}
+                for now, one in zip(named, saved["stages"], strict=True)
+            ]
+            uncounted = _check_same(there, expected)
             if any(uncounted):
                 _LOG.warning(
                     "the checkpoint of step %d was saved before the running averages of batch norm were corrected for "
@@ -385,6 +399,7 @@ class CheckpointStore:
                     continue
                 with self._checkpointer() as checkpointer:
                     loaded = checkpointer.restore(folder / f"stage_{index:03d}", args=self._ocp.args.PyTreeRestore())
+                loaded = {named[index][name]: array for name, array in loaded.items()}
                 loaded |= dict.fromkeys(uncounted[index], np.int32(saved["step"]))
                 states.append(to_devices(from_arrays(loaded, state), place))
             progress = Progress(**saved["progress"])

@@ -85,7 +85,7 @@ def test_local_losses_keep_the_way_short_whatever_the_depth():
 def test_head_and_classifier_are_one_block_from_their_loss():
     stages = staged(2, 1, scpl.SupCon(head="linear", head_dims=(4,)))
     found = {way.layer: way.blocks for way in gradient_paths(stages, INPUTS, LABELS)}
-    assert found == {"blocks.0.linear": 3, "blocks.1.linear": 2, "classifier.0": 1, "loss.0.head.layers.0.linear": 1}
+    assert found == {"blocks.0.linear": 3, "blocks.1.linear": 2, "classifier": 1, "loss.head.layers.0.linear": 1}
 
 
 @pytest.mark.numeric
@@ -106,7 +106,7 @@ def test_global_gradients_are_those_of_the_whole_network():
     for index, stage in enumerate((0, 0, 1, 1)):
         mine, other = found[stage]["blocks"][index % 2], expected[index]
         assert_close(mine["linear"]["kernel"][...], other["linear"]["kernel"][...], 1e-5)
-    assert float(jnp.abs(found[0]["loss"][0]["head"]["layers"][0]["linear"]["kernel"][...]).max()) == 0
+    assert float(jnp.abs(found[0]["loss"]["head"]["layers"][0]["linear"]["kernel"][...]).max()) == 0
     bare = scpl.decouple(network(2)[:-1], 1, scpl.Associated(3), INPUTS, nnx.Rngs(1), classifier=False)
     with pytest.raises(ValueError, match="no classifier"):
         global_gradients(bare, [bare[0].params], INPUTS, LABELS)

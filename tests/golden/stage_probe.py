@@ -38,10 +38,10 @@ def inner_results(stages: Sequence[Stage], params: Sequence[Any], rest: Sequence
         for block in module.blocks:
             message = block(message)
             results["blocks"].append(message)
-        for loss in module.loss:
-            results["z"].append(loss.head(message))
-        for classifier in module.classifier:
-            results["logits"] = classifier(message)
+        if module.loss is not None:
+            results["z"].append(module.loss.head(message))
+        if module.classifier is not None:
+            results["logits"] = module.classifier(message)
     return results
 
 

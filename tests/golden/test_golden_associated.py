@@ -75,10 +75,10 @@ def loss_layers(name, stage, shape):
         else (f"{stage}.b", f"{stage}.g", f"{stage}.inv")
     )
     return [
-        Layer(("loss", 0, "bridge", "layers", 0, "linear"), f"{bridge}.1", flattened),
-        Layer(("loss", 0, "bridge", "layers", 1, "linear"), f"{bridge}.3"),
-        Layer(("loss", 0, "encoder"), f"{g}.0"),
-        Layer(("loss", 0, "decoder"), f"{h}.0"),
+        Layer(("loss", "bridge", "layers", 0, "linear"), f"{bridge}.1", flattened),
+        Layer(("loss", "bridge", "layers", 1, "linear"), f"{bridge}.3"),
+        Layer(("loss", "encoder"), f"{g}.0"),
+        Layer(("loss", "decoder"), f"{h}.0"),
     ]
 
 

@@ -187,10 +187,10 @@ def test_a_step_of_information_regularisation():
         for position, block in enumerate(module.blocks):
             layers += block_layers(block, shape, ("blocks", position), f"layer.{k}.{position}")
             shape = output_shape(block, shape)
-        head = head_layers(module.loss[0].head, shape, ("loss", 0, "head"), f"loss.{k}.projector")
+        head = head_layers(module.loss.head, shape, ("loss", "head"), f"loss.{k}.projector")
         layers += [Layer(layer.path, shifted(layer.name), layer.flattened, layer.count) for layer in head]
         name = f"classifier.{k}.classifier"
-        layers += [Layer(("loss", 0, "norm"), f"{name}.0", count=len(x)), Layer(("loss", 0, "classifier"), f"{name}.2")]
+        layers += [Layer(("loss", "norm"), f"{name}.0", count=len(x)), Layer(("loss", "classifier"), f"{name}.2")]
         tables.append(layers)
     stages = [loaded(stage, layers, without_biases(before)) for stage, layers in zip(stages, tables, strict=True)]
     pipeline = Pipeline(stages, optax.chain(recorder(), optax.adam(golden.meta["adam"]["lr"])))

@@ -75,8 +75,8 @@ def test_stage(name):
     for index, block in enumerate(blocks):
         layers += block_layers(block, shape, ("blocks", index), f"layer.{index}")
         shape = output_shape(block, shape)
-    head = merged(stage).loss[0].head
-    layers += head_layers(head, shape, ("loss", 0, "head"), "loss.projector.layer.1")
+    head = merged(stage).loss.head
+    layers += head_layers(head, shape, ("loss", "head"), "loss.projector.layer.1")
     before = golden.section("before")
     stage = loaded(stage, layers, before)
     optimizer = optax.adam(golden.meta["adam"]["lr"])
@@ -88,9 +88,9 @@ def test_stage(name):
             features = x
             for block in module.blocks:
                 features = block(features)
-            results = {"y_train": features, "z": module.loss[0].head(features)}
+            results = {"y_train": features, "z": module.loss.head(features)}
             # The head's batch statistics are not part of these files, so calling it twice does no harm.
-            value = module.loss[0](features, y)
+            value = module.loss(features, y)
             return value, {**results, "loss": value, "rest": nnx.split(module, nnx.Param, ...)[2]}
 
         gradients, results = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)

@@ -76,13 +76,13 @@ def describe(network, stages, x):
             name = torch_name(network, *names[stage.blocks[0] + position])
             layers += block_layers(block, shape, ("blocks", position), name)
             shape = output_shape(block, shape)
-        for loss in module.loss:
+        if module.loss is not None:
             name = f"model.backbone-{index}.loss.projector.layer.1"
-            layers += head_layers(loss.head, shape, ("loss", 0, "head"), name)
-        for classifier in module.classifier:
+            layers += head_layers(module.loss.head, shape, ("loss", "head"), name)
+        if module.classifier is not None:
             parts = ["layer.1", "layer.3"] if network == "vgg" else ["layer"]
             parts = [f"model.predictor.{part}" for part in parts]
-            layers += classifier_layers(classifier, shape, ("classifier", 0), parts)
+            layers += classifier_layers(module.classifier, shape, ("classifier",), parts)
         tables.append(layers)
     return tables
 

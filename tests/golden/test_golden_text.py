@@ -72,14 +72,14 @@ def describe(network, stages):
         for position, block in enumerate(module.blocks):
             name = f"model.backbone-{stage.blocks[0] + position}"
             layers += block_layers(network, block, ("blocks", position), f"{name}.layer.f")
-        for loss in module.loss:
-            for index in range(len(loss.head.layers)):
-                path = ("loss", 0, "head", "layers", index, "linear")
+        if module.loss is not None:
+            for index in range(len(module.loss.head.layers)):
+                path = ("loss", "head", "layers", index, "linear")
                 layers.append(Layer(path, f"{name}.loss.projector.layer.{2 * index}"))
-        for classifier in module.classifier:
-            assert isinstance(classifier, TextClassifier)
-            layers.append(Layer(("classifier", 0, "hidden"), "model.predictor.layer.0"))
-            layers.append(Layer(("classifier", 0, "out"), "model.predictor.layer.2"))
+        if module.classifier is not None:
+            assert isinstance(module.classifier, TextClassifier)
+            layers.append(Layer(("classifier", "hidden"), "model.predictor.layer.0"))
+            layers.append(Layer(("classifier", "out"), "model.predictor.layer.2"))
         tables.append(layers)
     return tables
 
@@ -134,9 +134,9 @@ def blocks_outputs(stages, x):
         for block in module.blocks:
             message = block(message)
             messages.append(message)
-        features += [loss.head(message.summary) for loss in module.loss]
-        for classifier in module.classifier:
-            logits = classifier(message)
+        features += [] if module.loss is None else [module.loss.head(message.summary)]
+        if module.classifier is not None:
+            logits = module.classifier(message)
     return messages, features, logits
 
 
@@ -195,9 +195,9 @@ def test_associated_learning(model):
     tables = []
     for k, stage in enumerate(stages):
         layers = block_layers(model, merged(stage).blocks[0], ("blocks", 0), f"seq.{k}.enc.f")
-        layers.append(Layer(("loss", 0, "bridge", "layers", 0, "linear"), f"seq.{k}.enc.b.0"))
-        layers.append(Layer(("loss", 0, "encoder"), f"seq.{k}.ae.g.0"))
-        layers.append(Layer(("loss", 0, "decoder"), f"seq.{k}.ae.h.0"))
+        layers.append(Layer(("loss", "bridge", "layers", 0, "linear"), f"seq.{k}.enc.b.0"))
+        layers.append(Layer(("loss", "encoder"), f"seq.{k}.ae.g.0"))
+        layers.append(Layer(("loss", "decoder"), f"seq.{k}.ae.h.0"))
         tables.append(layers)
     before = golden.section("before")
     stages = [loaded(stage, layers, before) for stage, layers in zip(stages, tables, strict=True)]

@@ -31,7 +31,7 @@ every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 
 
 def stages_of(small_vgg, batch, objective, dtype=np.float32):
-    classifier = not objective.coded
+    classifier = objective.takes_classifier
     blocks = small_vgg() if classifier else small_vgg()[:-1]
     example = jax.ShapeDtypeStruct(batch[0].shape, dtype)
     return scpl.decouple(blocks, 2, objective, example, nnx.Rngs(1), cut=(1,), classifier=classifier)

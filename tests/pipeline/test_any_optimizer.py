@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import scpl_jax as scpl
-from scpl_jax.pipeline import local_programs
+from scpl_jax.pipeline import step_parts
 from scpl_jax.stages.optimizer import apply_optimizer, initial_optimizer_state, uses_loss
 from scpl_jax.training import RunError, build_optimizer
 from scpl_jax.training.checkpoints import CheckpointStore, Progress
@@ -155,7 +155,7 @@ def tell_value():
 def updates(request, monkeypatch):
     """Whether updates are programs of their own."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false" if request.param == "apart" else "")
-    monkeypatch.setattr(local_programs, "_MANY", 0)
+    monkeypatch.setattr(step_parts, "_MANY", 0)
 
 
 LOCAL = scpl.SupCon(head="identity")

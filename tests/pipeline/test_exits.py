@@ -117,7 +117,7 @@ def test_shortcuts_of_associated_learning_decode_by_the_stages_before(small_vgg,
     for k, module in enumerate(modules):
         for block in module.blocks:
             features = block(features)
-        code = module.loss[0].predict_code(features)
+        code = module.loss.predict_code(features)
         for earlier in reversed(modules[: k + 1]):
-            code = earlier.loss[0].decode(code)
+            code = earlier.loss.decode(code)
         assert_close(exits[k], code, 1e-5)

@@ -32,7 +32,7 @@ def test_one_device_is_at_work_all_the_time(objective, apart, library, monkeypat
     if library == "onednn" and not onednn.available():
         pytest.skip(onednn.requirement())
     if apart:
-        monkeypatch.setattr("scpl_jax.pipeline.local_programs._MANY", 0)
+        monkeypatch.setattr("scpl_jax.pipeline.step_parts._MANY", 0)
         monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
     else:
         monkeypatch.setenv("XLA_FLAGS", "")

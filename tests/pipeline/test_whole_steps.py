@@ -63,7 +63,7 @@ every_rule = pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_signal_at_any_moment_of_a_step_leaves_a_whole_one(rule, apart, handler, monkeypatch):
     if apart:
-        monkeypatch.setattr("scpl_jax.pipeline.local_programs._MANY", 0)
+        monkeypatch.setattr("scpl_jax.pipeline.step_parts._MANY", 0)
         monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
     interrupted, calm = pipeline_of(**RULES[rule]), pipeline_of(**RULES[rule])
     handler(stop)

@@ -72,7 +72,7 @@ def new_pipeline(dataset, small_vgg, objective=SUPCON):
     blocks = small_vgg()
     blocks.insert(1, nnx.Dropout(0.1, rngs=nnx.Rngs(5)))
     example = jax.ShapeDtypeStruct((BATCH, 16, 16, 3), np.float32)
-    classifier = not isinstance(objective, list) or not objective[0].coded
+    classifier = not isinstance(objective, list) or objective[0].takes_classifier
     used = blocks if classifier else blocks[:-1]
     stages = scpl.decouple(used, 2, objective, example, nnx.Rngs(1), classifier=classifier)
     schedule = cosine_schedule(1e-2, 1e-4, EPOCHS * STEPS)

@@ -1,0 +1,73 @@
+"""What training steps of all kinds are made of: settings, the update as a program of its own, memory for gradients."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from scpl_jax.pipeline.compilation import Program, abstract
+from scpl_jax.pipeline.groups import Group
+from scpl_jax.pipeline.placement import replicated
+from scpl_jax.pipeline.transfer import to_devices
+from scpl_jax.stages.step import StageState
+
+# record(name of the task, stages, what it took, what it gave): for timelines
+Record = Callable[[str, Group, Any, Any], None]
+States = tuple[StageState, ...]
+Metrics = list[dict[str, Any]]
+
+_EMITTERS = "xla_cpu_use_fusion_emitters"
+# An update writes each array in place of itself. Without its fusion emitters XLA's code goes number by number there, as
+# it can't tell that what is read and what is written is the same (experiments/single/README.md has the times).
+UPDATE_OPTIONS = {_EMITTERS: True}
+# Parameters of a program from which on that saves more than a second program costs.
+_MANY = 2**19
+
+
+def flag_of(group: Group) -> Any:
+    """Shape and place of the flag that asks for gradient norms."""
+    return abstract(False, replicated(group.mesh))
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """How a training step is made.
+
+    Attributes:
+      optimizer: Optax optimizer; each stage has a state of its own.
+      skip_non_finite: leave out updates by bad numbers.
+      micro_batches: for backpropagation: number of parts of a batch; it and the sub-meshes must divide the batch.
+      remat: for backpropagation: compute activations again in the backward pass instead of keeping them.
+    """
+
+    optimizer: optax.GradientTransformation
+    skip_non_finite: bool = True
+    micro_batches: int = 1
+    remat: bool = False
+
+
+def is_apart(params: Any, mesh: Mesh) -> bool:
+    """Whether updates are a program of their own, compiled with :data:`UPDATE_OPTIONS`.
+
+    They are on CPUs where ``XLA_FLAGS`` switches XLA's fusion emitters off, as the commands do, if the parameters are
+    so many that one more program to dispatch costs less.
+    """
+    off = f"--{_EMITTERS}=false" in os.environ.get("XLA_FLAGS", "").split()
+    count = sum(x.size for x in jax.tree.leaves(params))
+    return off and count >= _MANY and mesh.devices.flat[0].platform == "cpu"
+
+
+def zeros_of(tree: Any) -> Any:
+    """Zeros where the shapes, dtypes and placements of :func:`~scpl_jax.pipeline.groups.abstract` say."""
+    return jax.tree.map(lambda x: to_devices(np.zeros(x.shape, x.dtype), x.sharding), tree)
+
+
+def needed_bytes(programs: Sequence[Program | None], memory: Any) -> int:
+    """What the largest of the programs needs by the compiler's account, and each device's part of ``memory``."""
+    kept = sum(x.nbytes for x in jax.tree.leaves(memory) if x.addressable_shards)
+    return kept + max(program.temporary_bytes for program in programs if program is not None)
