@@ -4,6 +4,8 @@ The formulas are in :mod:`scpl_jax.losses`; the gradient is taken, and the stage
 """
 
 from scpl_jax.objectives.associated import Associated as Associated
+from scpl_jax.objectives.base import Accompanied as Accompanied
+from scpl_jax.objectives.base import Exit as Exit
 from scpl_jax.objectives.base import Objective as Objective
 from scpl_jax.objectives.classification import CrossEntropy as CrossEntropy
 from scpl_jax.objectives.classification import LocalClassifier as LocalClassifier
