@@ -13,7 +13,10 @@ PAGES = [
     *ROOT.glob("experiments/**/*.md"),
     *ROOT.glob("notebooks/*.py"),
 ]
-QUOTED = {name for page in PAGES for name in re.findall(r"python -m (scpl_jax\.[a-z_.]*[a-z])", page.read_text())}
+COMMAND = re.compile(
+    r"python -m (scpl_jax\.[a-z_.]*[a-z])\b(?!\.[A-Z])"
+)  # no placeholder as in scpl_jax.benchmarks.NAME
+QUOTED = {name for page in PAGES for name in COMMAND.findall(page.read_text())}
 MOVED = {
     f"scpl_jax.experiments.{path.stem}": f"scpl_jax.benchmarks.{path.stem}"
     for path in (ROOT / "scpl_jax" / "benchmarks").glob("*.py")
