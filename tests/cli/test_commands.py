@@ -13,9 +13,8 @@ PAGES = [
     *ROOT.glob("experiments/**/*.md"),
     *ROOT.glob("notebooks/*.py"),
 ]
-COMMAND = re.compile(
-    r"python -m (scpl_jax\.[a-z_.]*[a-z])\b(?!\.[A-Z])"
-)  # no placeholder as in scpl_jax.benchmarks.NAME
+# Not what has a placeholder, as scpl_jax.benchmarks.NAME.
+COMMAND = re.compile(r"python -m (scpl_jax\.[a-z_.]*[a-z])\b(?!\.[A-Z])")
 QUOTED = {name for page in PAGES for name in COMMAND.findall(page.read_text())}
 MOVED = {
     f"scpl_jax.experiments.{path.stem}": f"scpl_jax.benchmarks.{path.stem}"
