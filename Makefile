@@ -7,7 +7,7 @@ WORKERS ?= 2
 # Hundreds of processes start here: without bytecode on the disk each would translate the same modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-runs test-processes test-portable setup lint types notebooks docs lock audit bench faults clean
+.PHONY: run test test-runs test-processes test-portable setup lint types notebooks docs map lock audit bench faults clean
 
 run: setup
 	$(BIN)/python -m scpl_jax.experiments.cifar --stages 4
@@ -57,7 +57,11 @@ notebooks: $(VENV)/.docs-ready
 docs: $(VENV)/.docs-ready
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . docs/build/html
 
-# Engine against a hand-written loop, augmentation, start-up: minutes, see README.
+# The picture and the table of docs/design/architecture.md, from the imports.
+map: setup
+	$(BIN)/python docs/design/rooms.py
+
+# Engine against a hand-written loop, augmentation, start-up: minutes, see docs/measurements.md.
 bench: setup
 	$(BIN)/python -m scpl_jax.benchmarks.overhead --output experiments/overhead/results.json
 
@@ -73,7 +77,7 @@ lock:
 	$(LOCK) --extra dev --extra tfds --output-file requirements.lock pyproject.toml
 	$(LOCK) --extra docs --constraint requirements.lock --output-file requirements-docs.lock pyproject.toml
 
-# Kill runs, damage input, train for an hour: hours, and continued where it was stopped; see README.
+# Kill runs, damage input, train for an hour: hours, and continued where it was stopped; see docs/recovery.md.
 faults: setup
 	$(BIN)/python tests/faults/kills.py
 	$(BIN)/python tests/faults/inputs.py

@@ -16,6 +16,7 @@ include_patterns = [
     "SECURITY.md",
     "docs/*.md",
     "docs/api/*.md",
+    "docs/design/architecture.md",
     "notebooks/*.ipynb",
     "experiments/*/README.md",
 ]
