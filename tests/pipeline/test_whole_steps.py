@@ -121,6 +121,7 @@ def test_handlers_are_as_before_and_run_once(handler):
 
 def test_handlers_are_put_back_after_an_error(handler):
     handler(stop)
+    usual = signal.getsignal(signal.SIGINT)
 
     def interrupted_and_failing():
         with held_back():
@@ -130,7 +131,7 @@ def test_handlers_are_put_back_after_an_error(handler):
     with pytest.raises(Stop):
         interrupted_and_failing()
     assert signal.getsignal(signal.SIGUSR1) is stop
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is usual
 
 
 def test_another_thread_holds_nothing_back():
