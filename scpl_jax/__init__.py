@@ -6,6 +6,7 @@ from importlib.metadata import version as _version
 from scpl_jax import models as models
 from scpl_jax.losses import cross_entropy as cross_entropy
 from scpl_jax.losses import supervised_contrastive as supervised_contrastive
+from scpl_jax.moved import find_moved as _find_moved
 from scpl_jax.objectives import Associated as Associated
 from scpl_jax.objectives import CrossEntropy as CrossEntropy
 from scpl_jax.objectives import InfoReg as InfoReg
@@ -22,3 +23,5 @@ try:
     __version__ = _version("scpl-jax")
 except _PackageNotFoundError:  # a checkout that was not installed
     __version__ = "0+unknown"
+
+_find_moved()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import scpl_jax
+from scpl_jax.moved import MOVED
 
 PACKAGE = Path(scpl_jax.__file__).parent
 # Each room with the rooms it may import from, besides itself.
@@ -24,9 +25,6 @@ ROOMS: dict[str, set[str]] = {
 }
 ROOMS["benchmarks"] = {*ROOMS, "benchmarks"}
 ROOMS["experiments"] = {*ROOMS} - {"benchmarks", "simulation"}
-COMMANDS = ("contrastive", "convolutions", "memory", "overhead", "simulate", "throughput")
-# Old names of commands, which hand over to the new ones.
-MOVED = {("experiments", f"{name}.py") for name in COMMANDS}
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -51,9 +49,25 @@ def test_imports_point_one_way():
 
 
 def test_every_module_has_a_name_of_its_own():
-    modules = [path for path in PACKAGE.rglob("*.py") if (path.parent.name, path.name) not in MOVED]
-    names = [path.name for path in modules if path.name != "__init__.py"]
+    names = [path.name for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
     assert [name for name in sorted(set(names)) if names.count(name) > 1] == []
+
+
+def test_modules_are_found_under_their_old_names_with_a_line_of_warning():
+    code = (
+        "import importlib, sys; from scpl_jax.moved import MOVED; "
+        "there = [name for name in MOVED if '.torch_' not in name]; "
+        "print(len(there), all(importlib.import_module(a) is importlib.import_module(MOVED[a]) for a in there)); "
+        "from scpl_jax.data.words import clean; import scpl_jax.data.text.words as now; "
+        "print(now.clean is clean, now.__spec__.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [f"{len(MOVED) - 2} True", "True scpl_jax.data.text.words"], done.stderr
+    warnings = done.stderr.splitlines()
+    assert len(warnings) == len(MOVED) - 2
+    assert (
+        "warning: scpl_jax.data.words is now scpl_jax.data.text.words; the old name goes with the next" in done.stderr
+    )
 
 
 def test_importing_the_library_loads_no_heavy_optional_package():
