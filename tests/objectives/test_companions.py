@@ -111,8 +111,8 @@ def test_answers_go_back_through_the_stages():
 def test_rules_that_send_something_along_are_not_mixed():
     with pytest.raises(ValueError, match="Masked sends something along with messages and can't be mixed"):
         scpl.Mixture(((1.0, Masked()), (1.0, scpl.LocalClassifier(CLASSES))))
+    mixed = [Masked(), scpl.LocalClassifier(CLASSES), Masked()]
     with pytest.raises(ValueError, match="Masked sends something along from stage to stage, so all stages need it"):
-        mixed = [Masked(), scpl.LocalClassifier(CLASSES), Masked()]
         scpl.decouple(blocks(), 3, mixed, BATCH[0], nnx.Rngs(1), classifier=False)
     with pytest.raises(ValueError, match="Masked has no use for the network's classifier"):
         scpl.decouple([*blocks(), nnx.Linear(6, CLASSES, rngs=nnx.Rngs(3))], 3, Masked(), BATCH[0], nnx.Rngs(1))
