@@ -32,9 +32,9 @@ from flax import nnx
 from jax._src import compilation_cache
 
 import scpl_jax as scpl
-from scpl_jax.cli.environment import avoid_fusion_emitters
 from scpl_jax.data import paths
 from scpl_jax.kernels import conv, products
+from scpl_jax.kernels.xla_flags import avoid_fusion_emitters
 
 # What is tested is the code that the commands run.
 avoid_fusion_emitters()

@@ -15,7 +15,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"kernels"},
     "objectives": {"losses", "models"},
     "stages": {"kernels", "losses", "objectives"},
-    "pipeline": {"losses", "objectives", "stages"},
+    "pipeline": {"kernels", "losses", "objectives", "stages"},
     "data": set(),
     "training": {"pipeline", "stages", "data"},
     "analysis": {"losses", "pipeline", "stages", "training"},
