@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from scpl_jax.kernels import thresholds
 from scpl_jax.kernels.xla_flags import FUSION_EMITTERS, is_without_fusion_emitters
 from scpl_jax.pipeline.compilation import Program, abstract
 from scpl_jax.pipeline.groups import Group
@@ -24,8 +25,6 @@ Metrics = list[dict[str, Any]]
 # An update writes each array in place of itself. Without its fusion emitters XLA's code goes number by number there, as
 # it can't tell that what is read and what is written is the same (experiments/single/README.md has the times).
 UPDATE_OPTIONS = {FUSION_EMITTERS: True}
-# Parameters of a program from which on that saves more than a second program costs.
-_MANY = 2**19
 
 
 def flag_of(group: Group) -> Any:
@@ -57,7 +56,11 @@ def is_apart(params: Any, mesh: Mesh) -> bool:
     so many that one more program to dispatch costs less.
     """
     count = sum(x.size for x in jax.tree.leaves(params))
-    return is_without_fusion_emitters() and count >= _MANY and mesh.devices.flat[0].platform == "cpu"
+    return (
+        is_without_fusion_emitters()
+        and count >= thresholds.here().update_parameters
+        and mesh.devices.flat[0].platform == "cpu"
+    )
 
 
 def zeros_of(tree: Any) -> Any:
