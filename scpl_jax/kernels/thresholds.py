@@ -1,7 +1,7 @@
-"""Sizes from which on one form of a computation is faster than another, by class of processor.
+r"""Sizes from which on one form of a computation is faster than another, by class of processor.
 
-They were measured; another kind of processor may need a row of its own. Their commands, each of which compares the
-forms or times a step in which they count, with machines and numbers in experiments/single/README.md, are these::
+They were measured; another kind of processor may need a row of its own. These are the commands. Each compares the forms
+or times a step in which a size counts; experiments/single/README.md has the machines and the numbers::
 
   convolutions  python -m scpl_jax.benchmarks.convolutions --repeats 5
                 python -m scpl_jax.benchmarks.convolutions --repeats 9 \
@@ -15,7 +15,7 @@ forms or times a step in which they count, with machines and numbers in experime
   contrastive   python -m scpl_jax.benchmarks.contrastive
   updates       the program under "Updates"
 
-What is named under none of them has no recorded command.
+A size that names none of them has no recorded command.
 """
 
 import dataclasses
@@ -26,43 +26,44 @@ from scpl_jax.kernels import onednn
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """The sizes for one class of processor; the names of the commands are those above.
+    """The sizes for one class of processor; in brackets the name of the command.
 
     Attributes:
-      patches_pixels: convolutions: below this many output pixels an image XLA's own kernel gradient is as fast as
-        matrix products over copies,
-      shifts_pixels: below this as those over shifted copies by oneDNN,
-      convolved_pixels: below this as oneDNN's convolution.
-      shifted_channels: convolutions: with fewer channels the copies of shifted cotangents cost more than they save.
-      convolved_channels: convolutions: from so many channels in and out on, oneDNN's convolution is as fast as its
-        products over shifted copies or faster.
-      few_into: convolutions: where there are too few channels in for shifts, oneDNN's convolution is faster than
-        products over patches up to so many channels out.
-      winograd_channels: convolutions: with fewer channels the transforms of Winograd's form cost more than they save in
-        any case.
-      winograd_kernel_work: convolutions: its kernel gradient pays from so many pixels times channels in times channels
-        out on,
-      winograd_kernel_work_onednn: where oneDNN computes convolutions, from so many.
-      winograd_work: convolutions: forward and to the images it pays, instead of XLA's convolution, from so many
-        channels times pixels on.
-      winograd_always: convolutions: from so many channels in times channels out on it pays in all passes, and instead
-        of oneDNN's convolution too.
-      winograd_bytes: convolutions, ``--chunks``: of transformed images and products at a time, few enough to stay in
-        the cache, enough to keep all cores busy.
+      patches_pixels: the least output pixels an image for which matrix products over copies give a kernel's gradient
+        faster than XLA does [convolutions].
+      shifts_pixels: the same of products over shifted copies by oneDNN [convolutions].
+      convolved_pixels: the same of oneDNN's convolution [convolutions].
+      shifted_channels: the least channels for copies of shifted cotangents; with fewer they cost more than they save
+        [convolutions].
+      convolved_channels: the least channels, both in and out, with which oneDNN's convolution is as fast as its
+        products over shifted copies, or faster [convolutions].
+      few_into: with too few channels in for shifts, the most channels out with which oneDNN's convolution is faster
+        than products over patches [convolutions].
+      winograd_channels: the least channels for Winograd's form; with fewer its transforms always cost more than they
+        save [convolutions].
+      winograd_kernel_work: the least pixels times channels in times channels out for its kernel gradient
+        [convolutions].
+      winograd_kernel_work_onednn: the same where oneDNN computes convolutions [convolutions].
+      winograd_work: the least channels times pixels for its forward pass and image gradient instead of XLA's
+        [convolutions].
+      winograd_always: the least channels in times channels out for all of its passes, instead of oneDNN's convolution
+        too [convolutions].
+      winograd_bytes: of transformed images and products at a time: few enough to stay in the cache, enough to keep all
+        cores busy [convolutions, with --chunks].
       copied_bytes: of copies at a time in kernel gradients; a quarter or four times as much is slower.
       convolved_bytes: of cotangents that are convolved with at a time; oneDNN copies them into another order first.
-      onednn_convolution: small calls: with fewer operations a call of oneDNN takes longer than it saves,
-      onednn_few_channels: but over fewer channels XLA's own convolution is so slow that it pays nevertheless.
-      onednn_product: small calls: the operations of a product.
+      onednn_convolution: the least operations for which a call of oneDNN takes less time than it saves [small calls].
+      onednn_few_channels: with fewer channels XLA's convolution is so slow that every call pays [small calls].
+      onednn_product: the least operations of a product [small calls].
       xla_outputs: over more outputs XLA's gradient of a layer's kernel is faster than oneDNN's.
-      lstm_rows: LSTM: from so many rows a step on, one product of inputs and states is as fast.
+      lstm_rows: the least rows a step with which one product of inputs and states is as fast as two [LSTM].
       pooled_bytes: of the gradient of inputs of a normalised max pool at a time.
-      contrastive_rows: contrastive: from so many rows on the matrix of similarities is computed in blocks.
-      contrastive_elements: contrastive: of a block, 32 MiB in float32; smaller ones cost time for starting them, larger
-        ones leave the caches.
+      contrastive_rows: the least rows whose matrix of similarities is computed in blocks [contrastive].
+      contrastive_elements: of a block, 32 MiB in float32; smaller ones cost time for starting them, larger ones leave
+        the caches [contrastive].
       contrastive_columns: of a block, at least.
-      update_parameters: updates: from so many parameters on a program of its own for the update saves more than it
-        costs.
+      update_parameters: the least parameters for which a program of its own for the update saves more than it costs
+        [updates].
     """
 
     patches_pixels: float
