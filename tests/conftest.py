@@ -14,6 +14,7 @@ if _LIBRARY is None:
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import sys
@@ -32,9 +33,9 @@ from flax import nnx
 from jax._src import compilation_cache
 
 import scpl_jax as scpl
-from scpl_jax.cli.environment import avoid_fusion_emitters
 from scpl_jax.data import paths
-from scpl_jax.kernels import conv, products
+from scpl_jax.kernels import thresholds
+from scpl_jax.kernels.xla_flags import avoid_fusion_emitters
 
 # What is tested is the code that the commands run.
 avoid_fusion_emitters()
@@ -66,9 +67,12 @@ def _kept_if_possible(write):
 compilation_cache.put_executable_and_time = _kept_if_possible(compilation_cache.put_executable_and_time)
 
 
+ANY_SIZE = {"onednn_convolution": 0, "onednn_product": 0}
+
+
 def _default_to(library):
     """Have everything that takes a library take this one by default, for arrays of any size."""
-    products._MIN_ONEDNN = conv._MIN_ONEDNN = 0
+    thresholds.TABLE = {name: dataclasses.replace(row, **ANY_SIZE) for name, row in thresholds.TABLE.items()}
     for name, module in list(sys.modules.items()):
         if name.startswith("scpl_jax.models."):
             made_here = [value for value in vars(module).values() if getattr(value, "__module__", "") == name]
@@ -132,10 +136,20 @@ def cache() -> Path:
 
 
 @pytest.fixture
-def onednn_at_any_size(monkeypatch):
+def set_thresholds(monkeypatch):
+    """A function that changes some of the sizes on which a form of computation depends."""
+
+    def change(**sizes):
+        table = {name: dataclasses.replace(row, **sizes) for name, row in thresholds.TABLE.items()}
+        monkeypatch.setattr(thresholds, "TABLE", table)
+
+    return change
+
+
+@pytest.fixture
+def onednn_at_any_size(set_thresholds):
     """Has oneDNN compute what is too small to be worth it, too."""
-    monkeypatch.setattr(products, "_MIN_ONEDNN", 0)
-    monkeypatch.setattr(conv, "_MIN_ONEDNN", 0)
+    set_thresholds(**ANY_SIZE)
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ PACKAGE = Path(scpl_jax.__file__).parent
 # Each room with the rooms it may import from, besides itself.
 ROOMS: dict[str, set[str]] = {
     "kernels": set(),
-    "losses": set(),
+    "losses": {"kernels"},
     "models": {"kernels"},
     "objectives": {"losses", "models"},
     "stages": {"kernels", "losses", "objectives"},
-    "pipeline": {"losses", "objectives", "stages"},
+    "pipeline": {"kernels", "losses", "objectives", "stages"},
     "data": set(),
     "training": {"pipeline", "stages", "data"},
     "analysis": {"losses", "pipeline", "stages", "training"},

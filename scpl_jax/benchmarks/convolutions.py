@@ -23,7 +23,7 @@ from scpl_jax.benchmarks import measure
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import this_machine
 from scpl_jax.cli.run_options import integers
-from scpl_jax.kernels import conv, kernel_gradients, onednn, winograd
+from scpl_jax.kernels import conv, kernel_gradients, onednn, thresholds, winograd
 from scpl_jax.training.run_error import RunError
 from scpl_jax.training.writing import write_json
 
@@ -40,7 +40,7 @@ class Options:
     those of ResNet-18."""
     batch_size: int = 64
     """Images a batch."""
-    chunks: str = str(winograd.CHUNK_BYTES >> 20)
+    chunks: str = str(thresholds.here().winograd_bytes >> 20)
     """Mebibytes that Winograd's form works on at a time; several, between commas, are measured each."""
     torch: bool = True
     """Also measure PyTorch, if it is installed (pip install 'scpl-jax[torch]')."""

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
-from scpl_jax.cli.environment import avoid_fusion_emitters, keep_freed_memory
 from scpl_jax.cli.run_options import AnyOptions, contradiction, flag, from_json
 from scpl_jax.data.paths import expand
+from scpl_jax.kernels.glibc import keep_freed_memory
+from scpl_jax.kernels.xla_flags import avoid_fusion_emitters
 from scpl_jax.pipeline import PipelineBrokenError, processes
 from scpl_jax.training.run_dir import RunDirectory
 from scpl_jax.training.run_error import RunError

@@ -1,6 +1,5 @@
 """What an experiment tells of the machine and of the run, besides its results."""
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -14,7 +13,6 @@ from typing import Any
 import jax
 
 from scpl_jax.data.paths import find_cache_dir, say_once
-from scpl_jax.kernels.onednn import is_tested_jaxlib
 from scpl_jax.pipeline import processes
 from scpl_jax.training.writing import reason_of
 
@@ -44,40 +42,6 @@ def peak_memory_bytes() -> int:
         return max(known)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next arrays instead of giving it back to the system; whether it does.
-
-    The CPU backend allocates the arrays of each step again. By default glibc gives large ones back at once, and the
-    system then has to find and clear every page again, step after step. To be called before JAX starts its threads.
-    Where the environment sets glibc's allocator (``MALLOC_...``, ``GLIBC_TUNABLES``), it stays as it is.
-    """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return False
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # of malloc.h
-    mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(*pair) for pair in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)))
-
-
-_FUSION_EMITTERS = "--xla_cpu_use_fusion_emitters"
-
-
-def avoid_fusion_emitters() -> bool:
-    """Let XLA generate code for CPUs as it did before its fusion emitters; whether it does.
-
-    For the networks here it then compiles in less time, down to half, and most steps are faster
-    (experiments/single/README.md has the numbers). To be called before JAX compiles anything. What ``XLA_FLAGS`` says
-    of it already, stays; and nothing is changed for a jaxlib that this was not tested with, as an unknown flag ends the
-    process.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _FUSION_EMITTERS in flags or not is_tested_jaxlib():
-        return f"{_FUSION_EMITTERS}=false" in flags
-    os.environ["XLA_FLAGS"] = f"{flags} {_FUSION_EMITTERS}=false".strip()
-    return True
 
 
 def keep_compiled(cache_dir: Path | None) -> None:

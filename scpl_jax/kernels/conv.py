@@ -16,35 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from scpl_jax.kernels import kernel_gradients, onednn, winograd
+from scpl_jax.kernels import kernel_gradients, onednn, thresholds, winograd
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-# What follows is by measurement (python -m scpl_jax.benchmarks.convolutions).
-# Below this many output pixels an image XLA's own kernel gradient is as fast as matrix products over copies; below the
-# second number as those over shifted copies by oneDNN, below the third as its convolution.
-_MIN_PIXELS = 256
-_MIN_PIXELS_ONEDNN = 64
-_MIN_PIXELS_CONVOLVED = 16
-# With fewer channels the copies of shifted cotangents cost more than they save.
-_MIN_SHIFTED = 8
-# With AVX-512 (without, in half of the shapes only) oneDNN's convolution is as fast as its products over shifted copies
-# or faster from so many channels in and out on. Where there are too few channels in for shifts, it is faster than
-# products over patches up to so many channels out.
-_MIN_CONVOLVED = 16
-_MANY_FROM_FEW = 32
-# With fewer operations a call of oneDNN itself takes longer than it saves, forward and to the images; but over fewer
-# channels than the second number XLA's own convolution is so slow that it pays nevertheless
-# (experiments/single/README.md).
-_MIN_ONEDNN = 1 << 23
-_FEW_ONEDNN = 8
-# Of Winograd's form: with fewer channels the transforms cost more than they save in any case. In the kernel's gradient
-# they are worth it from so many pixels times channels in times channels out on, forward and to the images instead of
-# XLA's convolution from so many channels times pixels on; with so many channels in times channels out in all passes,
-# and instead of oneDNN's convolution too.
-_MIN_CHANNELS = 32
-_MIN_KERNEL_WORK = 1 << 19
-_MIN_WORK = 1 << 14
-_MANY_CHANNELS = 1 << 15
 
 
 def plain_convolution(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any) -> jax.Array:
@@ -55,34 +29,33 @@ def plain_convolution(images: jax.Array, kernel: jax.Array, strides: Any, paddin
 def _winograd_fits(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> bool:
     (_, height, width, channels), (*size, _, features) = images.shape, kernel.shape
     fits = size == [3, 3] and strides == (1, 1) and padding == ((1, 1), (1, 1)) and height % 2 == width % 2 == 0
-    return fits and min(channels, features) >= _MIN_CHANNELS and images.dtype == jnp.float32
+    return fits and min(channels, features) >= thresholds.here().winograd_channels and images.dtype == jnp.float32
 
 
 def _own_forward(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, by_onednn: bool) -> bool:
     """Whether Winograd's form is used forward and to the images."""
     if not _winograd_fits(images, kernel, strides, padding):
         return False
-    work = min(kernel.shape[2:]) * images.shape[1] * images.shape[2]
-    return math.prod(kernel.shape[2:]) >= _MANY_CHANNELS or (not by_onednn and work >= _MIN_WORK)
+    least, work = thresholds.here(), min(kernel.shape[2:]) * images.shape[1] * images.shape[2]
+    return math.prod(kernel.shape[2:]) >= least.winograd_always or (not by_onednn and work >= least.winograd_work)
 
 
 def _own_kernel_gradient(
     images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, by_onednn: bool
 ) -> str | None:
     """The form of the kernel's gradient on the CPU; None: XLA's."""
-    *size, channels, features = kernel.shape
-    many = channels * features >= _MANY_CHANNELS
-    enough = many or channels * features * images.shape[1] * images.shape[2] >= _MIN_KERNEL_WORK
-    by_convolution = by_onednn and onednn.has_avx512()
-    if (many if by_convolution else enough) and _winograd_fits(images, kernel, strides, padding):
+    least, (*size, channels, features) = thresholds.here(), kernel.shape
+    work = channels * features * images.shape[1] * images.shape[2]
+    enough = work >= (least.winograd_kernel_work_onednn if by_onednn else least.winograd_kernel_work)
+    if (enough or channels * features >= least.winograd_always) and _winograd_fits(images, kernel, strides, padding):
         return "winograd"
     pixels = _pixels_out(images, kernel, strides, padding)
-    few_from_few = channels < _MIN_SHIFTED and features <= _MANY_FROM_FEW
-    convolved = math.prod(size) > 1 and (few_from_few or min(channels, features) >= _MIN_CONVOLVED)
-    if by_convolution and convolved and pixels >= _MIN_PIXELS_CONVOLVED:
+    few_from_few = channels < least.shifted_channels and features <= least.few_into
+    convolved = math.prod(size) > 1 and (few_from_few or min(channels, features) >= least.convolved_channels)
+    if by_onednn and convolved and pixels >= least.convolved_pixels:
         return "convolution"
-    shifts = strides == (1, 1) and min(channels, features) >= _MIN_SHIFTED
-    if pixels < (_MIN_PIXELS_ONEDNN if shifts and by_onednn else _MIN_PIXELS):
+    shifts = strides == (1, 1) and min(channels, features) >= least.shifted_channels
+    if pixels < (least.shifts_pixels if shifts and by_onednn else least.patches_pixels):
         return None
     return "shifts" if shifts else "patches"
 
@@ -102,7 +75,8 @@ def _by_onednn(library: str, strides: Any, padding: Any, kernel: jax.Array, imag
     if library != "onednn" or not inside or not onednn.usable(images, kernel):
         return False
     operations = 2 * images.shape[0] * _pixels_out(images, kernel, strides, padding) * kernel.size
-    return operations >= _MIN_ONEDNN or min(kernel.shape[2:]) < _FEW_ONEDNN
+    least = thresholds.here()
+    return operations >= least.onednn_convolution or min(kernel.shape[2:]) < least.onednn_few_channels
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))

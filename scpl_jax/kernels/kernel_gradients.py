@@ -11,12 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from scpl_jax.kernels import thresholds
 from scpl_jax.kernels.winograd import Product, chunk_size, sum_over_parts
-
-# Bytes of copies at a time; a quarter or four times as much is slower.
-_COPY_BYTES = 8 << 20
-# Bytes of cotangents that are convolved with at a time: oneDNN copies them into another order first.
-_CONVOLVED_BYTES = 32 << 20
 
 # Images, kernel, strides, padding and distances between the kernel's entries to a convolution, as in
 # scpl_jax.kernels.onednn.
@@ -53,7 +49,7 @@ def by_patches(
     kh, kw, channels, features = kernel_shape
     batch, out_h, out_w, _ = cotangent.shape
     size = kh * kw * channels
-    chunk = chunk_size(batch, 4 * out_h * out_w * size, _COPY_BYTES)
+    chunk = chunk_size(batch, 4 * out_h * out_w * size, thresholds.here().copied_bytes)
 
     def add(x: jax.Array, g: jax.Array) -> jax.Array:
         padded = _padded(x, padding)
@@ -85,7 +81,7 @@ def by_shifts(images: jax.Array, cotangent: jax.Array, kernel_shape: Any, paddin
     batch, out_h, out_w, _ = cotangent.shape
     (above, below), (left, right) = padding
     rows = out_h + kh - 1
-    chunk = chunk_size(batch, 4 * rows * out_w * (kw * channels + kh * features), _COPY_BYTES)
+    chunk = chunk_size(batch, 4 * rows * out_w * (kw * channels + kh * features), thresholds.here().copied_bytes)
 
     def add(x: jax.Array, g: jax.Array) -> jax.Array:
         columns = [_padded(x, ((above, below), (left - j, right - (kw - 1 - j)))) for j in range(kw)]
@@ -130,7 +126,7 @@ def by_convolution(
         (before, rows - n) for (before, _), rows, n in zip(padding, met, images.shape[1:3], strict=True)
     )
     _, height, width, _ = images.shape
-    chunk = chunk_size(batch, cotangent.nbytes // batch, _CONVOLVED_BYTES)
+    chunk = chunk_size(batch, cotangent.nbytes // batch, thresholds.here().convolved_bytes)
 
     def add(x: jax.Array, g: jax.Array) -> jax.Array:
         flat = x.reshape(1, chunk, height, width * channels, 1)

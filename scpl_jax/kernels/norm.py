@@ -19,12 +19,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from scpl_jax.kernels import thresholds
 from scpl_jax.kernels.onednn import on_cpu
 from scpl_jax.kernels.pooling import max_pool_2x2, windows, winners
 from scpl_jax.kernels.winograd import chunk_size
-
-# Bytes of the gradient of pooled inputs that are computed at a time.
-_CHUNK_BYTES = 16 << 20
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -138,7 +136,7 @@ def _normalize_and_pool_bwd(epsilon: float, saved: Any, cotangents: Any) -> Any:
 def _in_place(to_x: Callable[..., jax.Array], x: jax.Array, dy: jax.Array) -> jax.Array:
     """``to_x`` of some rows at a time, which take the place of those of x; not of some images: devices share them."""
     rows = x.shape[1] // 2
-    some = chunk_size(rows, x.nbytes // rows, _CHUNK_BYTES)
+    some = chunk_size(rows, x.nbytes // rows, thresholds.here().pooled_bytes)
 
     def body(index: Any, result: jax.Array) -> jax.Array:
         part = lax.dynamic_slice_in_dim(result, 2 * some * index, 2 * some, 1)

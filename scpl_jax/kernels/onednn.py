@@ -12,6 +12,7 @@ two is in :mod:`scpl_jax.kernels.conv` and :mod:`scpl_jax.kernels.products`.
 
 import functools
 import json
+import logging
 import os
 import platform
 import sys
@@ -24,9 +25,11 @@ import jax.numpy as jnp
 import jaxlib
 from jax import lax
 
+_LOG = logging.getLogger(__name__)
 # Who computes convolutions and matrix products on the CPU; on other platforms it is always XLA.
 LIBRARIES = ("xla", "onednn")
-_CONVOLUTION, _PRODUCT = "__onednn$convolution", "__onednn$matmul"
+_CALL = "__onednn$"
+_CONVOLUTION, _PRODUCT = f"{_CALL}convolution", f"{_CALL}matmul"
 # What the calls are configured by is no public interface, and a wrong configuration ends the process: only releases of
 # the kind that was tested, from the first to before the second.
 _JAXLIB = ((0, 10, 2), (0, 11, 0))
@@ -42,15 +45,24 @@ def on_cpu(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array], *ar
     return chosen
 
 
+@functools.cache
 def is_tested_jaxlib() -> bool:
     """Whether what is no public interface of jaxlib, and differs from release to release, was tested with this one.
+
+    If it was not, a line of warning says so, once.
 
     Example:
       >>> is_tested_jaxlib() in (True, False)
       True
     """
     oldest, newest = _JAXLIB
-    return oldest <= jaxlib.version.__version_info__[:3] < newest
+    tested = oldest <= jaxlib.version.__version_info__[:3] < newest
+    if not tested:
+        _LOG.warning(
+            "jaxlib %s was not tested: programs for CPUs are compiled in XLA's usual way, and without oneDNN",
+            jaxlib.version.__version__,
+        )
+    return tested
 
 
 @functools.cache
@@ -80,6 +92,16 @@ def has_avx512() -> bool:
         return "avx512f" in Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
+
+
+def is_called_in(text: str) -> bool:
+    """Whether a program, by its text, calls oneDNN, so that XLA can't serialise it.
+
+    Example:
+      >>> is_called_in(jax.jit(jnp.sin).lower(1.0).as_text())
+      False
+    """
+    return _CALL in text
 
 
 def requirement() -> str:

@@ -13,13 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from scpl_jax.kernels import onednn
+from scpl_jax.kernels import onednn, thresholds
 from scpl_jax.kernels.winograd import transposed_product
 
-# With fewer operations a call of oneDNN itself takes longer than it saves (experiments/single/README.md).
-_MIN_ONEDNN = 1 << 22
-# Over this many outputs XLA's gradient of a layer's kernel is the faster one.
-_MANY = 512
 # (N, L, heads, D) in memory is the array with the axes (N, heads, L, D).
 _HEADS, _PLAIN = (0, 2, 1, 3), (0, 1, 2, 3)
 
@@ -61,7 +57,7 @@ def _gradient_of_kernel(x: jax.Array, cotangent: jax.Array, precision: Any) -> j
     def by_xla(x: jax.Array, g: jax.Array) -> jax.Array:
         return transposed_product(_flat(x), _flat(g), precision)
 
-    if cotangent.shape[-1] > _MANY:
+    if cotangent.shape[-1] > thresholds.here().xla_outputs:
         return by_xla(x, cotangent)
     return onednn.on_cpu(lambda x, g: onednn.matmul(_flat(x), _flat(g), transpose_a=True), by_xla, x, cotangent)
 
@@ -76,7 +72,8 @@ def dense(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: An
       >>> dense(jnp.ones((2, 3, 4)), jnp.ones((4, 5)), (((2,), (0,)), ((), ()))).shape
       (2, 3, 5)
     """
-    if onednn.usable(x, kernel) and onednn.available() and 2 * x.size * kernel.shape[-1] >= _MIN_ONEDNN:
+    enough = 2 * x.size * kernel.shape[-1] >= thresholds.here().onednn_product
+    if enough and onednn.usable(x, kernel) and onednn.available():
         return _dense(x, kernel, precision)
     return lax.dot_general(x, kernel, dimension_numbers, precision=precision, **options)
 

@@ -14,11 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from scpl_jax.kernels import thresholds
 from scpl_jax.kernels.products import dot_general
-
-# From so many rows a step on, one product of inputs and states is as fast; with few, as 64, training takes longer with
-# it (experiments/single/README.md).
-_MANY_ROWS = 256
 
 # Inputs (L, N, D), kernel (D, 4H), recurrent kernel (H, 4H), bias (4H,), state h and c (N, H) each, and which steps are
 # real, (L, N) bool.
@@ -33,7 +30,7 @@ def _product(library: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
 def _loop(directions: list[Direction], keep: bool, library: str) -> Any:
     """Outputs (L, N, H) and last h and c of each direction; with ``keep`` also gates and states before each step."""
     product = _product(library)
-    early = directions[0][0].shape[1] < _MANY_ROWS
+    early = directions[0][0].shape[1] < thresholds.here().lstm_rows
     if early:
         fed = [x @ kernel + bias for x, kernel, _, bias, *_ in directions]
         kernels = [recurrent for _, _, recurrent, *_ in directions]

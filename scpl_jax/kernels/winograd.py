@@ -22,14 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from scpl_jax.kernels import thresholds
 from scpl_jax.kernels.pooling import windows
 
 _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])  # B
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # G
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])  # A
 _PLACES = list(itertools.product(range(4), range(4)))
-# Bytes of transformed images and products at a time: few enough to stay in the cache, enough to keep all cores busy.
-CHUNK_BYTES = 24 << 20
 
 Places = list[list[jax.Array]]
 Product = Callable[[jax.Array, jax.Array], jax.Array]
@@ -128,7 +127,7 @@ def _pixels(images: jax.Array) -> Places:
 def _images_at_a_time(shape: tuple[int, ...], features: int, chunk_bytes: int | None) -> int:
     batch, height, width, channels = shape
     each = 4 * 4 * height * width * (channels + features)  # 16 places for every 2 x 2 pixels, 4 bytes each
-    return chunk_size(batch, each, CHUNK_BYTES if chunk_bytes is None else chunk_bytes)
+    return chunk_size(batch, each, thresholds.here().winograd_bytes if chunk_bytes is None else chunk_bytes)
 
 
 def forward(images: jax.Array, kernel: jax.Array, precision: Any = None, chunk_bytes: int | None = None) -> jax.Array:
@@ -138,7 +137,8 @@ def forward(images: jax.Array, kernel: jax.Array, precision: Any = None, chunk_b
       images: float32.
       kernel: float32.
       precision: of the matrix products, as for :func:`jax.lax.dot_general`.
-      chunk_bytes: memory for transformed images and products at a time. Default: ``CHUNK_BYTES``.
+      chunk_bytes: memory for transformed images and products at a time. Default: that of
+        :mod:`scpl_jax.kernels.thresholds`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -18,11 +18,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from scpl_jax.kernels import thresholds
 from scpl_jax.losses.labels import IGNORE, is_kept, kept_mean
 
-# Elements of a block: 32 MiB in float32. Smaller ones cost time for starting them, larger ones leave the caches.
-_BLOCK_ELEMENTS = 2**23
-_LEAST_COLUMNS = 64
 # From here on e^(-2 / T), about 1e-26, and its inverse are far from the limits of float32.
 _LEAST_TEMPERATURE = 1 / 30
 
@@ -32,7 +30,8 @@ _Block = tuple[jax.Array, jax.Array, jax.Array]  # as in _blocks
 
 def columns_of(n: int) -> int:
     """How many columns a block of a batch of n has."""
-    return min(n, max(_LEAST_COLUMNS, _BLOCK_ELEMENTS // n))
+    of_block = thresholds.here()
+    return min(n, max(of_block.contrastive_columns, of_block.contrastive_elements // n))
 
 
 def _blocks(unit: jax.Array, labels: jax.Array, numbers: jax.Array, columns: int) -> _Block:

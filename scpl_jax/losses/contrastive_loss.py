@@ -5,12 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from scpl_jax.kernels import thresholds
 from scpl_jax.losses.contrastive_blocks import blockwise_loss, columns_of
 from scpl_jax.losses.labels import IGNORE, indices_on_device, is_kept, kept_mean
 from scpl_jax.losses.rows import unit_rows
-
-# From here on the N x N matrix is not kept but computed in blocks.
-_BLOCKWISE_FROM = 4096
 
 
 def supervised_contrastive(
@@ -67,7 +65,7 @@ def supervised_contrastive(
     if n < 2:  # nobody to compare with; still a function of the features, so that it can be differentiated
         return jnp.sum(features, dtype=dtype) * 0
     unit = unit_rows(features.astype(dtype))
-    if n >= _BLOCKWISE_FROM:
+    if n >= thresholds.here().contrastive_rows:  # the N x N matrix is not kept
         return blockwise_loss(unit, labels, float(temperature), count_anchor, columns_of(n), ignore)
     return plain_loss(unit, labels, float(temperature), count_anchor, ignore)
 

@@ -2,10 +2,8 @@
 
 import concurrent.futures
 import contextlib
-import ctypes
 import functools
 import math
-import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,11 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from scpl_jax.kernels.glibc import give_back_memory
+from scpl_jax.kernels.onednn import is_called_in
 from scpl_jax.pipeline.placement import batch_sharding, is_local, replicated
 from scpl_jax.pipeline.transfer import elsewhere
-
-# In the text of a program: a call of oneDNN, see scpl_jax.kernels.onednn.
-_NOT_SERIALISABLE = "__onednn$"
 
 
 def abstract(tree: Any, sharding: Any) -> Any:
@@ -94,7 +91,7 @@ class Builder:
         if self._jobs:
             _compile_all(self._jobs)
             self._jobs = {}
-            _give_back_memory()
+            give_back_memory()  # compilers have freed hundreds of MiB
 
 
 def _compile_all(jobs: dict[Any, tuple[Callable[[], Any], list["Program"]]]) -> None:
@@ -102,7 +99,7 @@ def _compile_all(jobs: dict[Any, tuple[Callable[[], Any], list["Program"]]]) -> 
     kept: list[tuple[Callable[[], Any], list[Program]]] = []
     not_kept: list[tuple[Callable[[], Any], list[Program]]] = []
     for (_, text, *_), entry in jobs.items():
-        (not_kept if _NOT_SERIALISABLE in text else kept).append(entry)
+        (not_kept if is_called_in(text) else kept).append(entry)
     with concurrent.futures.ThreadPoolExecutor(max_workers=len(jobs)) as pool:
         _compile(kept, pool)
         with _writing_no_cache():
@@ -113,12 +110,6 @@ def _compile(entries: list[tuple[Callable[[], Any], list["Program"]]], pool: con
     for (_, programs), compiled in zip(entries, pool.map(lambda entry: entry[0](), entries), strict=True):
         for program in programs:
             program.set(compiled)
-
-
-def _give_back_memory() -> None:
-    """Give memory that compilers have freed back to the system: glibc keeps hundreds of MiB of it otherwise."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax._src import distributed as _distributed
 
+from scpl_jax.kernels.xla_flags import asks_for_cpu_devices
+from scpl_jax.pipeline.jax_private import key_value_store
 from scpl_jax.pipeline.placement import by_process
 
 # A peer that died is noticed after this many seconds by JAX's own client, which then ends the process. The launcher is
@@ -49,7 +50,8 @@ def initialise(
       process_id: number of this one, from 0.
 
     Raises:
-      ValueError: values that don't go together, no cluster, or a coordinator that does not answer.
+      ValueError: values that don't go together, no cluster, or a coordinator that does not answer, or a JAX
+        whose processes can't tell each other values.
     """
     # SIGTERM is ours: finish the step, save, stop.
     jax.config.update("jax_enable_preemption_service", False)
@@ -81,6 +83,7 @@ def initialise(
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the processes of the run could not be joined through {where} ({reason})") from error
+    key_value_store()  # it is there, or the run ends here
 
 
 def _add_spare_cpu_device() -> None:
@@ -92,8 +95,7 @@ def _add_spare_cpu_device() -> None:
     core. A number of devices that the user asks for (``--xla_force_host_platform_device_count``) is left as it is.
     """
     global _spare_cpu_devices
-    asked = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not asked and jax.config.values.get("jax_num_cpu_devices") in (None, -1):
+    if not asks_for_cpu_devices() and jax.config.values.get("jax_num_cpu_devices") in (None, -1):
         jax.config.update("jax_num_cpu_devices", 2)
         _spare_cpu_devices = True
 
@@ -191,9 +193,8 @@ def is_first() -> bool:
 
 
 def _client() -> Any:
-    client = _distributed.global_state.client
-    assert client is not None, "the processes have not joined"
-    return client
+    assert jax.distributed.is_initialized(), "the processes have not joined"
+    return key_value_store()
 
 
 def gather(value: Any, series: str = "main") -> list[Any]:

@@ -1,7 +1,6 @@
 """What training steps of all kinds are made of: settings, the update as a program of its own, memory for gradients."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +9,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from scpl_jax.kernels import thresholds
+from scpl_jax.kernels.xla_flags import FUSION_EMITTERS, is_without_fusion_emitters
 from scpl_jax.pipeline.compilation import Program, abstract
 from scpl_jax.pipeline.groups import Group
 from scpl_jax.pipeline.placement import replicated
@@ -21,12 +22,9 @@ Record = Callable[[str, Group, Any, Any], None]
 States = tuple[StageState, ...]
 Metrics = list[dict[str, Any]]
 
-_EMITTERS = "xla_cpu_use_fusion_emitters"
 # An update writes each array in place of itself. Without its fusion emitters XLA's code goes number by number there, as
 # it can't tell that what is read and what is written is the same (experiments/single/README.md has the times).
-UPDATE_OPTIONS = {_EMITTERS: True}
-# Parameters of a program from which on that saves more than a second program costs.
-_MANY = 2**19
+UPDATE_OPTIONS = {FUSION_EMITTERS: True}
 
 
 def flag_of(group: Group) -> Any:
@@ -57,9 +55,12 @@ def is_apart(params: Any, mesh: Mesh) -> bool:
     They are on CPUs where ``XLA_FLAGS`` switches XLA's fusion emitters off, as the commands do, if the parameters are
     so many that one more program to dispatch costs less.
     """
-    off = f"--{_EMITTERS}=false" in os.environ.get("XLA_FLAGS", "").split()
     count = sum(x.size for x in jax.tree.leaves(params))
-    return off and count >= _MANY and mesh.devices.flat[0].platform == "cpu"
+    return (
+        is_without_fusion_emitters()
+        and count >= thresholds.here().update_parameters
+        and mesh.devices.flat[0].platform == "cpu"
+    )
 
 
 def zeros_of(tree: Any) -> Any:

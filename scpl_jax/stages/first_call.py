@@ -3,7 +3,6 @@
 A step is compiled for the variables that there are: afterwards a call changes nothing of a module but their values.
 """
 
-import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,8 @@ from flax import nnx
 from jax.extend.core import Jaxpr, Literal, jaxpr_as_fun
 
 from scpl_jax.stages.cost import call_module
-from scpl_jax.stages.variables import changed_attribute, check_kept, named, split
+from scpl_jax.stages.nnx_private import created_variables
+from scpl_jax.stages.variables import BOOKKEEPING, changed_attribute, check_kept, data_attributes, named, split
 
 
 def output_of(what: str, module: nnx.Module, *inputs: Any, call: Callable[..., Any] = call_module) -> Any:
@@ -80,13 +80,8 @@ def _make_state(what: str, module: nnx.Module, inputs: Any, call: Callable[..., 
 
     def run(old: Any, inputs: Any) -> Any:
         nonlocal grown
-        fresh, created = nnx.merge(graph, *old, copy=True), []
-
-        def note(variable: nnx.Variable[Any], value: Any) -> Any:
-            created.append((variable, value))
-            return value
-
-        with unittest.mock.patch.object(nnx.Variable, "create_value", note):
+        fresh = nnx.merge(graph, *old, copy=True)
+        with created_variables() as created:
             _called(what, fresh, inputs, call)
         for variable, value in created:
             variable.set_value(value)  # not yet what the call made of it
@@ -125,7 +120,7 @@ def _graft(module: nnx.Module, grown: nnx.Module) -> None:
         if not isinstance(node, nnx.Pytree):
             continue
         own, later = vars(node), vars(nodes[path])
-        is_data = later["_pytree__nodes"]
-        for name in set(later) - {"_pytree__nodes", "_pytree__state"}:
-            if name not in own or (not is_data.get(name) and own[name] != later[name]):
-                setattr(node, name, nnx.data(later[name]) if is_data.get(name) else later[name])
+        is_data = data_attributes(nodes[path])
+        for name in set(later) - BOOKKEEPING:
+            if name not in own or (name not in is_data and own[name] != later[name]):
+                setattr(node, name, nnx.data(later[name]) if name in is_data else later[name])

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+# Attributes in which Flax keeps, in every module, how its attributes are seen.
+BOOKKEEPING = frozenset(vars(nnx.Module()))
+
 
 def split(module: nnx.Module) -> tuple[Any, Any, Any]:
     """(static structure, trained parameters, all other variables) of a module.
@@ -112,8 +115,20 @@ def _attributes(module: nnx.Module) -> dict[str, str]:
         for path, node in nnx.iter_graph(module)
         if isinstance(node, nnx.Pytree)
         for name, value in vars(node).items()
-        if not name.startswith("_pytree__") and not nnx.is_data(value)
+        if name not in BOOKKEEPING and not nnx.is_data(value)
     }
+
+
+def data_attributes(module: nnx.Pytree) -> set[str]:
+    """Names of the attributes that are a part of the module's state, as Flax guesses or :func:`nnx.data` says.
+
+    Example:
+      >>> from flax import nnx
+      >>> sorted(data_attributes(nnx.Dropout(0.1, rngs=nnx.Rngs(0))) - BOOKKEEPING)
+      ['rngs']
+    """
+    children = jax.tree_util.tree_flatten_with_path(module, is_leaf=lambda node: node is not module)[0]
+    return {jax.tree_util.keystr(path, simple=True) for path, _ in children if path}
 
 
 def separate_rngs(rest: Any, index: int) -> Any:

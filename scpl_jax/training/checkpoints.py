@@ -1,13 +1,10 @@
 """Checkpoints with Orbax: asynchronous, the last K and the best kept, restored to the bit."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import logging
 import re
 import shutil
-import unittest.mock
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +27,6 @@ _LOG = logging.getLogger(__name__)
 # values (a folder, a description, a last block that is not full).
 _BESIDES = 256 << 10
 _BESIDES_ARRAY = 12 << 10
-# Threads that write or read files; TensorStore keeps them.
-_FILES_AT_A_TIME = 4
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Orbax tells at every save that there is no OCDBT database to be merged, which is as it should be."""
-    return "Skipping merge of OCDBT" not in record.getMessage()
 
 
 def _is_key(leaf: Any) -> bool:
@@ -154,15 +144,13 @@ class CheckpointStore:
     """
 
     def __init__(self, directory: Path, keep: int = 2):
-        import orbax.checkpoint as ocp
+        from scpl_jax.training.orbax_files import ArrayFolders  # Orbax takes a second to import
 
-        self._ocp = ocp
-        logging.getLogger("absl").addFilter(_is_news)
+        self._folders = ArrayFolders()
         self.failed: str | None = None
         self._root, self._keep = directory.absolute(), keep
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._job: concurrent.futures.Future[None] | None = None
-        self._files: Any = None
         processes.decided_by_first(self._prepare)  # nobody looks before it is tidy
 
     def _prepare(self) -> None:
@@ -261,38 +249,9 @@ class CheckpointStore:
         for index, arrays in own.items():
             values = {key: np.asarray(array) for key, array in arrays.items()}
             folder = partial / f"stage_{index:03d}"
-            with self._checkpointer() as checkpointer:
-                checkpointer.save(folder, args=self._ocp.args.PyTreeSave(values))
+            self._folders.write(folder, values)
             sums |= sums_of(partial, folder)
         return sums
-
-    @contextlib.contextmanager
-    def _checkpointer(self) -> Iterator[Any]:
-        """An Orbax checkpointer that acts alone, whatever other processes there are."""
-        from orbax.checkpoint._src.serialization import tensorstore_utils
-
-        if self._files is None:
-            self._files = tensorstore_utils.get_ts_context(use_ocdbt=True, file_io_concurrency_limit=_FILES_AT_A_TIME)
-        alone = {}
-        with contextlib.ExitStack() as stack:
-            # Orbax makes a new context, with threads for 128 files at a time, whenever it saves. The threads stay for
-            # long, and each keeps some 80 KB: in a run that saved often hundreds gathered.
-            same = unittest.mock.patch.object(tensorstore_utils, "get_ts_context", return_value=self._files)
-            stack.enter_context(same)
-            if jax.process_count() > 1:
-                # Of several processes Orbax lets only number 0 write arrays that are not spread over all of them; the
-                # others would leave folders without values. Here each one writes what nobody else has.
-                from orbax.checkpoint._src.multihost import multihost
-
-                stack.enter_context(unittest.mock.patch.object(multihost, "process_index", return_value=0))
-                options = self._ocp.options.MultiprocessingOptions(
-                    primary_host=0, active_processes={0}, barrier_sync_key_prefix=f"process-{jax.process_index()}"
-                )
-                alone = {"multiprocessing_options": options}
-            # Files of their own for every array: with OCDBT, Orbax's default, each save leaves something in memory for
-            # good, and takes no less time.
-            handler = self._ocp.PyTreeCheckpointHandler(use_ocdbt=False, **alone)
-            yield stack.enter_context(self._ocp.Checkpointer(handler, **alone))
 
     def _prune(self) -> None:
         """Remove all but the newest and the best; of equally good ones the first counts, as in the results."""
@@ -397,8 +356,7 @@ class CheckpointStore:
                 if not is_local(mesh):
                     states.append(elsewhere(abstract(state, place)))
                     continue
-                with self._checkpointer() as checkpointer:
-                    loaded = checkpointer.restore(folder / f"stage_{index:03d}", args=self._ocp.args.PyTreeRestore())
+                loaded = self._folders.read(folder / f"stage_{index:03d}")
                 loaded = {named[index][name]: array for name, array in loaded.items()}
                 loaded |= dict.fromkeys(uncounted[index], np.int32(saved["step"]))
                 states.append(to_devices(from_arrays(loaded, state), place))

@@ -8,7 +8,7 @@ from closeness import assert_close
 from flax import nnx
 from jax import lax
 
-from scpl_jax.kernels import conv, kernel_gradients, onednn, winograd
+from scpl_jax.kernels import conv, onednn, winograd
 
 pytestmark = pytest.mark.usefixtures("onednn_at_any_size")
 NEEDS_ONEDNN = pytest.mark.skipif(not onednn.available(), reason="no oneDNN in this jaxlib")
@@ -68,21 +68,23 @@ def both(shape, dtype=np.float32, library="xla", **options):
 @pytest.mark.parametrize("shape", PARAMETERS)
 @pytest.mark.parametrize("memory", ["one image at a time", "all at once"])
 @pytest.mark.parametrize("library", [*LIBRARIES, pytest.param("onednn by products", marks=NEEDS_ONEDNN)])
-def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, library, monkeypatch):
+def test_value_and_gradients_are_those_of_the_plain_one(shape, memory, library, monkeypatch, set_thresholds):
     limit = 1 if memory == "one image at a time" else 1 << 40
-    monkeypatch.setattr(winograd, "CHUNK_BYTES", limit)
-    monkeypatch.setattr(kernel_gradients, "_COPY_BYTES", limit)
-    monkeypatch.setattr(kernel_gradients, "_CONVOLVED_BYTES", limit)
-    # The forms are also right where they would not be chosen for their speed.
-    monkeypatch.setattr(conv, "_MIN_CONVOLVED", 1 << 40 if library.endswith("by products") else 1)
-    monkeypatch.setattr(conv, "_MANY_FROM_FEW", 0)
     monkeypatch.setattr(onednn, "has_avx512", lambda: True)
-    monkeypatch.setattr(conv, "_MIN_PIXELS_CONVOLVED", 1)
-    monkeypatch.setattr(conv, "_MIN_PIXELS", 16)
-    monkeypatch.setattr(conv, "_MIN_PIXELS_ONEDNN", 16)
-    monkeypatch.setattr(conv, "_MIN_WORK", 0)
-    monkeypatch.setattr(conv, "_MANY_CHANNELS", 48 * 40)
-    monkeypatch.setattr(conv, "_MIN_KERNEL_WORK", 0)
+    # The forms are also right where they would not be chosen for their speed.
+    set_thresholds(
+        winograd_bytes=limit,
+        copied_bytes=limit,
+        convolved_bytes=limit,
+        convolved_channels=1 << 40 if library.endswith("by products") else 1,
+        few_into=0,
+        convolved_pixels=1,
+        patches_pixels=16,
+        shifts_pixels=16,
+        winograd_work=0,
+        winograd_always=48 * 40,
+        winograd_kernel_work=0,
+    )
     assert_close(*both(shape, library=library.split()[0]), 1e-5)
 
 

@@ -8,7 +8,6 @@ import pytest
 from closeness import assert_close
 from flax import nnx
 
-from scpl_jax.kernels import norm
 from scpl_jax.kernels.norm import BatchNorm
 from scpl_jax.kernels.pooling import max_pool_2x2
 
@@ -79,14 +78,14 @@ def test_in_evaluation_and_with_a_mask_it_is_flax_itself():
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("size", [(8, 6), (5, 7)])
 @pytest.mark.parametrize("rows_at_a_time", [None, 1, 2])
-def test_pooled_it_is_the_pool_of_its_result(monkeypatch, size, affine, rows_at_a_time):
+def test_pooled_it_is_the_pool_of_its_result(set_thresholds, size, affine, rows_at_a_time):
     """Also where scales are negative, so that the smallest value of a window is the largest behind them."""
     x = jnp.asarray(np.random.default_rng(2).normal(size=(6, *size, 5)), jnp.float32)
     layers = both(use_scale=affine, use_bias=affine)
     if affine:
         assert 0 < np.sum(np.asarray(layers[0].scale[...]) < 0) < 5
     if rows_at_a_time is not None:
-        monkeypatch.setattr(norm, "_CHUNK_BYTES", rows_at_a_time * 2 * x.nbytes // size[0])
+        set_thresholds(pooled_bytes=rows_at_a_time * 2 * x.nbytes // size[0])
     ours = step(layers[0], x, lambda layer, x: layer.and_max_pool(x))
     theirs = step(layers[1], x, lambda layer, x: max_pool_2x2(layer(x)))
     assert_close(ours, theirs, 1e-5)

@@ -7,16 +7,15 @@ import pytest
 from closeness import assert_close
 
 from scpl_jax.kernels import onednn
-from scpl_jax.kernels import recurrence as module
 from scpl_jax.kernels.recurrence import recurrence
 
 LENGTH, ROWS, FEATURES, HIDDEN = 5, 3, 4, 6
 
 
 @pytest.fixture(params=["few rows", "many rows"], autouse=True)
-def form(request, monkeypatch):
+def form(request, set_thresholds):
     """Inputs go through their product before the loop, or in it."""
-    monkeypatch.setattr(module, "_MANY_ROWS", ROWS + 1 if request.param == "few rows" else 1)
+    set_thresholds(lstm_rows=ROWS + 1 if request.param == "few rows" else 1)
 
 
 @pytest.fixture(params=["xla", "onednn"])

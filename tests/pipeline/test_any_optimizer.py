@@ -12,7 +12,6 @@ import pytest
 from flax import nnx
 
 import scpl_jax as scpl
-from scpl_jax.pipeline import step_parts
 from scpl_jax.stages.optimizer import apply_optimizer, initial_optimizer_state, uses_loss
 from scpl_jax.training import RunError, build_optimizer
 from scpl_jax.training.checkpoints import CheckpointStore, Progress
@@ -152,10 +151,10 @@ def tell_value():
 
 
 @pytest.fixture
-def updates(request, monkeypatch):
+def updates(request, monkeypatch, set_thresholds):
     """Whether updates are programs of their own."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false" if request.param == "apart" else "")
-    monkeypatch.setattr(step_parts, "_MANY", 0)
+    set_thresholds(update_parameters=0)
 
 
 LOCAL = scpl.SupCon(head="identity")

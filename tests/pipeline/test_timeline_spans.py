@@ -28,11 +28,11 @@ SUPCON = scpl.SupCon(head_pool=2, head_dims=(32, 32))
     ],
     ids=["scpl together xla", "scpl apart onednn", "bp apart xla", "bp together onednn"],
 )
-def test_one_device_is_at_work_all_the_time(objective, apart, library, monkeypatch):
+def test_one_device_is_at_work_all_the_time(objective, apart, library, monkeypatch, set_thresholds):
     if library == "onednn" and not onednn.available():
         pytest.skip(onednn.requirement())
     if apart:
-        monkeypatch.setattr("scpl_jax.pipeline.step_parts._MANY", 0)
+        set_thresholds(update_parameters=0)
         monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
     else:
         monkeypatch.setenv("XLA_FLAGS", "")

@@ -61,9 +61,9 @@ every_rule = pytest.mark.parametrize("rule", RULES)
 
 @every_rule
 @pytest.mark.parametrize("apart", [False, True])
-def test_a_signal_at_any_moment_of_a_step_leaves_a_whole_one(rule, apart, handler, monkeypatch):
+def test_a_signal_at_any_moment_of_a_step_leaves_a_whole_one(rule, apart, handler, monkeypatch, set_thresholds):
     if apart:
-        monkeypatch.setattr("scpl_jax.pipeline.step_parts._MANY", 0)
+        set_thresholds(update_parameters=0)
         monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
     interrupted, calm = pipeline_of(**RULES[rule]), pipeline_of(**RULES[rule])
     handler(stop)

@@ -1,0 +1,139 @@
+r"""Sizes from which on one form of a computation is faster than another, by class of processor.
+
+They were measured; another kind of processor may need a row of its own. These are the commands. Each compares the forms
+or times a step in which a size counts; experiments/single/README.md has the machines and the numbers::
+
+  convolutions  python -m scpl_jax.benchmarks.convolutions --repeats 5
+                python -m scpl_jax.benchmarks.convolutions --repeats 9 \
+                    --shapes "32,3,32 32,16,16 16,32,32 8,64,64 4,128,128"
+                (with ONEDNN_MAX_CPU_ISA=AVX2 before the second, for processors without AVX-512)
+  small calls   python -m scpl_jax.benchmarks.throughput --single --stages 4 --cut paper --no-memory --repeats 7 \
+                    --method "scpl,scpl separate,bp" --model vgg8 --width 0.03 --image-size 16 --batch-size 8 --steps 40
+  LSTM          python -m scpl_jax.benchmarks.throughput --single --stages 4 --cut paper --no-memory --repeats 7 \
+                    --method "scpl,scpl separate,bp" --model lstm --width 0.25 --embedding-size 75 --length 60 \
+                    --batch-size 64 --steps 8
+  contrastive   python -m scpl_jax.benchmarks.contrastive
+  updates       the program under "Updates"
+
+A size that names none of them has no recorded command.
+"""
+
+import dataclasses
+import math
+
+from scpl_jax.kernels import onednn
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """The sizes for one class of processor; in brackets the name of the command.
+
+    Attributes:
+      patches_pixels: the least output pixels an image for which matrix products over copies give a kernel's gradient
+        faster than XLA does [convolutions].
+      shifts_pixels: the same of products over shifted copies by oneDNN [convolutions].
+      convolved_pixels: the same of oneDNN's convolution [convolutions].
+      shifted_channels: the least channels for copies of shifted cotangents; with fewer they cost more than they save
+        [convolutions].
+      convolved_channels: the least channels, both in and out, with which oneDNN's convolution is as fast as its
+        products over shifted copies, or faster [convolutions].
+      few_into: with too few channels in for shifts, the most channels out with which oneDNN's convolution is faster
+        than products over patches [convolutions].
+      winograd_channels: the least channels for Winograd's form; with fewer its transforms always cost more than they
+        save [convolutions].
+      winograd_kernel_work: the least pixels times channels in times channels out for its kernel gradient
+        [convolutions].
+      winograd_kernel_work_onednn: the same where oneDNN computes convolutions [convolutions].
+      winograd_work: the least channels times pixels for its forward pass and image gradient instead of XLA's
+        [convolutions].
+      winograd_always: the least channels in times channels out for all of its passes, instead of oneDNN's convolution
+        too [convolutions].
+      winograd_bytes: of transformed images and products at a time: few enough to stay in the cache, enough to keep all
+        cores busy [convolutions, with --chunks].
+      copied_bytes: of copies at a time in kernel gradients; a quarter or four times as much is slower.
+      convolved_bytes: of cotangents that are convolved with at a time; oneDNN copies them into another order first.
+      onednn_convolution: the least operations for which a call of oneDNN takes less time than it saves [small calls].
+      onednn_few_channels: with fewer channels XLA's convolution is so slow that every call pays [small calls].
+      onednn_product: the least operations of a product [small calls].
+      xla_outputs: over more outputs XLA's gradient of a layer's kernel is faster than oneDNN's.
+      lstm_rows: the least rows a step with which one product of inputs and states is as fast as two [LSTM].
+      pooled_bytes: of the gradient of inputs of a normalised max pool at a time.
+      contrastive_rows: the least rows whose matrix of similarities is computed in blocks [contrastive].
+      contrastive_elements: of a block, 32 MiB in float32; smaller ones cost time for starting them, larger ones leave
+        the caches [contrastive].
+      contrastive_columns: of a block, at least.
+      update_parameters: the least parameters for which a program of its own for the update saves more than it costs
+        [updates].
+    """
+
+    patches_pixels: float
+    shifts_pixels: float
+    convolved_pixels: float
+    shifted_channels: int
+    convolved_channels: int
+    few_into: int
+    winograd_channels: int
+    winograd_kernel_work: float
+    winograd_kernel_work_onednn: float
+    winograd_work: int
+    winograd_always: int
+    winograd_bytes: int
+    copied_bytes: int
+    convolved_bytes: int
+    onednn_convolution: int
+    onednn_few_channels: int
+    onednn_product: int
+    xla_outputs: int
+    lstm_rows: int
+    pooled_bytes: int
+    contrastive_rows: int
+    contrastive_elements: int
+    contrastive_columns: int
+    update_parameters: int
+
+
+_NEVER = math.inf
+_AVX512 = Thresholds(
+    patches_pixels=256,
+    shifts_pixels=64,
+    convolved_pixels=16,
+    shifted_channels=8,
+    convolved_channels=16,
+    few_into=32,
+    winograd_channels=32,
+    winograd_kernel_work=1 << 19,
+    winograd_kernel_work_onednn=_NEVER,
+    winograd_work=1 << 14,
+    winograd_always=1 << 15,
+    winograd_bytes=24 << 20,
+    copied_bytes=8 << 20,
+    convolved_bytes=32 << 20,
+    onednn_convolution=1 << 23,
+    onednn_few_channels=8,
+    onednn_product=1 << 22,
+    xla_outputs=512,
+    lstm_rows=256,
+    pooled_bytes=16 << 20,
+    contrastive_rows=4096,
+    contrastive_elements=1 << 23,
+    contrastive_columns=64,
+    update_parameters=1 << 19,
+)
+# Class of processor -> its sizes. Without AVX-512 oneDNN's convolution is the faster kernel gradient in half of the
+# shapes only, so it is used in none; nothing else was measured there.
+TABLE = {
+    "AVX-512": _AVX512,
+    "other": dataclasses.replace(
+        _AVX512, convolved_pixels=_NEVER, winograd_kernel_work_onednn=_AVX512.winograd_kernel_work
+    ),
+}
+
+
+def here() -> Thresholds:
+    """The row of :data:`TABLE` for this processor, as oneDNN sees it.
+
+    Example:
+      >>> here().patches_pixels
+      256
+    """
+    return TABLE["AVX-512" if onednn.has_avx512() else "other"]
