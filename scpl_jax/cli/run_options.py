@@ -5,11 +5,11 @@ import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-from tyro.constructors import PrimitiveConstructorSpec
+from typing import Any, TypeVar
 
 from scpl_jax.cli.methods import END_TO_END, check_method
+from scpl_jax.cli.option_types import Switch
+from scpl_jax.cli.option_types import flag as flag
 from scpl_jax.data.paths import expand
 from scpl_jax.models import LIBRARIES
 from scpl_jax.training.run_error import RunError
@@ -43,27 +43,6 @@ FREE_ON_RESUME = frozenset(
         "max_skipped",
     }
 )
-
-
-def _switched(words: list[str]) -> bool | None:
-    choices = {"yes": True, "no": False, "auto": None}
-    word = " ".join(words) or "yes"
-    if word not in choices:
-        raise ValueError(f"choose {' or '.join(choices)}")
-    return choices[word]
-
-
-# On where the option stands alone; None is "auto".
-Switch = Annotated[
-    bool | None,
-    PrimitiveConstructorSpec(
-        nargs=(0, 1),
-        metavar="[{yes,no,auto}]",
-        instance_from_str=_switched,
-        is_instance=lambda value: value is None or isinstance(value, bool),
-        str_from_instance=lambda value: ["auto" if value is None else "yes" if value else "no"],
-    ),
-]
 
 
 @dataclasses.dataclass
@@ -290,16 +269,6 @@ def fill_in(options: AnyOptions, defaults: Mapping[str, Any]) -> AnyOptions:
     """
     missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
     return dataclasses.replace(options, **missing)
-
-
-def flag(name: str) -> str:
-    """The option of a field.
-
-    Example:
-      >>> flag("head_dims")
-      '--head-dims'
-    """
-    return "--" + name.replace("_", "-")
 
 
 def as_arguments(options: Mapping[str, Any]) -> tuple[str, ...]:
