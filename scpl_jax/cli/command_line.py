@@ -65,7 +65,7 @@ def _number(arguments: Sequence[str], option: str) -> int | None:
 
 def parse(
     kind: type[AnyOptions], arguments: Sequence[str], experiment: str
-) -> tuple[AnyOptions, dict[str, Any] | None]:
+) -> tuple[AnyOptions, Path, dict[str, Any] | None]:
     """Parse a command line; a resumed run's own options are the defaults.
 
     Args:
@@ -74,7 +74,7 @@ def parse(
       experiment: its name, for the default run directory.
 
     Returns:
-      (options, checked; ``config.json`` of the run to be resumed, or None for a new run).
+      (options, checked; the run directory; ``config.json`` of the run to be resumed, or None for a new run).
 
     Raises:
       RunError: a bad value, a run directory in use, or options that contradict the run to be resumed.
@@ -97,10 +97,12 @@ def parse(
         raise RunError("--resume needs --out-dir, the directory of the run to be resumed")
     if resuming and (problem := contradiction(options, saved)) is not None:
         raise RunError(problem)
-    if options.out_dir is None:
+    out_dir = options.out_dir
+    if out_dir is None:
         now = processes.from_first(datetime.now().strftime("%Y-%m-%d-%H%M%S-%f")[:-3])
-        options = dataclasses.replace(options, out_dir=Path("runs") / experiment / now)
-    return options, config if resuming else None
+        out_dir = Path("runs") / experiment / now
+        options = dataclasses.replace(options, out_dir=out_dir)
+    return options, out_dir, config if resuming else None
 
 
 def check_devices() -> None:

@@ -5,7 +5,6 @@ command line, :func:`check_values` and :func:`is_of_type` read the annotation; n
 """
 
 import dataclasses
-import functools
 import math
 import types
 import typing
@@ -162,6 +161,25 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def integers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Numbers separated by commas, None for None.
+
+    Raises:
+      RunError: something else.
+
+    Example:
+      >>> integers("2,4,5", "--cut")
+      (2, 4, 5)
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        also = "auto, even, paper or " if option == "--cut" else ""
+        raise RunError(f"{option} takes {also}whole numbers separated by commas, got {text!r}") from None
+
+
 def check_values(options: Any) -> None:
     """Refuse values that their annotations rule out.
 
@@ -204,7 +222,6 @@ def is_of_type(value: Any, hint: Any) -> bool:
     return isinstance(value, tuple({*kinds, int} if float in kinds else kinds))
 
 
-@functools.cache
 def hints_of(kind: Any) -> dict[str, Any]:
     """The annotations of a dataclass with what they say besides types: field -> annotation.
 

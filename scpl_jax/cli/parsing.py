@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -52,7 +53,7 @@ class Group:
       Options(folder='x')
     """
 
-    title: str
+    title: ClassVar[str]
 
 
 def parse_options(kind: type[T], arguments: Sequence[str], module: str, default: T) -> T:
@@ -83,12 +84,12 @@ def parse_options(kind: type[T], arguments: Sequence[str], module: str, default:
     with in_one_sentence(known), _wide_enough():
         options = _parse(kind, list(arguments), f"python -m {module}", default)
     options = _expanded(options)
-    check_values(options)
     written = [name for name in _WRITTEN if isinstance(getattr(options, name, None), Path)]
     for name in written:
         _check_writable(f"--{name}", getattr(options, name), drawn=name in _DRAWN)
     if prints_results(hasattr(options, "output") and not written) and sys.stdout.absent:  # type: ignore[union-attr]
         raise RunError("standard output is closed, so nobody would see the results; open it or give --output FILE")
+    check_values(options)
     return options
 
 
@@ -98,12 +99,13 @@ def _parse(kind: type[T], arguments: list[str], prog: str, default: T) -> T:
     said: dict[str, Any] = {"args": arguments, "prog": prog, "registry": _REGISTRY}
     if not groups:
         return tyro.cli(kind, default=default, **said)
-    fields = []
+    fields: list[Any] = []
+    no_prefix: Any = tyro.conf.OmitArgPrefixes
     for title, group in groups.items():
         values = {field.name: getattr(default, field.name) for field in dataclasses.fields(group)}
         held = dataclasses.field(default_factory=functools.partial(group, **values))
-        fields.append((title, Annotated[group, tyro.conf.arg(name="")], held))
-    grouped = tyro.cli(dataclasses.make_dataclass("Grouped", fields), description=kind.__doc__, **said)
+        fields.append((title, no_prefix[group], held))
+    grouped = tyro.cli(dataclasses.make_dataclass("Grouped", fields), description=inspect.getdoc(kind), **said)
     found: dict[str, Any] = {}
     for title in groups:
         group_values = getattr(grouped, title)

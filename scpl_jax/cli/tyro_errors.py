@@ -60,24 +60,26 @@ def _refuse(event: Any, options: Sequence[str]) -> None:
     except (AttributeError, TypeError, ValueError, IndexError):  # an event of another version of tyro
         return
     if said is not None:
-        raise RunError(f"{said}; {_HELP}")
+        raise RunError(said)
 
 
 def _sentence(event: Any, options: Sequence[str]) -> str | None:
-    """What an event says, without a full stop; None for an event that is not known."""
+    """What an event says; None for an event that is not known."""
     kind = type(event).__name__
+    said = None
     if kind == "UnrecognizedArgs":
-        return _unrecognized(event.tokens, options)
-    if kind == "MissingArgs":
-        return f"missing options: {', '.join(one.arg.display_name() for one in event.missing_arguments)}"
-    if event.argument is None:
-        return _one_line(event.message)
-    name = event.argument.display_name()
-    if kind == "InvalidChoice":
-        return f"{name} {event.value} is unknown; choose {listed(event.choices)}"
-    if kind == "BadValue":
-        return f"{name} needs a value" if event.offending_value is None else f"{name} takes no value"
-    return f"error parsing {name}: {_one_line(event.message)}" if kind == "InstantiationFailure" else None
+        said = _unrecognized(event.tokens, options)
+    elif kind == "MissingArgs":
+        said = f"missing options: {', '.join(one.arg.display_name() for one in event.missing_arguments)}"
+    elif kind == "InvalidChoice":  # as for choices that are checked later
+        return f"{event.argument.display_name()} {event.value} is unknown; choose {listed(event.choices)}"
+    elif kind == "BadValue":
+        what = "needs a value" if event.offending_value is None else "takes no value"
+        said = f"{event.argument.display_name()} {what}"
+    elif kind == "InstantiationFailure":
+        where = "the command line" if event.argument is None else event.argument.display_name()
+        said = f"error parsing {where}: {' '.join(event.message.split()).rstrip('.')}"
+    return None if said is None else f"{said}; {_HELP}"
 
 
 def _unrecognized(tokens: Sequence[str], options: Sequence[str]) -> str:
@@ -87,7 +89,3 @@ def _unrecognized(tokens: Sequence[str], options: Sequence[str]) -> str:
     near = (difflib.get_close_matches(token, options, n=1, cutoff=0.7) for token in unknown)
     meant = list(dict.fromkeys(option for found in near for option in found))
     return f"{said}; perhaps you meant {' and '.join(meant)}" if meant else said
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")

