@@ -19,7 +19,7 @@ from scpl_jax.analysis import report_figures
 from scpl_jax.analysis.exit_curves import draw_exits
 from scpl_jax.analysis.runs import Run, name_runs, read_run
 from scpl_jax.cli.command_line import parse_options, run
-from scpl_jax.cli.run_options import flag
+from scpl_jax.cli.option_types import default, flag
 from scpl_jax.training.run_error import RunError
 
 _STYLE = """
@@ -40,7 +40,7 @@ details > summary { cursor: pointer; } code { font-size: 0.9em; overflow-wrap: a
 class Options:
     """Write one self-contained HTML page about runs: configuration, curves, exits, confusion, timelines, memory."""
 
-    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, default()] = ()
     """Run directories of the experiments, one or more."""
     output: Path = Path("report.html")
     """The page; a file that is there is written over."""

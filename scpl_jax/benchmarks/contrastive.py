@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from scpl_jax.benchmarks import measure
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import this_machine
-from scpl_jax.cli.run_options import integers
+from scpl_jax.cli.option_types import Count, Unset, at_least, integers
 from scpl_jax.losses.contrastive_blocks import blockwise_loss, columns_of
 from scpl_jax.losses.contrastive_loss import plain_loss
 from scpl_jax.losses.rows import unit_rows
@@ -34,17 +34,17 @@ class Options:
 
     rows: str = "1024,2048,4096,8192"
     """Sizes of the batch at which both are timed."""
-    largest: int = 32768
+    largest: Annotated[int, at_least(2)] = 32768
     """Size at which the memory of the blockwise form is measured, and that of the plain one only looked up."""
-    features: int = 128
+    features: Count = 128
     """Length of a row."""
-    classes: int = 10
+    classes: Count = 10
     """Number of classes."""
-    repeats: int = 9
+    repeats: Count = 9
     """Measurements of each, taken in turn."""
-    output: Path | None = None
+    output: Unset[Path] = None
     """Write the numbers as JSON."""
-    only: str | None = None
+    only: Unset[str] = None
     """Measure the memory of one form, as blocks:8192 (used by the experiment itself)."""
 
 
@@ -96,8 +96,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the measurement; returns the exit status."""
     options = parse_options(Options, arguments, "scpl_jax.benchmarks.contrastive", Options())
     sizes = integers(options.rows, "--rows") or ()
-    if min(*sizes, options.largest) < 2 or min(options.features, options.classes, options.repeats) < 1:
-        raise RunError("--rows and --largest must be at least 2, --features, --classes and --repeats at least 1")
+    if min(sizes) < 2:
+        raise RunError(f"--rows must be numbers of at least 2, got {options.rows}")
     if options.only is not None:
         form, _, number = options.only.partition(":")
         print(_peak(form, int(number), options))

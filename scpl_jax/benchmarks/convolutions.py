@@ -22,7 +22,7 @@ import numpy as np
 from scpl_jax.benchmarks import measure
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import this_machine
-from scpl_jax.cli.run_options import integers
+from scpl_jax.cli.option_types import Count, Unset, integers
 from scpl_jax.kernels import conv, kernel_gradients, onednn, thresholds, winograd
 from scpl_jax.training.run_error import RunError
 from scpl_jax.training.writing import write_json
@@ -36,17 +36,17 @@ class Options:
     """Compare the forms of 3 x 3 convolutions."""
 
     shapes: str = "32,128,256 16,256,256 16,256,512 8,512,512 4,512,512 32,64,64 16,128,128 8,256,256"
-    """Side of the images in pixels, channels in, channels out; several, between spaces. Default: those of VGG8, then
+    """Side of the images in pixels, channels in, channels out; several, between spaces; first those of VGG8, then
     those of ResNet-18."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images a batch."""
     chunks: str = str(thresholds.here().winograd_bytes >> 20)
     """Mebibytes that Winograd's form works on at a time; several, between commas, are measured each."""
     torch: bool = True
     """Also measure PyTorch, if it is installed (pip install 'scpl-jax[torch]')."""
-    repeats: int = 7
+    repeats: Count = 7
     """Measurements of each, taken in turn."""
-    output: Path | None = None
+    output: Unset[Path] = None
     """Write the numbers as JSON."""
 
     def sizes(self) -> list[tuple[int, int, int]]:
@@ -155,8 +155,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the measurement; returns the exit status."""
     options = parse_options(Options, arguments, "scpl_jax.benchmarks.convolutions", Options())
     chunks = integers(options.chunks, "--chunks") or ()
-    if min(*chunks, options.batch_size, options.repeats) < 1:
-        raise RunError("--chunks, --batch-size and --repeats must be at least 1")
+    if min(chunks) < 1:
+        raise RunError(f"--chunks must be numbers of at least 1, got {options.chunks}")
     table = []
     print("GFLOP/s of the direct form's operations, medians")
     for size in options.sizes():

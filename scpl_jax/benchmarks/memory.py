@@ -23,7 +23,7 @@ from scpl_jax.analysis.figures import attempt, new_figure, save_figure
 from scpl_jax.benchmarks import measure
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import versions
-from scpl_jax.cli.run_options import integers
+from scpl_jax.cli.option_types import Count, Unset, integers
 from scpl_jax.models.layers import Classifier
 from scpl_jax.models.vgg import VGGBlock
 from scpl_jax.objectives import CrossEntropy, SupCon
@@ -39,19 +39,19 @@ class Options:
 
     depths: str = "4,8,16,32"
     """Numbers of blocks, and of stages."""
-    channels: int = 16
+    channels: Count = 16
     """Channels of each block."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images a batch."""
-    image_size: int = 32
+    image_size: Count = 32
     """Side of the images, in pixels; no block makes them smaller."""
-    steps: int = 4
+    steps: Count = 4
     """Training steps while memory is measured."""
-    output: Path | None = None
+    output: Unset[Path] = None
     """Write the numbers as JSON."""
-    figure: Path | None = None
+    figure: Unset[Path] = None
     """Draw them as SVG or PNG."""
-    only: str | None = None
+    only: Unset[str] = None
     """Measure one method and depth, as scpl:8 (used by the experiment itself)."""
 
 
@@ -108,8 +108,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the measurement; returns the exit status."""
     options = parse_options(Options, arguments, "scpl_jax.benchmarks.memory", Options())
     depths = integers(options.depths, "--depths") or ()
-    if min(*depths, options.channels, options.batch_size, options.image_size, options.steps, 99) < 1:
-        raise RunError("--depths, --channels, --batch-size, --image-size and --steps must be at least 1")
+    if min(depths) < 1:
+        raise RunError(f"--depths must be numbers of at least 1, got {options.depths}")
     if options.only is not None:
         which, _, number = options.only.partition(":")
         print(json.dumps(_measure(options, which, int(number))))

@@ -31,12 +31,12 @@ from flax import nnx
 from scpl_jax.benchmarks import measure
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import versions
+from scpl_jax.cli.option_types import Count, Unset
 from scpl_jax.data import make_augment
 from scpl_jax.models import build_model
 from scpl_jax.objectives import SupCon
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.stages import Stage, decouple, initial_state, train_step
-from scpl_jax.training.run_error import RunError
 from scpl_jax.training.writing import write_json
 
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -50,19 +50,19 @@ class Options:
     """Network, as for the cifar experiment."""
     width: float = 0.25
     """Multiplier of the numbers of channels."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Images a batch."""
     stages: int = 4
     """Number of stages."""
     head_pool: int = 2
     """Average a feature map to this side before the head, in pixels; 0: not at all."""
-    steps: int = 5
+    steps: Count = 5
     """Training steps a measurement."""
-    repeats: int = 9
+    repeats: Count = 9
     """Measurements of each, taken in turn."""
     startup: bool = True
     """Also measure the start-up of the default job."""
-    output: Path | None = None
+    output: Unset[Path] = None
     """Write the numbers as JSON."""
 
 
@@ -137,8 +137,6 @@ def _row(times: list[float], base: list[float]) -> dict[str, float]:
 def main(arguments: Sequence[str]) -> int:
     """Run the measurement; returns the exit status."""
     options = parse_options(Options, arguments, "scpl_jax.benchmarks.overhead", Options())
-    if min(options.steps, options.repeats, options.batch_size) < 1:
-        raise RunError("--steps, --repeats and --batch-size must be at least 1")
     jax.config.update("jax_default_matmul_precision", "highest")
     blocks = build_model(options.model, 10, width=options.width, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from flax import nnx
 
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import versions
-from scpl_jax.cli.run_options import integers
+from scpl_jax.cli.option_types import Unset, integers
 from scpl_jax.models.layers import Classifier
 from scpl_jax.models.vgg import VGGBlock
 from scpl_jax.objectives import SupCon
@@ -51,9 +51,9 @@ class Options:
     """Seconds until a message's first byte is there."""
     overhead: float = 2e-5
     """Seconds to start a program."""
-    check: Path | None = None
+    check: Unset[Path] = None
     """Compare with the numbers of the throughput experiment in this file."""
-    output: Path | None = None
+    output: Unset[Path] = None
     """Write the numbers as JSON."""
 
 

@@ -2,18 +2,20 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-from scpl_jax.benchmarks.workloads import TEXT_MODELS, Workload, images, texts
+from scpl_jax.benchmarks.workloads import Workload, images, texts
 from scpl_jax.cli.image_options import Options as ImageOptions
 from scpl_jax.cli.library import resolve_library
 from scpl_jax.cli.methods import END_TO_END, check_method
-from scpl_jax.cli.run_options import PRECISIONS, integers
-from scpl_jax.cli.text_options import TextOptions
-from scpl_jax.models import paper_cut
+from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, Unset, at_least, check_values, default, integers
+from scpl_jax.cli.run_options import PRECISIONS
+from scpl_jax.cli.text_options import TEXT_MODELS, TextOptions
+from scpl_jax.models import LIBRARIES, MODELS, paper_cut
+from scpl_jax.objectives import HEADS
 from scpl_jax.training.run_error import RunError
 
 KNOWN = ("scpl", *END_TO_END)
@@ -25,71 +27,69 @@ SINGLE = "scpl,scpl fused,bp"
 class Options:
     """Compare the speed of SCPL, backpropagation and GPipe on the same network, cut and devices."""
 
-    model: str = "vgg8"
-    """Network, as for the cifar experiment, or lstm or transformer."""
-    width: float = 0.25
+    model: Annotated[str, OneOf((*MODELS, *TEXT_MODELS))] = "vgg8"
+    """The network, as for the cifar and text experiments."""
+    width: Positive = 0.25
     """Multiplier of the numbers of channels or hidden units."""
-    image_size: int = 32
+    image_size: Count = 32
     """Side of the images, in pixels."""
-    length: int = 64
+    length: Count = 64
     """Tokens of a text; for lstm and transformer, as the next four."""
-    layers: int = 4
+    layers: Annotated[int, at_least(2)] = 4
     """Blocks besides the classifier, the embedding included."""
-    vocabulary: int = 30000
+    vocabulary: Annotated[int, at_least(3)] = 30000
     """Number of token ids."""
-    embedding_size: int = 300
+    embedding_size: Count = 300
     """Length of the word vectors."""
-    heads: int = 6
+    heads: Count = 6
     """Attention heads of the transformer."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images or texts a batch."""
-    stages: int = 2
+    stages: Count = 2
     """Number of stages."""
     cut: str = "auto"
     """auto, even, paper, or the blocks at which stages begin, as 2,4."""
-    head: str = "mlp"
-    """Projection head: identity, linear, mlp, mlp-bn or simsiam."""
-    head_dims: str | None = None
-    """Layer sizes of the head, as 512,1024. Default: 512,1024; linear: 1024."""
-    head_pool: int = 2
+    head: Annotated[str, OneOf(HEADS)] = "mlp"
+    """Projection head."""
+    head_dims: Annotated[str | None, default("512,1024; linear: 1024")] = None
+    """Layer sizes of the head, as 512,1024."""
+    head_pool: Natural = 2
     """Average a feature map to this side before the projection head, in pixels; 0: not at all."""
-    method: str | None = None
+    method: Annotated[str | None, default("scpl, bp and variants, GPipe")] = None
     """What is measured, separated by commas: scpl (needed for the ratios), bp, gpipe 4, or another rule of the cifar
-    experiment's --method; behind it synchronous, remat, or how stages share programs: fused or separate. Default: scpl,
-    bp and variants, GPipe."""
+    experiment's --method; behind it synchronous, remat, or how stages share programs: fused or separate."""
     single: bool = False
     """On one device: share of the peak of its matrix products, compile time, memory; and the same in PyTorch, where it
     is installed (pip install 'scpl-jax[torch]')."""
     torch: bool = True
     """With --single: also measure PyTorch."""
-    processes: int = 1
+    processes: Count = 1
     """Local processes to start; 1: this one, with the devices it has."""
     pin: bool = False
     """Give each process its own cores."""
-    devices: int | None = None
-    """Devices to use, over all processes. Default: all."""
-    data_parallel: int = 1
+    devices: Annotated[int | None, default("all")] = None
+    """Devices to use, over all processes."""
+    data_parallel: Count = 1
     """Devices a stage."""
-    max_in_flight: int = 8
+    max_in_flight: Count = 8
     """Batches under way at a time in pipelined training."""
-    steps: int = 16
+    steps: Count = 16
     """Training steps a measurement."""
-    repeats: int = 5
+    repeats: Count = 5
     """Measurements of each, taken in turn."""
     memory: bool = True
     """Also measure the peak memory of each method, in runs of their own."""
-    precision: str = "float32"
-    """float32, tf32 or bfloat16 (parameters and losses in float32)."""
-    library: str | None = None
-    """What computes convolutions and matrix products on a CPU: xla or onednn, as for the cifar experiment. Default:
-    with --single onednn where it can be had, otherwise xla."""
-    output: Path | None = None
+    precision: Annotated[str, OneOf(tuple(PRECISIONS))] = "float32"
+    """Of matrix products, and with bfloat16 of activations; parameters and losses are always float32."""
+    library: Annotated[str | None, OneOf(LIBRARIES), default("xla; with --single onednn where it can be had")] = None
+    """What computes convolutions and matrix products on a CPU, as for the cifar experiment."""
+    output: Unset[Path] = None
     """Write the numbers as JSON."""
-    figure: Path | None = None
+    figure: Unset[Path] = None
     """Draw the speeds as SVG or PNG."""
-    timeline: Path | None = None
+    timeline: Unset[Path] = None
     """Draw the timelines of all methods as SVG or PNG."""
-    only_memory_of: str | None = None
+    only_memory_of: Unset[str] = None
     """Measure nothing but the memory of this method (used by the experiment itself)."""
 
     def check(self) -> None:
@@ -98,15 +98,9 @@ class Options:
         Raises:
           RunError: one sentence for the first bad option.
         """
-        positive = ("batch_size", "stages", "processes", "steps", "repeats", "max_in_flight", "data_parallel")
-        least = dict.fromkeys((*positive, "image_size", "length", "embedding_size", "heads"), 1)
-        for name, low in {**least, "layers": 2, "vocabulary": 3}.items():
-            if getattr(self, name) < low:
-                raise RunError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        check_values(self)
         if self.model == "transformer" and self.embedding_size % self.heads:
             raise RunError(f"--heads {self.heads} does not divide --embedding-size {self.embedding_size}")
-        if self.precision not in PRECISIONS:
-            raise RunError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision}")
         for method in self.methods:
             words = method.split() or [""]
             numbers = [word for word in words[1:] if word.isdigit() and int(word) > 0]

@@ -9,11 +9,10 @@ from flax import nnx
 
 from scpl_jax.cli.image_options import Options
 from scpl_jax.cli.methods import Rule, rule_of
-from scpl_jax.cli.run_options import RunOptions, integers
+from scpl_jax.cli.run_options import RunOptions
+from scpl_jax.cli.text_options import TEXT_MODELS as TEXT_MODELS
 from scpl_jax.cli.text_options import TextOptions
 from scpl_jax.models import build_model, lstm, transformer
-
-TEXT_MODELS = ("lstm", "transformer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,4 +128,4 @@ def texts(
 
 def _rule(options: RunOptions, method: str, stages: int, classes: int, dtype: Any) -> Rule:
     asked = dataclasses.replace(options, method=method, stages=stages)
-    return rule_of(asked, classes, integers(options.head_dims, "--head-dims"), dtype)
+    return rule_of(asked, classes, dtype)

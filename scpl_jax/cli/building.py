@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.cli.methods import rule_of
-from scpl_jax.cli.run_options import AnyOptions, RunOptions, integers
+from scpl_jax.cli.methods import joins_of, pipeline_of, rule_of
+from scpl_jax.cli.run_options import AnyResolved, ResolvedOptions, RunOptions, integers
 from scpl_jax.cli.tasks import Task
 from scpl_jax.pipeline import Pipeline, processes
 from scpl_jax.pipeline.exits import StopRule
@@ -22,13 +22,12 @@ CURVE = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
 def build_stages(
-    task: Task[AnyOptions], options: AnyOptions, dataset: Any, seed: int, plan: dict[str, Any] | None = None
+    task: Task[Any, AnyResolved], options: AnyResolved, dataset: Any, seed: int, plan: dict[str, Any] | None = None
 ) -> tuple[Stage, ...]:
     """The network's stages with the initial values of one seed.
 
     ``plan`` holds the cut and the costs that were found before, when the run was started.
     """
-    assert options.batch_size is not None
     key = jax.random.key(seed)
     blocks = task.blocks(options, dataset, nnx.Rngs(jax.random.fold_in(key, 0)))
     if options.stages > len(blocks) - 1:
@@ -43,8 +42,7 @@ def build_stages(
     elif options.cut not in ("auto", "even"):
         cut = integers(options.cut, "--cut") or ()
     example = task.example(options, dataset)
-    dims = integers(options.head_dims, "--head-dims")
-    rule = rule_of(options, dataset.num_classes, dims, dtype_of(options), task.associated)
+    rule = rule_of(options, dataset.num_classes, dtype_of(options), task.associated)
     used = blocks if rule.classifier else blocks[:-1]
 
     def stages(cut: str | Sequence[int], costs: str = "estimate") -> tuple[Stage, ...]:
@@ -86,8 +84,8 @@ def devices_of(wanted: int | None) -> list[jax.Device]:
 
 
 def build_pipeline(
-    task: Task[AnyOptions],
-    options: AnyOptions,
+    task: Task[Any, AnyResolved],
+    options: AnyResolved,
     dataset: Any,
     seed: int,
     total_steps: int,
@@ -98,7 +96,7 @@ def build_pipeline(
     schedule = schedule_of(options, total_steps, steps_per_epoch)
     optimizer = build_optimizer(options.optimizer, schedule)
     prepare, prepare_eval = task.prepare(options, dataset)
-    apart = options.fuse is None and (options.timeline or bool(joins_of(options)))
+    apart = options.fuse is None and (options.timeline or bool(joins_of(options, options.epochs)))
     return Pipeline(
         build_stages(task, options, dataset, seed, plan),
         optimizer,
@@ -106,13 +104,12 @@ def build_pipeline(
         data_parallel=options.data_parallel,
         across_hosts=options.across_hosts,
         fuse=False if apart else options.fuse,
-        micro_batches=(options.micro_batches or 4) if options.method == "gpipe" else 1,
-        remat=options.remat,
         prepare=prepare,
         prepare_eval=prepare_eval,
         key=jax.random.fold_in(jax.random.key(seed), 2),
         skip_non_finite=options.skip_non_finite,
         max_in_flight=options.max_in_flight,
+        **pipeline_of(options),
     )
 
 
@@ -126,19 +123,7 @@ def stop_rules(options: RunOptions) -> list[StopRule]:
     return rules
 
 
-def joins_of(options: RunOptions) -> tuple[int, ...]:
-    """The epoch from which each stage is trained; none where all are from the start."""
-    if options.method != "dascpl":
-        return ()
-    assert options.epochs is not None
-    spread = tuple(1 + index * options.epochs // (2 * options.stages) for index in range(options.stages))
-    joins = integers(options.join_epochs, "--join-epochs") or spread
-    if joins[-1] > options.epochs:
-        raise RunError(f"--join-epochs {options.join_epochs}: a stage would join after the {options.epochs} epochs")
-    return joins
-
-
-def schedule_of(options: RunOptions, total_steps: int, steps_per_epoch: int) -> Any:
+def schedule_of(options: ResolvedOptions, total_steps: int, steps_per_epoch: int) -> Any:
     """The learning rate by step."""
     every = steps_per_epoch if options.lr_every == "epoch" else 1
     return cosine_schedule(options.lr, options.end_lr, total_steps, every)

@@ -1,41 +1,29 @@
 """From a command line to options, and from errors to one sentence and exit status 2."""
 
-import contextlib
 import dataclasses
-import io
-import itertools
 import logging
 import os
-import re
-import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-import tyro
 
-from scpl_jax.cli.run_options import AnyOptions, contradiction, flag, from_json
+from scpl_jax.cli.parsing import parse_options as parse_options
+from scpl_jax.cli.run_options import AnyOptions, contradiction, from_json
 from scpl_jax.data.paths import expand
 from scpl_jax.kernels.glibc import keep_freed_memory
 from scpl_jax.kernels.xla_flags import avoid_fusion_emitters
 from scpl_jax.pipeline import PipelineBrokenError, processes
 from scpl_jax.training.run_dir import RunDirectory
 from scpl_jax.training.run_error import RunError
-from scpl_jax.training.streams import LastingStream, LostOutputError, lasting_streams
+from scpl_jax.training.streams import LostOutputError, lasting_streams
 
-T = TypeVar("T")
-
-# Options that name a file for results, and those of them that are drawn.
-_WRITTEN = ("output", "figure", "timeline")
-_DRAWN = ("figure", "timeline")
 # Variables that say which devices JAX is to have.
 _DEVICES = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")
-# What a terminal takes as colour.
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def _peek(arguments: Sequence[str], option: str) -> str | None:
@@ -46,88 +34,6 @@ def _peek(arguments: Sequence[str], option: str) -> str | None:
         if argument.startswith(option + "="):
             return argument.partition("=")[2]
     return None
-
-
-def parse_options(kind: type[T], arguments: Sequence[str], module: str, default: T) -> T:
-    """Parse a command line into a dataclass of options.
-
-    Args:
-      kind: the dataclass.
-      arguments: without the program's name.
-      module: the program's, as ``scpl_jax.experiments.cifar``.
-      default: what holds where nothing is given.
-
-    Raises:
-      RunError: an unknown option or a value that can't be read (tyro's own box, in one sentence), a file that is to be
-        written at the end and can't be, or results that there is nowhere to put.
-      DataError: a path begins with a home directory that is not known.
-    """
-    _prints_results(True)  # --help
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said), _wide_enough():
-            options = tyro.cli(kind, args=list(arguments), prog=f"python -m {module}", default=default)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        # A title, the reason, more: each behind a rule, in a box or not, as the terminal can draw it.
-        lines = [_COLOUR.sub("", line).strip(" │|╭╮╰╯─-+") for line in said.getvalue().splitlines()]
-        _, *rest = lines or [""]
-        reason = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, rest)))
-        reason = reason.rstrip(".") or "the command line can't be read"
-        raise RunError(f"{reason[0].lower()}{reason[1:]}; --help lists every option") from None
-    options = _expanded(options)
-    written = [name for name in _WRITTEN if isinstance(getattr(options, name, None), Path)]
-    for name in written:
-        _check_writable(f"--{name}", getattr(options, name), drawn=name in _DRAWN)
-    if _prints_results(hasattr(options, "output") and not written) and sys.stdout.absent:  # type: ignore[union-attr]
-        raise RunError("standard output is closed, so nobody would see the results; open it or give --output FILE")
-    return options
-
-
-@contextlib.contextmanager
-def _wide_enough() -> Iterator[None]:
-    """Let a terminal, or the variable that stands for its width, have at least 40 columns: in few tyro never ends."""
-    before = os.environ.get("COLUMNS")
-    if shutil.get_terminal_size().columns < 40:
-        os.environ["COLUMNS"] = "40"
-    try:
-        yield
-    finally:
-        os.environ.pop("COLUMNS", None)
-        if before is not None:
-            os.environ["COLUMNS"] = before
-
-
-def _expanded(options: T) -> T:
-    """The options with the home directory in place of ``~`` in every path: a shell leaves it in ``--out-dir=~/run``."""
-    for field in dataclasses.fields(options):  # type: ignore[arg-type]
-        value, option = getattr(options, field.name), flag(field.name)
-        if isinstance(value, Path):
-            setattr(options, field.name, expand(value, option))
-        elif isinstance(value, tuple) and value and isinstance(value[0], Path):
-            setattr(options, field.name, tuple(expand(path, option) for path in value))
-    return options
-
-
-def _prints_results(alone: bool) -> bool:
-    """Tell standard output whether what is printed from now on is all that the command gives; whether it does so."""
-    if isinstance(sys.stdout, LastingStream):
-        sys.stdout.is_result = alone
-        return alone
-    return False
-
-
-def _check_writable(option: str, path: Path, *, drawn: bool) -> None:
-    """Refuse before a long measurement what could not be written after it."""
-    if drawn and path.suffix not in (".svg", ".png"):
-        raise RunError(f"{option} {path} is neither SVG nor PNG; give a file whose name ends with .svg or .png")
-    if path.is_dir():
-        raise RunError(f"{option} {path} is a folder; give a file")
-    if not path.parent.is_dir():
-        raise RunError(f"{option} {path} can't be written, as there is no folder {path.parent}; make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise RunError(f"{option} {path} can't be written (permission denied); give another place")
 
 
 def join(arguments: Sequence[str]) -> None:
@@ -160,7 +66,7 @@ def _number(arguments: Sequence[str], option: str) -> int | None:
 
 def parse(
     kind: type[AnyOptions], arguments: Sequence[str], experiment: str
-) -> tuple[AnyOptions, dict[str, Any] | None]:
+) -> tuple[AnyOptions, Path, dict[str, Any] | None]:
     """Parse a command line; a resumed run's own options are the defaults.
 
     Args:
@@ -169,7 +75,7 @@ def parse(
       experiment: its name, for the default run directory.
 
     Returns:
-      (options, checked; ``config.json`` of the run to be resumed, or None for a new run).
+      (options, checked; the run directory; ``config.json`` of the run to be resumed, or None for a new run).
 
     Raises:
       RunError: a bad value, a run directory in use, or options that contradict the run to be resumed.
@@ -192,10 +98,12 @@ def parse(
         raise RunError("--resume needs --out-dir, the directory of the run to be resumed")
     if resuming and (problem := contradiction(options, saved)) is not None:
         raise RunError(problem)
-    if options.out_dir is None:
+    out_dir = options.out_dir
+    if out_dir is None:
         now = processes.from_first(datetime.now().strftime("%Y-%m-%d-%H%M%S-%f")[:-3])
-        options.out_dir = Path("runs") / experiment / now
-    return options, config if resuming else None
+        out_dir = Path("runs") / experiment / now
+        options = dataclasses.replace(options, out_dir=out_dir)
+    return options, out_dir, config if resuming else None
 
 
 def check_devices() -> None:

@@ -2,46 +2,83 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated, Literal
 
-from scpl_jax.cli.run_options import RunOptions
+from scpl_jax.cli.methods import RuleOptions
+from scpl_jax.cli.option_groups import DataOptions, NetworkOptions, OutputOptions, TrainingOptions
+from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, Unset, default
+from scpl_jax.cli.run_options import ResolvedOptions, RunOptions
+from scpl_jax.data import AUGMENTATIONS, DATASETS
+from scpl_jax.models import MODELS
 
 
-@dataclasses.dataclass
-class Options(RunOptions):
+@dataclasses.dataclass(frozen=True)
+class ImageNetworkOptions(NetworkOptions):
+    """What is trained, and how it is cut into stages."""
+
+    model: Annotated[str, OneOf(MODELS)] = "vgg8"
+    """The network."""
+    width: Annotated[Positive | None, default("1.0; for the digits 0.125")] = None
+    """Multiplier of the numbers of channels and hidden units."""
+    shortcut: Literal["1x1", "3x3"] = "1x1"
+    """ResNets: kernel of the shortcut convolutions; 3x3 as in the reference's ResNet-18."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRuleOptions(RuleOptions):
+    """How the stages learn."""
+
+    head_pool: Natural = 2
+    """Average a feature map to this side before the head, in pixels; 0: not at all, as in the paper."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTrainingOptions(TrainingOptions):
+    """How long and how fast it is trained."""
+
+    epochs: Annotated[Count | None, default("200; for the digits 20")] = None
+    """Number of epochs."""
+    batch_size: Annotated[Count | None, default("1024; for the digits 128")] = None
+    """Source images a batch; strong augmentation trains on twice as many views."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataOptions(DataOptions):
+    """What it is trained and tested on."""
+
+    dataset: Annotated[str, OneOf(DATASETS)] = "auto"
+    """The data set; auto is CIFAR-10 where its files are found, otherwise scikit-learn's digits."""
+    image_size: Annotated[Count | None, default("as they come; tiny-imagenet 32")] = None
+    """Resize images to this side, in pixels."""
+    augment: Annotated[str | None, OneOf(AUGMENTATIONS), default("strong; for the digits none")] = None
+    """Augmentation: none, basic (crop, flip) or strong (two views, one with colour jitter)."""
+    limit_train: Unset[Count] = None
+    """Train on the first N images only."""
+    limit_test: Unset[Count] = None
+    """Test on the first N images only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOutputOptions(OutputOptions):
+    """What is kept of it, and where."""
+
+    out_dir: Annotated[Path | None, default("runs/cifar/DATE-TIME")] = None
+    """Run directory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(
+    ImageOutputOptions, ImageDataOptions, ImageTrainingOptions, ImageRuleOptions, ImageNetworkOptions, RunOptions
+):
     """Train an image classifier in stages with local supervised-contrastive losses.
 
-    Without --dataset, CIFAR-10 is used if it is at hand, otherwise scikit-learn's digits, which need no download.
+    Without --dataset, CIFAR-10 is used where its files are found, otherwise scikit-learn's digits, which need no
+    download.
     """
 
-    dataset: str = "auto"
-    """auto, cifar10, cifar100, tiny-imagenet, fashion-mnist, digits, imagefolder, npz or synthetic."""
-    image_size: int | None = None
-    """Resize images to this side, in pixels. Default: as they come (tiny-imagenet: 32)."""
-    model: str = "vgg8"
-    """vgg8, resnet18, resnet34, resnet50, resnet101, resnet152 or cnn."""
-    width: float | None = None
-    """Multiplier of the numbers of channels and hidden units. Default: 1.0; for the digits 0.125."""
-    shortcut: str = "1x1"
-    """ResNets: kernel of the shortcut convolutions, 1x1 or 3x3 (the reference's ResNet-18)."""
-    head_pool: int = 2
-    """Average a feature map to this side before the head, in pixels; 0: not at all, as in the paper."""
-    epochs: int | None = None
-    """Number of epochs. Default: 200; for the digits 20."""
-    batch_size: int | None = None
-    """Source images a batch; strong augmentation trains on twice as many views. Default: 1024; for the digits 128."""
-    augment: str | None = None
-    """none, basic (crop, flip) or strong (two views, one with colour jitter). Default: strong; for the digits none."""
-    limit_train: int | None = None
-    """Train on the first N images only."""
-    limit_test: int | None = None
-    """Test on the first N images only."""
-    out_dir: Path | None = None
-    """Run directory. Default: runs/cifar/DATE-TIME."""
 
-    def choices(self) -> dict[str, tuple[str, ...]]:
-        """Kinds of shortcuts."""
-        return {"shortcut": ("1x1", "3x3")}
+@dataclasses.dataclass(frozen=True)
+class ResolvedImageOptions(ResolvedOptions, Options):
+    """The options of image classification as they hold in a run."""
 
-    def least(self) -> dict[str, int]:
-        """Sides of images."""
-        return {"image_size": 1, "head_pool": 0}
+    augment: str = dataclasses.field(kw_only=True)

@@ -1,33 +1,68 @@
-"""The learning rules of ``--method``: from its text and the options to one objective a stage."""
+"""The table of learning rules, and from ``--method`` and the options to one objective a stage."""
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from scpl_jax.objectives import Associated, CrossEntropy, InfoReg, LocalClassifier, Mixture, Objective, PredSim, SupCon
+import tyro
+
+from scpl_jax.cli.option_types import flag, listed
+from scpl_jax.cli.rules.learning_rule import LearningRule, Rule, Setting, SharedRuleOptions
+from scpl_jax.cli.rules.rule_al import AL
+from scpl_jax.cli.rules.rule_bp import BP
+from scpl_jax.cli.rules.rule_dascpl import DASCPL
+from scpl_jax.cli.rules.rule_early_exit import EARLY_EXIT
+from scpl_jax.cli.rules.rule_gpipe import GPIPE
+from scpl_jax.cli.rules.rule_inforeg import INFOREG
+from scpl_jax.cli.rules.rule_predsim import PREDSIM
+from scpl_jax.cli.rules.rule_scpl import SCPL
+from scpl_jax.objectives import Mixture, Objective, SupCon
 from scpl_jax.training.run_error import RunError
 
-END_TO_END = ("bp", "gpipe")
-RULES = ("scpl", *END_TO_END, "early-exit", "al", "predsim", "inforeg", "dascpl")
+# A new rule is a module in scpl_jax/cli/rules and a row here: its options, its help and its checks follow.
+TABLE: tuple[LearningRule, ...] = (SCPL, BP, GPIPE, EARLY_EXIT, AL, PREDSIM, INFOREG, DASCPL)
+
+RULES = tuple(rule.name for rule in TABLE)
+END_TO_END = tuple(rule.name for rule in TABLE if rule.end_to_end)
+_TERMS: Mapping[str, Callable[[Any, Setting], Objective]] = dict(rule.term for rule in TABLE if rule.term is not None)
 # What mixtures are made of.
-TERMS = ("supcon", "ce", "predsim", "inforeg")
+TERMS = tuple(_TERMS)
 
 _TERM = re.compile(r"(?:(?P<weight>[0-9.eE-]+)\*)?(?P<name>[a-z][a-z-]*)")
 
 
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """How the stages of a run learn.
+def options_of(table: Sequence[LearningRule]) -> type[SharedRuleOptions]:
+    """The dataclass with the options of all rules; its ``--method`` lists them.
 
-    Attributes:
-      objectives: one for each stage.
-      classifier: whether the network's own classifier is part of it.
+    Args:
+      table: the rules.
+
+    Example:
+      >>> [field.name for field in dataclasses.fields(options_of([AL]))][-1]
+      'al_codes'
     """
+    named = ", ".join(f"{rule.name} ({rule.help})" if rule.help else rule.name for rule in table)
+    terms = listed([rule.term[0] for rule in table if rule.term is not None] or ["none"])
+    said = f"{named}; or a mixture of {terms}, such as supcon+0.5*ce, or one for each stage with commas between them."
+    own = dict.fromkeys(rule.options for rule in reversed(table) if rule.options is not None)
+    # The most special ones come first, as the order of base classes has to be.
+    bases = sorted(own, key=lambda kind: -len(kind.__mro__))
+    content: dict[str, Any] = {
+        "__doc__": SharedRuleOptions.__doc__,
+        "__module__": __name__,
+        "__annotations__": {"method": Annotated[str, tyro.conf.arg(help=said, metavar="RULE")]},
+        "method": SharedRuleOptions.method,
+    }
+    kind = type("RuleOptions", (*bases, *(() if bases else (SharedRuleOptions,))), content)
+    return dataclasses.dataclass(frozen=True)(kind)
 
-    objectives: tuple[Objective, ...]
-    classifier: bool = True
+
+if TYPE_CHECKING:  # the modules of the rules read the others, and only they do
+    RuleOptions = SharedRuleOptions
+else:
+    RuleOptions = options_of(TABLE)
 
 
 def parse_mixture(text: str) -> list[tuple[float, str]]:
@@ -63,6 +98,9 @@ def check_method(method: str, stages: int) -> None:
 
     Raises:
       RunError: one sentence.
+
+    Example:
+      >>> check_method("supcon,ce", 2)
     """
     if method in RULES:
         return
@@ -73,63 +111,82 @@ def check_method(method: str, stages: int) -> None:
         raise RunError(f"--method {method} has {len(parts)} parts for {stages} stages; give one, or one for each stage")
 
 
-def rule_of(
-    options: Any,
-    num_classes: int,
-    head_dims: tuple[int, ...] | None,
-    dtype: Any,
-    associated: Mapping[str, Any] = MappingProxyType({}),
-) -> Rule:
-    """The rule that ``--method`` and the options of the heads describe.
+def check_rule(options: Any) -> None:
+    """Refuse options of rules that ``--method`` has no use for, or that contradict one another.
+
+    Args:
+      options: of the command line.
+
+    Raises:
+      RunError: one sentence for the first bad option.
+    """
+    check_method(options.method, options.stages)
+    owners: dict[str, list[str]] = {}
+    for rule in TABLE:
+        for name in rule.own:
+            owners.setdefault(name, []).append(rule.name)
+    defaults = {field.name: field.default for field in dataclasses.fields(RuleOptions)}
+    for name, methods in owners.items():
+        if options.method not in methods and getattr(options, name) != defaults[name]:
+            raise RunError(f"{flag(name)} is for --method {listed(methods)}, got --method {options.method}")
+    for rule in TABLE:
+        rule.check(options)
+
+
+def row_of(method: str) -> LearningRule | None:
+    """The row of a rule by its name, None for a mixture.
+
+    Example:
+      >>> row_of("bp").end_to_end, row_of("supcon+ce")
+      (True, None)
+    """
+    return next((rule for rule in TABLE if rule.name == method), None)
+
+
+def joins_of(options: Any, epochs: int) -> tuple[int, ...]:
+    """The epoch from which each stage is trained; none where all are from the start.
+
+    Args:
+      options: of the command line.
+      epochs: of the run.
+
+    Raises:
+      RunError: a stage would join after the end.
+    """
+    rule = row_of(options.method)
+    return () if rule is None or rule.joins is None else rule.joins(options, epochs)
+
+
+def pipeline_of(options: Any) -> dict[str, Any]:
+    """What a rule asks of the pipeline: arguments of :class:`scpl_jax.Pipeline`.
+
+    Args:
+      options: of the command line.
+    """
+    rule = row_of(options.method)
+    return {} if rule is None else rule.pipeline(options)
+
+
+def rule_of(options: Any, num_classes: int, dtype: Any, associated: Mapping[str, Any] = MappingProxyType({})) -> Rule:
+    """The rule that ``--method`` and the options of the rules describe.
 
     Args:
       options: of the command line.
       num_classes: of the data set.
-      head_dims: layer sizes of the projection head, None for its own.
       dtype: dtype of the computation; None for float32.
       associated: options of associated learning as in the released code, for ``--al-codes released``.
     """
-    common: dict[str, Any] = {"init": options.init, "dtype": dtype}
-    pooled: dict[str, Any] = {"pool": options.head_pool, **common}
-    exit_ = LocalClassifier(num_classes, _sizes(options.exit_hidden), **pooled)
-    supcon = SupCon(
-        temperature=options.temperature,
-        head=options.head,
-        head_dims=head_dims,
-        head_pool=options.head_pool,
-        count_anchor=options.count_anchor,
-        classifier_gradient=options.classifier_gradient,
-        **common,
-    )
-    terms: dict[str, Objective] = {
-        "supcon": supcon,
-        "ce": exit_,
-        "predsim": PredSim(num_classes, **pooled),
-        "inforeg": InfoReg(num_classes, head_dims or (512, 1024), **pooled),
-    }
-    count, method = options.stages, options.method
-    if method in END_TO_END:
-        return Rule((CrossEntropy(),) * count)
-    if method == "al":
-        released = associated if options.al_codes == "released" else {}
-        return Rule((Associated(num_classes, **pooled, **released),) * count, classifier=False)
-    if method == "early-exit":
-        # The last stage has the network's own classifier.
-        return Rule((*(exit_,) * (count - 1), CrossEntropy()))
-    if method == "dascpl":
-        read = dataclasses.replace(exit_, detach=not options.classifier_gradient)
-        return Rule((Mixture(((1.0, supcon), (1.0, read)), options.classifier_gradient),) * count)
-    parts = {"scpl": ["supcon"]}.get(method, method.split(","))
-    objectives = [_mixture(part, terms, options.classifier_gradient) for part in parts]
-    return Rule(tuple(objectives * (count if len(objectives) == 1 else 1)))
+    setting = Setting(options.stages, num_classes, options.init, options.head_pool, dtype, associated)
+    row = row_of(options.method)
+    if row is not None and row.objectives is not None:
+        return row.objectives(options, setting)
+    parts = options.method.split(",") if row is None or row.term is None else [row.term[0]]
+    objectives = [_mixture(part, options, setting) for part in parts]
+    return Rule(tuple(objectives * (setting.stages if len(objectives) == 1 else 1)))
 
 
-def _mixture(text: str, terms: dict[str, Objective], classifier_gradient: bool) -> Objective:
-    mixed = [(weight, terms[name]) for weight, name in parse_mixture(text)]
-    if len(mixed) == 1 and mixed[0][0] == 1 and (isinstance(mixed[0][1], SupCon) or not classifier_gradient):
+def _mixture(text: str, options: Any, setting: Setting) -> Objective:
+    mixed = [(weight, _TERMS[name](options, setting)) for weight, name in parse_mixture(text)]
+    if len(mixed) == 1 and mixed[0][0] == 1 and (isinstance(mixed[0][1], SupCon) or not options.classifier_gradient):
         return mixed[0][1]
-    return Mixture(tuple(mixed), classifier_gradient)
-
-
-def _sizes(text: str | None) -> tuple[int, ...]:
-    return () if text is None else tuple(int(part) for part in text.split(","))
+    return Mixture(tuple(mixed), options.classifier_gradient)

@@ -6,18 +6,18 @@ from typing import Any, Generic
 
 from flax import nnx
 
-from scpl_jax.cli.run_options import AnyOptions
+from scpl_jax.cli.run_options import AnyOptions, AnyResolved
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(Generic[AnyOptions]):
+class Task(Generic[AnyOptions, AnyResolved]):
     """One kind of experiment; everything else of a training run is common to all kinds.
 
     Attributes:
       name: of its module in ``scpl_jax.experiments``.
-      options: the dataclass of its command line.
-      load: options to the data set, without limits and label noise.
-      resolve: (options, data set) to options without what depends on the data set.
+      options: the dataclass of its command line; what follows ``resolve`` gets resolved options.
+      load: options as asked for to the data set, without limits and label noise.
+      resolve: (options, data set) to the options as they hold in the run.
       blocks: (options, data set, rngs) to the network.
       example: (options, data set) to a batch for the network, shapes and dtypes only.
       paper_cut: options to the paper's four stages.
@@ -31,11 +31,11 @@ class Task(Generic[AnyOptions]):
     name: str
     options: type[AnyOptions]
     load: Callable[[AnyOptions], Any]
-    resolve: Callable[[AnyOptions, Any], AnyOptions]
-    blocks: Callable[[AnyOptions, Any, nnx.Rngs], list[nnx.Module]]
-    example: Callable[[AnyOptions, Any], Any]
-    paper_cut: Callable[[AnyOptions], Sequence[int]]
-    prepare: Callable[[AnyOptions, Any], tuple[Callable[..., Any] | None, Callable[..., Any] | None]]
-    title: Callable[[AnyOptions, Any], str]
+    resolve: Callable[[AnyOptions, Any], AnyResolved]
+    blocks: Callable[[AnyResolved, Any, nnx.Rngs], list[nnx.Module]]
+    example: Callable[[AnyResolved, Any], Any]
+    paper_cut: Callable[[AnyResolved], Sequence[int]]
+    prepare: Callable[[AnyResolved, Any], tuple[Callable[..., Any] | None, Callable[..., Any] | None]]
+    title: Callable[[AnyResolved, Any], str]
     associated: dict[str, Any] = dataclasses.field(default_factory=dict)
     measured: Callable[[Any, float], dict[str, float]] = lambda dataset, rate: {}

@@ -2,78 +2,117 @@
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from scpl_jax.cli.run_options import RunOptions
+from scpl_jax.cli.methods import RuleOptions
+from scpl_jax.cli.option_groups import DataOptions, NetworkOptions, OutputOptions, TrainingOptions
+from scpl_jax.cli.option_types import Count, NotNegative, OneOf, Positive, Unset, at_least, default
+from scpl_jax.cli.run_options import ResolvedOptions, RunOptions
+from scpl_jax.data import TEXT_DATASETS
+from scpl_jax.objectives import HEADS
+
+TEXT_MODELS = ("lstm", "transformer")
 
 
-@dataclasses.dataclass
-class TextOptions(RunOptions):
-    """Train a text classifier in stages with local supervised-contrastive losses.
+@dataclasses.dataclass(frozen=True)
+class TextNetworkOptions(NetworkOptions):
+    """What is trained, and how it is cut into stages."""
 
-    Without --dataset, SST-2 is used if it is at hand, otherwise sentences made by rules, which need no download.
-    """
+    model: Annotated[str, OneOf(TEXT_MODELS)] = "lstm"
+    """The network: a bidirectional LSTM, or a pre-norm transformer encoder."""
+    layers: Annotated[int, at_least(2)] = 4
+    """Blocks besides the classifier, the embedding included."""
+    width: Annotated[Positive | None, default("1.0; for generated texts 0.1")] = None
+    """Multiplier of the numbers of hidden units."""
+    embedding_size: Annotated[Count | None, default("that of --word-vectors, else 300; for generated texts 30")] = None
+    """Length of the word vectors."""
+    word_vectors: Unset[Path] = None
+    """File of word vectors in the text format of GloVe or fastText, with which the embedding begins."""
+    heads: Count = 6
+    """transformer: attention heads; they must divide the length of the word vectors."""
+    positions: Literal["sinusoidal", "none"] = "sinusoidal"
+    """transformer: what tells positions apart; none as in the released PyTorch code."""
+    unmasked: bool = False
+    """Let padding count like words, as the released PyTorch code does (lstm; transformer: in the embedding's mean)."""
+    dropout: Annotated[float | None, default("lstm 0, transformer 0.1")] = None
+    """Share of the values that training sets to 0, from 0 to 1."""
 
-    dataset: str = "auto"
-    """auto, sst2, imdb, ag-news, dbpedia, file (with --data-file) or generated."""
-    data_file: Path | None = None
+
+@dataclasses.dataclass(frozen=True)
+class TextRuleOptions(RuleOptions):
+    """How the stages learn."""
+
+    head: Annotated[str, OneOf(HEADS)] = "identity"
+    """Projection head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTrainingOptions(TrainingOptions):
+    """How long and how fast it is trained."""
+
+    epochs: Annotated[Count | None, default("50; for generated texts 20")] = None
+    """Number of epochs."""
+    batch_size: Annotated[Count | None, default("1024; for generated texts 64")] = None
+    """Texts a batch."""
+    end_lr: NotNegative = 1e-3
+    """Learning rate at the end of the cosine schedule; unless it is given, the rate stays as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDataOptions(DataOptions):
+    """What it is trained and tested on."""
+
+    dataset: Annotated[str, OneOf(TEXT_DATASETS)] = "auto"
+    """The data set; auto is SST-2 where its files are found, otherwise generated; file needs --data-file."""
+    data_file: Unset[Path] = None
     """CSV, TSV or JSON-lines file with one training text a row, for --dataset file."""
-    test_file: Path | None = None
-    """The same with the test texts. Default: a stratified fifth of the training texts is held out."""
+    test_file: Annotated[Path | None, default("a stratified fifth of the training texts is held out")] = None
+    """The same with the test texts."""
     text_column: str = "text"
     """Column of these files with the text."""
     label_column: str = "label"
     """Column of these files with the label."""
-    vocabulary: int = 30000
+    vocabulary: Annotated[int, at_least(3)] = 30000
     """Most token ids: the most frequent words of the training texts, padding and unknown."""
-    max_length: int | None = None
-    """Tokens of a text that count. Default: sst2 15, generated and ag-news 60, imdb 350, dbpedia and files 400."""
+    max_length: Annotated[
+        Count | None, default("sst2 15, generated and ag-news 60, imdb 350, dbpedia and files 400")
+    ] = None
+    """Tokens of a text that count."""
     keep_stop_words: bool = False
     """Leave English stop words in the texts."""
-    buckets: int | None = None
-    """Most lengths to which texts are padded; a batch has texts of one bucket, and 1 pads all to the longest. Default:
-    4; for generated texts 1."""
-    word_vectors: Path | None = None
-    """File of word vectors in the text format of GloVe or fastText, with which the embedding begins."""
-    model: str = "lstm"
-    """lstm (bidirectional) or transformer (pre-norm encoder)."""
-    layers: int = 4
-    """Blocks besides the classifier, the embedding included."""
-    width: float | None = None
-    """Multiplier of the numbers of hidden units. Default: 1.0; for generated texts 0.1."""
-    embedding_size: int | None = None
-    """Length of the word vectors. Default: that of --word-vectors, else 300; for generated texts 30."""
-    heads: int = 6
-    """transformer: attention heads; they must divide the length of the word vectors."""
-    positions: str = "sinusoidal"
-    """transformer: sinusoidal, or none as in the released PyTorch code."""
-    unmasked: bool = False
-    """Let padding count like words, as the released PyTorch code does (lstm; transformer: in the embedding's mean)."""
-    dropout: float | None = None
-    """Share of the values that training sets to 0, from 0 to 1. Default: lstm 0, transformer 0.1."""
-    head: str = "identity"
-    """Projection head: identity, linear, mlp, mlp-bn or simsiam."""
-    epochs: int | None = None
-    """Number of epochs. Default: 50; for generated texts 20."""
-    batch_size: int | None = None
-    """Texts a batch. Default: 1024; for generated texts 64."""
-    end_lr: float = 1e-3
-    """Learning rate at the end of the cosine schedule; by default it stays as it is."""
-    limit_train: int | None = None
+    buckets: Annotated[Count | None, default("4; for generated texts 1")] = None
+    """Most lengths to which texts are padded; a batch has texts of one bucket, and 1 pads all to the longest."""
+    limit_train: Unset[Count] = None
     """Train on the first N texts only."""
-    limit_test: int | None = None
+    limit_test: Unset[Count] = None
     """Test on the first N texts only."""
-    out_dir: Path | None = None
-    """Run directory. Default: runs/text/DATE-TIME."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextOutputOptions(OutputOptions):
+    """What is kept of it, and where."""
+
+    out_dir: Annotated[Path | None, default("runs/text/DATE-TIME")] = None
+    """Run directory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextOptions(
+    TextOutputOptions, TextDataOptions, TextTrainingOptions, TextRuleOptions, TextNetworkOptions, RunOptions
+):
+    """Train a text classifier in stages with local supervised-contrastive losses.
+
+    Without --dataset, SST-2 is used where its files are found, otherwise sentences made by rules, which need no
+    download.
+    """
 
     #: Sequences have no image to average over.
     head_pool: ClassVar[int] = 0
 
-    def choices(self) -> dict[str, tuple[str, ...]]:
-        """Kinds of positions."""
-        return {"model": ("lstm", "transformer"), "positions": ("sinusoidal", "none")}
 
-    def least(self) -> dict[str, int]:
-        """Sizes."""
-        sizes = ("max_length", "buckets", "embedding_size", "heads")
-        return {**dict.fromkeys(sizes, 1), "layers": 2, "vocabulary": 3}
+@dataclasses.dataclass(frozen=True)
+class ResolvedTextOptions(ResolvedOptions, TextOptions):
+    """The options of text classification as they hold in a run."""
+
+    embedding_size: Count = dataclasses.field(kw_only=True)
+    dropout: float = dataclasses.field(kw_only=True)

@@ -17,8 +17,8 @@ from flax import nnx  # noqa: E402
 
 from scpl_jax.cli.building import dtype_of  # noqa: E402
 from scpl_jax.cli.command_line import run  # noqa: E402
-from scpl_jax.cli.image_options import Options  # noqa: E402
-from scpl_jax.cli.run_options import fill_in  # noqa: E402
+from scpl_jax.cli.image_options import Options, ResolvedImageOptions  # noqa: E402
+from scpl_jax.cli.run_options import resolved  # noqa: E402
 from scpl_jax.cli.tasks import Task  # noqa: E402
 from scpl_jax.data import Dataset, load, make_augment, normalise  # noqa: E402
 from scpl_jax.experiments.training_run import train_task  # noqa: E402
@@ -33,11 +33,11 @@ def _load(options: Options) -> Dataset:
     return load(options.dataset, image_size=options.image_size, **places)
 
 
-def _resolve(options: Options, dataset: Dataset) -> Options:
-    return fill_in(options, _DIGITS_DEFAULTS if dataset.name == "digits" else _DEFAULTS)
+def _resolve(options: Options, dataset: Dataset) -> ResolvedImageOptions:
+    return resolved(ResolvedImageOptions, options, _DIGITS_DEFAULTS if dataset.name == "digits" else _DEFAULTS)
 
 
-def _blocks(options: Options, dataset: Dataset, rngs: nnx.Rngs) -> list[nnx.Module]:
+def _blocks(options: ResolvedImageOptions, dataset: Dataset, rngs: nnx.Rngs) -> list[nnx.Module]:
     extra = {"shortcut": options.shortcut} if options.model.startswith("resnet") else {}
     return build_model(
         options.model,
@@ -52,20 +52,22 @@ def _blocks(options: Options, dataset: Dataset, rngs: nnx.Rngs) -> list[nnx.Modu
     )
 
 
-def _example(options: Options, dataset: Dataset) -> jax.ShapeDtypeStruct:
-    assert options.batch_size is not None
+def _example(options: ResolvedImageOptions, dataset: Dataset) -> jax.ShapeDtypeStruct:
     views = 2 if options.augment == "strong" else 1
     return jax.ShapeDtypeStruct((options.batch_size * views, *dataset.image_shape), dtype_of(options) or jnp.float32)
 
 
-def _prepare(options: Options, dataset: Dataset) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    assert options.augment is not None
+def _prepare(options: ResolvedImageOptions, dataset: Dataset) -> tuple[Callable[..., Any], Callable[..., Any]]:
     dtype = dtype_of(options) or jnp.float32
     augment = make_augment(options.augment, mean=dataset.mean, std=dataset.std, dtype=dtype)
     return augment, lambda images: normalise(images, dataset.mean, dataset.std, dtype)
 
 
-def _title(options: Options, dataset: Dataset) -> str:
+def _paper_cut(options: ResolvedImageOptions) -> Sequence[int]:
+    return paper_cut(options.model)
+
+
+def _title(options: ResolvedImageOptions, dataset: Dataset) -> str:
     return (
         f"{options.method}, {options.model} x {options.width:g} on {dataset.name} "
         f"({len(dataset.train_labels)} train, {len(dataset.test_labels)} test), {options.epochs} epochs, "
@@ -80,7 +82,7 @@ TASK = Task(
     resolve=_resolve,
     blocks=_blocks,
     example=_example,
-    paper_cut=lambda options: paper_cut(options.model),
+    paper_cut=_paper_cut,
     prepare=_prepare,
     title=_title,
     associated={"activation": "sigmoid", "bounded": "all", "first_loss": "mse"},

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import scpl_jax
 from scpl_jax.analysis.figures import attempt
 from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_rows, markdown
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import versions
+from scpl_jax.cli.option_types import Count, OneOf, Unset, check_values, default
 from scpl_jax.experiments.cells import Ledger, Runner, call, cores_here
 from scpl_jax.experiments.reuse import shared_runs
 from scpl_jax.experiments.tables import SCALES, Speed, Table, find, read_table
@@ -33,30 +34,30 @@ class Options:
 
     table: str = "rules"
     """Name of a folder in experiments/ with a table.toml, or such a file."""
-    scale: str = "small"
-    """small (two CPU cores) or paper (the paper's sizes and epochs, for a GPU)."""
-    data_dir: Path | None = None
+    scale: Annotated[str, OneOf(SCALES)] = "small"
+    """small is for two CPU cores, paper has the paper's sizes and epochs, for a GPU."""
+    data_dir: Unset[Path] = None
     """Where the data set's files lie; read only."""
-    dataset: str | None = None
-    """Another data set than the table's, such as cifar10. Default: the table's."""
-    seeds: int | None = None
-    """How many of the table's seeds to run. Default: all."""
-    only: str | None = None
+    dataset: Annotated[str | None, default("the table's")] = None
+    """Another data set than the table's, such as cifar10."""
+    seeds: Annotated[Count | None, default("all")] = None
+    """How many of the table's seeds to run."""
+    only: Unset[str] = None
     """Run only cells whose part or row contains this text; of a table without runs, measure only such parts."""
     jobs: int = 1
     """Runs at a time, each with cores of its own."""
     speed: bool = True
     """Measure speed and memory, when the runs are done: nothing else should run then."""
-    reuse: Path | None = None
+    reuse: Unset[Path] = None
     """Take runs of the same options, versions and cores from the tables in this folder, such as experiments."""
     collect: bool = False
     """Run nothing, only write the table of what is there, and of what --reuse finds."""
-    out_dir: Path | None = None
-    """Where the table, its figure and the numbers of the cells go. Default: runs/reproduce/TABLE-SCALE."""
-    runs_dir: Path | None = None
-    """Where the runs themselves go, with their checkpoints. Default: runs/ in --out-dir."""
-    cache_dir: Path | None = None
-    """Where decoded images and compiled programs are kept. Default: ~/.cache/scpl_jax."""
+    out_dir: Annotated[Path | None, default("runs/reproduce/TABLE-SCALE")] = None
+    """Where the table, its figure and the numbers of the cells go."""
+    runs_dir: Annotated[Path | None, default("runs/ in --out-dir")] = None
+    """Where the runs themselves go, with their checkpoints."""
+    cache_dir: Annotated[Path | None, default("~/.cache/scpl_jax")] = None
+    """Where decoded images and compiled programs are kept."""
 
     def check(self) -> None:
         """Refuse values out of range.
@@ -64,13 +65,10 @@ class Options:
         Raises:
           RunError: one sentence for the first bad option.
         """
-        if self.scale not in SCALES:
-            raise RunError(f"--scale {self.scale} is unknown; choose {' or '.join(SCALES)}")
+        check_values(self)
         cores = len(cores_here()) or os.cpu_count() or 1
         if not 1 <= self.jobs <= cores:
             raise RunError(f"--jobs must lie between 1 and the {cores} cores there are, got {self.jobs}")
-        if self.seeds is not None and self.seeds < 1:
-            raise RunError(f"--seeds must be at least 1, got {self.seeds}")
 
 
 def _measure(speed: Speed, out_dir: Path, interrupt: Interrupt) -> bool:

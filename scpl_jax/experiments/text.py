@@ -19,9 +19,9 @@ from flax import nnx  # noqa: E402
 
 from scpl_jax.cli.building import dtype_of  # noqa: E402
 from scpl_jax.cli.command_line import run  # noqa: E402
-from scpl_jax.cli.run_options import fill_in  # noqa: E402
+from scpl_jax.cli.run_options import resolved  # noqa: E402
 from scpl_jax.cli.tasks import Task  # noqa: E402
-from scpl_jax.cli.text_options import TextOptions  # noqa: E402
+from scpl_jax.cli.text_options import ResolvedTextOptions, TextOptions  # noqa: E402
 from scpl_jax.data import TextDataset, TextRequest, load_texts  # noqa: E402
 from scpl_jax.data.reading import check_given  # noqa: E402
 from scpl_jax.data.text.vectors import read_vectors  # noqa: E402
@@ -52,16 +52,15 @@ def _load(options: TextOptions) -> TextDataset:
     return dataclasses.replace(dataset, vectors=vectors, note=" ".join(filter(None, (dataset.note, found))))
 
 
-def _resolve(options: TextOptions, dataset: TextDataset) -> TextOptions:
+def _resolve(options: TextOptions, dataset: TextDataset) -> ResolvedTextOptions:
     defaults = dict(_GENERATED_DEFAULTS if dataset.name == "generated" else _DEFAULTS)
     defaults["dropout"] = 0.1 if options.model == "transformer" else 0.0
     if dataset.vectors:
         defaults["embedding_size"] = len(next(iter(dataset.vectors.values())))
-    return fill_in(options, defaults)
+    return resolved(ResolvedTextOptions, options, defaults)
 
 
-def _blocks(options: TextOptions, dataset: TextDataset, rngs: nnx.Rngs) -> list[nnx.Module]:
-    assert options.embedding_size is not None
+def _blocks(options: ResolvedTextOptions, dataset: TextDataset, rngs: nnx.Rngs) -> list[nnx.Module]:
     if options.model == "transformer" and options.embedding_size % options.heads:
         raise RunError(f"--heads {options.heads} does not divide the {options.embedding_size} values of a word vector")
     common: dict[str, Any] = {
@@ -89,13 +88,13 @@ def _blocks(options: TextOptions, dataset: TextDataset, rngs: nnx.Rngs) -> list[
     return blocks
 
 
-def _example(options: TextOptions, dataset: TextDataset) -> jax.ShapeDtypeStruct:
+def _example(options: ResolvedTextOptions, dataset: TextDataset) -> jax.ShapeDtypeStruct:
     """A batch of texts as long as those of training are on average: on it cut and placement rest."""
     length = next(bucket for bucket in dataset.buckets if bucket >= min(dataset.mean_length, dataset.buckets[-1]))
-    return jax.ShapeDtypeStruct((options.batch_size or 1, length), jnp.int32)
+    return jax.ShapeDtypeStruct((options.batch_size, length), jnp.int32)
 
 
-def _title(options: TextOptions, dataset: TextDataset) -> str:
+def _title(options: ResolvedTextOptions, dataset: TextDataset) -> str:
     lengths = ", ".join(map(str, dataset.buckets))
     return (
         f"{options.method}, {options.model} x {options.width:g} of {options.layers} layers on {dataset.name} "

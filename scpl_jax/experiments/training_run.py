@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from scpl_jax.cli.building import build_pipeline, joins_of, plan_of, schedule_of, stop_rules
+from scpl_jax.cli.building import build_pipeline, plan_of, schedule_of, stop_rules
 from scpl_jax.cli.command_line import parse
 from scpl_jax.cli.environment import keep_compiled, names, peak_memory_bytes, say, shell_line, versions
 from scpl_jax.cli.library import with_library
-from scpl_jax.cli.run_options import PRECISIONS, AnyOptions, RunOptions, to_json
+from scpl_jax.cli.methods import joins_of
+from scpl_jax.cli.run_options import PRECISIONS, AnyOptions, AnyResolved, ResolvedOptions, RunOptions, to_json
 from scpl_jax.cli.tasks import Task
 from scpl_jax.data import Examples, add_label_noise, limit
 from scpl_jax.experiments.recording import Recording
@@ -41,14 +42,16 @@ def _configure_jax(options: RunOptions) -> None:
     keep_compiled(options.cache_dir)
 
 
-def _load(task: Task[AnyOptions], options: AnyOptions) -> Any:
+def _load(task: Task[AnyOptions, Any], options: AnyOptions) -> Any:
     dataset = limit(task.load(options), options.limit_train, options.limit_test)
     if options.label_noise:
         dataset = add_label_noise(dataset, options.label_noise, options.seed)
     return dataset
 
 
-def _config(name: str, options: RunOptions, asked: RunOptions, dataset: Examples, pipeline: Pipeline) -> dict[str, Any]:
+def _config(
+    name: str, options: ResolvedOptions, asked: RunOptions, dataset: Examples, pipeline: Pipeline
+) -> dict[str, Any]:
     """What it takes to repeat the run, and what was chosen for the user."""
     return {
         "options": to_json(asked),
@@ -95,7 +98,7 @@ def _describe(title: str, dataset: Examples, pipeline: Pipeline) -> None:
 
 
 def _train_seed(
-    options: RunOptions,
+    options: ResolvedOptions,
     dataset: Examples,
     pipeline: Pipeline,
     seed: int,
@@ -104,8 +107,6 @@ def _train_seed(
     started: float,
 ) -> tuple[Result | None, str | None]:
     """Train one seed; (its result or None if interrupted, why the last save failed or None)."""
-    assert options.epochs is not None
-    assert options.batch_size is not None
     steps_per_epoch = len(dataset.train_labels) // options.batch_size
     plan = Plan(
         seed=seed,
@@ -116,7 +117,7 @@ def _train_seed(
         norms_every=options.norms_every if options.tensorboard else None,
         profile=directory.path / "profile" / str(jax.process_index()) if options.profile else None,
         rules=tuple(stop_rules(options)),
-        joins=joins_of(options),
+        joins=joins_of(options, options.epochs),
         max_skipped=options.max_skipped or None,
     )
     store = CheckpointStore(directory.checkpoints / f"seed-{seed}", options.keep)
@@ -152,7 +153,7 @@ def _train_seed(
 
 
 def _after_training(
-    options: RunOptions, dataset: Examples, pipeline: Pipeline, seed: int, directory: RunDirectory
+    options: ResolvedOptions, dataset: Examples, pipeline: Pipeline, seed: int, directory: RunDirectory
 ) -> dict[str, Any]:
     """What is known of the single stages of a trained network: their exits, or probes of their features."""
     last = processes.from_first(directory.last_metrics(seed))
@@ -161,7 +162,6 @@ def _after_training(
     if count is None:
         count = 0 if "exits" in found else 2000
     if count:
-        assert options.batch_size is not None
         found["probes"] = probe_stages(pipeline, dataset, count, options.batch_size)
         for name, key in (("nearest neighbours", "neighbours_accuracy"), ("linear probe", "linear_accuracy")):
             say(f"{name} of stages 0 to {len(pipeline.stages) - 1}: " + _each(found["probes"], key))
@@ -186,7 +186,7 @@ def _mean_over_runs(lists: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any
 
 
 def _summary(
-    task: Task[AnyOptions], options: AnyOptions, dataset: Any, pipeline: Pipeline, per_run: list[dict[str, Any]]
+    task: Task[Any, AnyResolved], options: AnyResolved, dataset: Any, pipeline: Pipeline, per_run: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The contents of ``results.json``."""
     rate = f"{dataset.unit}_per_second"
@@ -228,7 +228,7 @@ def _summary(
     return results
 
 
-def train_task(task: Task[AnyOptions], arguments: Sequence[str], started: float) -> int:
+def train_task(task: Task[AnyOptions, AnyResolved], arguments: Sequence[str], started: float) -> int:
     """Run an experiment.
 
     Args:
@@ -239,20 +239,16 @@ def train_task(task: Task[AnyOptions], arguments: Sequence[str], started: float)
     Returns:
       The exit status.
     """
-    asked, config = parse(task.options, arguments, task.name)
-    assert asked.out_dir is not None
-    out_dir = asked.out_dir
+    asked, out_dir, config = parse(task.options, arguments, task.name)
     processes.decided_by_first(lambda: RunDirectory.check_free(out_dir))
     _configure_jax(asked)
     dataset = _load(task, asked)
-    options = with_library(task.resolve(asked, dataset), dataset.name, config)
-    assert options.epochs is not None
-    assert options.batch_size is not None
+    options = task.resolve(with_library(asked, dataset.name, config), dataset)
     if options.batch_size > len(dataset.train_labels):
         raise RunError(
             f"--batch-size {options.batch_size} is larger than the {len(dataset.train_labels)} training {dataset.unit}"
         )
-    joins_of(options)  # refuses epochs that do not fit
+    joins_of(options, options.epochs)  # refuses epochs that do not fit
     if config is not None and (config["dataset"], config["dataset_source"]) != (dataset.name, dataset.source):
         raise RunError(
             f"the run to be resumed used {config['dataset']} ({config['dataset_source']}), now there is "
@@ -278,16 +274,14 @@ def train_task(task: Task[AnyOptions], arguments: Sequence[str], started: float)
 
 
 def _train_all(
-    task: Task[AnyOptions],
-    options: AnyOptions,
+    task: Task[Any, AnyResolved],
+    options: AnyResolved,
     dataset: Any,
     pipeline: Pipeline,
     directory: RunDirectory,
     started: float,
 ) -> int:
     """Train every seed and write the results; the exit status."""
-    assert options.batch_size is not None
-    assert options.epochs is not None
     steps_per_epoch = len(dataset.train_labels) // options.batch_size
     total_steps = options.epochs * steps_per_epoch
     plan = plan_of(pipeline.stages)

@@ -192,7 +192,7 @@ def test_timelines_of_processes_hold_all_of_the_time(tmp_path, width, library, a
         (["--model", "lstm", "--layers", "1"], "--layers must be at least 2, got 1"),
         (["--model", "transformer", "--heads", "7"], "--heads 7 does not divide --embedding-size 300"),
         (["--pin"], "--pin needs --processes"),
-        (["--precision", "float16"], "must be one of float32, tf32, bfloat16, got float16"),
+        (["--precision", "float16"], "--precision float16 is unknown; choose float32, tf32 or bfloat16"),
     ],
 )
 def test_wrong_options_of_throughput(options, message, capsys):
@@ -272,7 +272,7 @@ def test_wrong_options_of_convolutions(options, capsys):
 
 def test_wrong_options_of_memory(capsys):
     assert run(memory.main, ["--depths", "0,4"]) == 2
-    assert "must be at least 1" in capsys.readouterr().err
+    assert "--depths must be numbers of at least 1, got 0,4" in capsys.readouterr().err
 
 
 def test_steps_too_short_to_be_measured_are_repeated_more_often(monkeypatch):

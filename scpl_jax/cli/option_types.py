@@ -1,0 +1,260 @@
+"""What the values of options may be, said in their annotations: choices, bounds, defaults in words; and the checks.
+
+A field of a dataclass of options is annotated with what it may be, for example ``stages: Count = 4``. The help of the
+command line, :func:`check_values` and :func:`is_of_type` read the annotation; nothing else says it again.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from scpl_jax.training.run_error import RunError
+
+T = TypeVar("T")
+_WORDS = {"yes": True, "no": False, "auto": None}
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """What an annotation asks of a value."""
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a value that is not None, as a sentence without the option; None if it is right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """Values within bounds.
+
+    Args:
+      must: what a value must be, for the error.
+      fits: whether a value is that.
+
+    Example:
+      >>> Bound("must be even", lambda value: value % 2 == 0).problem(3)
+      'must be even, got 3'
+    """
+
+    must: str
+    fits: Callable[[Any], bool]
+
+    def problem(self, value: Any) -> str | None:
+        """As for :class:`Rule`."""
+        return None if self.fits(value) else f"{self.must}, got {value}"
+
+
+class OneOf(PrimitiveConstructorSpec[str | None]):
+    """Names of which the value is one; where the library has the names, ``Literal`` can't list them.
+
+    The command line takes any text, so that :func:`check_values` refuses a name wherever it comes from.
+
+    Args:
+      names: in the order in which help and errors list them.
+
+    Example:
+      >>> OneOf(("xla", "onednn")).problem("mkl")
+      'mkl is unknown; choose xla or onednn'
+    """
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__(
+            nargs=1,
+            metavar=f"{{{','.join(names)}}}",
+            instance_from_str=lambda words: None if words == ["None"] else words[0],
+            is_instance=lambda value: value is None or isinstance(value, str),
+            str_from_instance=lambda value: [str(value)],
+        )
+        object.__setattr__(self, "names", tuple(names))
+
+    names: tuple[str, ...]
+
+    def problem(self, value: Any) -> str | None:
+        """As for :class:`Rule`."""
+        return None if value in self.names else f"{value} is unknown; choose {listed(self.names)}"
+
+
+def at_least(low: int) -> Bound:
+    """Numbers of at least this.
+
+    Example:
+      >>> at_least(1).problem(0)
+      'must be at least 1, got 0'
+    """
+    return Bound(f"must be at least {low}", lambda value: value >= low)
+
+
+Natural = Annotated[int, at_least(0)]
+Count = Annotated[int, at_least(1)]
+Positive = Annotated[float, Bound("must be a number greater than 0", lambda value: value > 0 and math.isfinite(value))]
+NotNegative = Annotated[
+    float, Bound("must be a number of at least 0", lambda value: value >= 0 and math.isfinite(value))
+]
+Share = Annotated[float, Bound("must lie between 0 and 1", lambda value: 0 <= value <= 1)]
+Certainty = Annotated[float, Bound("must be greater than 0 and at most 1", lambda value: 0 < value <= 1)]
+
+
+def default(words: str = "") -> Any:
+    """The default of an option whose field holds None until something is given, for its help.
+
+    Args:
+      words: what holds then; empty where there is nothing to say.
+
+    Example:
+      >>> devices: Annotated[Count | None, default("all")] = None  # its help ends with "(default: all)"
+    """
+
+    def hint(value: str) -> str:
+        shown = words if value == "None" else value
+        return f"(default: {shown})" if shown else ""
+
+    return tyro.conf.arg(help_behavior_hint=hint)
+
+
+# A value that is None unless it is given, and then means nothing.
+Unset = Annotated[T | None, default()]
+
+
+def _switched(words: list[str]) -> bool | None:
+    word = " ".join(words) or "yes"
+    if word not in _WORDS:
+        raise ValueError(f"{word} is unknown; choose {listed(list(_WORDS))}")
+    return _WORDS[word]
+
+
+# On where the option stands alone; None is "auto".
+Switch = Annotated[
+    bool | None,
+    PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[{yes,no,auto}]",
+        instance_from_str=_switched,
+        is_instance=lambda value: value is None or isinstance(value, bool),
+        str_from_instance=lambda value: ["auto" if value is None else "yes" if value else "no"],
+    ),
+]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names to choose from, for a sentence.
+
+    Example:
+      >>> listed(["step", "epoch"]), listed(["float32", "tf32", "bfloat16"])
+      ('step or epoch', 'float32, tf32 or bfloat16')
+    """
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def flag(name: str) -> str:
+    """The option of a field.
+
+    Example:
+      >>> flag("head_dims")
+      '--head-dims'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def integers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Numbers separated by commas, None for None.
+
+    Raises:
+      RunError: something else.
+
+    Example:
+      >>> integers("2,4,5", "--cut")
+      (2, 4, 5)
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        also = "auto, even, paper or " if option == "--cut" else ""
+        raise RunError(f"{option} takes {also}whole numbers separated by commas, got {text!r}") from None
+
+
+def check_values(options: Any) -> None:
+    """Refuse values that their annotations rule out.
+
+    Args:
+      options: a dataclass of options, from whatever source.
+
+    Raises:
+      RunError: one sentence for the first bad option.
+
+    Example:
+      >>> @dataclasses.dataclass
+      ... class Options:
+      ...     batch_size: Count = 64
+      >>> check_values(Options(batch_size=0))
+      Traceback (most recent call last):
+      scpl_jax.training.run_error.RunError: --batch-size must be at least 1, got 0
+    """
+    hints = hints_of(options.__class__)
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        problems = (rule.problem(value) for rule in _rules(hints[field.name]) if value is not None)
+        if (problem := next(filter(None, problems), None)) is not None:
+            raise RunError(f"{flag(field.name)} {problem}")
+
+
+def is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value, as from JSON, is of a type; whole numbers are numbers, but true and false are not.
+
+    Args:
+      value: anything.
+      hint: the annotation of a field.
+
+    Example:
+      >>> is_of_type(3, Positive | None), is_of_type(None, Positive | None), is_of_type(True, Count)
+      (True, True, False)
+    """
+    kinds = {str if typing.get_origin(one) is Literal else typing.get_origin(one) or one for one in members(hint)}
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, tuple({*kinds, int} if float in kinds else kinds))
+
+
+def hints_of(kind: Any) -> dict[str, Any]:
+    """The annotations of a dataclass with what they say besides types: field -> annotation.
+
+    Example:
+      >>> @dataclasses.dataclass
+      ... class Options:
+      ...     batch_size: Count = 64
+      >>> hints_of(Options)["batch_size"] == Count
+      True
+    """
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, the type itself where it is none; without what annotations say besides.
+
+    Example:
+      >>> members(Count | None)
+      (<class 'int'>, <class 'NoneType'>)
+    """
+    if typing.get_origin(hint) is Annotated:
+        return members(typing.get_args(hint)[0])
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return tuple(kind for one in typing.get_args(hint) for kind in members(one)) if is_union else (hint,)
+
+
+def _rules(hint: Any) -> Iterator[Rule]:
+    if typing.get_origin(hint) is Literal:
+        yield OneOf(typing.get_args(hint))
+    elif typing.get_origin(hint) is Annotated:
+        inner, *said = typing.get_args(hint)
+        yield from _rules(inner)
+        yield from (rule for rule in said if isinstance(rule, Rule))
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for one in typing.get_args(hint):
+            yield from _rules(one)
