@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from scpl_jax.cli.option_types import as_options
 from scpl_jax.cli.parsing import parse_options as parse_options
 from scpl_jax.cli.run_options import AnyOptions, contradiction, from_json
 from scpl_jax.data.paths import expand
@@ -126,13 +127,23 @@ def check_devices() -> None:
         ) from error
 
 
+class _AsOptions(logging.Formatter):
+    """Warnings of this package name options where the library names its arguments."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = super().format(record)
+        return as_options(said) if record.name.startswith("scpl_jax.") else said
+
+
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
     """Run an experiment's main function; an error that a user can cause becomes one sentence and status 2.
 
     What can't be printed does not end it, unless the print is all that the command gives: that is status 1.
     """
     with lasting_streams() as output:
-        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        handler = logging.StreamHandler()
+        handler.setFormatter(_AsOptions("%(message)s"))
+        logging.basicConfig(handlers=[handler], level=logging.WARNING)
         logging.getLogger("absl").setLevel(logging.ERROR)
         keep_freed_memory()
         avoid_fusion_emitters()
@@ -180,7 +191,10 @@ def _status_of(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
 def _sentence(error: Exception) -> str | None:
     """What a user gets of an error; None for what is unforeseen, a bug, which keeps its traceback."""
     if isinstance(error, ValueError):  # RunError, DataError and the library's own checks
-        return str(error) if _is_user_error(error) else None
+        if not _is_user_error(error):
+            return None
+        # A RunError quotes what a user gave, and names options; the others name arguments.
+        return str(error) if isinstance(error, RunError) else as_options(str(error))
     if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):
         return f"{error.strerror}; set TMPDIR to a folder that can be written"
     if isinstance(error, RuntimeError | AssertionError):

@@ -6,6 +6,7 @@ command line, :func:`check_values` and :func:`is_of_type` read the annotation; n
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,9 @@ from tyro.constructors import PrimitiveConstructorSpec
 from scpl_jax.training.run_error import RunError
 
 T = TypeVar("T")
+_ARGUMENT = re.compile("`([a-z]+(?:_[a-z]+)*)`")
+# Arguments of functions in scpl_jax.data that the options call otherwise.
+_OTHER_NAMES = {"name": "dataset", "rate": "label_noise", "path": "word_vectors", "size": "embedding_size"}
 _WORDS = {"yes": True, "no": False, "auto": None}
 
 
@@ -178,6 +182,19 @@ def integers(text: str | None, option: str) -> tuple[int, ...] | None:
     except ValueError:
         also = "auto, even, paper or " if option == "--cut" else ""
         raise RunError(f"{option} takes {also}whole numbers separated by commas, got {text!r}") from None
+
+
+def as_options(text: str) -> str:
+    """What the library says of its arguments, said of the options that stand for them.
+
+    Args:
+      text: a sentence with arguments between backticks.
+
+    Example:
+      >>> as_options("`name` npz needs `data_dir`, which was not given")
+      '--dataset npz needs --data-dir, which was not given'
+    """
+    return _ARGUMENT.sub(lambda found: flag(_OTHER_NAMES.get(found[1], found[1])), text)
 
 
 def check_values(options: Any) -> None:

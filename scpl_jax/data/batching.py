@@ -33,7 +33,7 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
         >>> sorted(epoch_order(4, seed=0, epoch=1).tolist())
         [0, 1, 2, 3]
     """
-    for option, value in (("--seed", seed), ("epoch", epoch)):
+    for option, value in (("`seed`", seed), ("epoch", epoch)):
         if value < 0:
             raise DataError(f"{option} is {value}, expected 0 or more; choose another value.")
     # PCG64 is named, not left to numpy's default, which a later release may change.
@@ -122,9 +122,9 @@ def check_batch_size(batch_size: int, num_examples: int | None = None) -> None:
         DataError: when `batch_size` is below 1 or above `num_examples`.
     """
     if batch_size < 1:
-        raise DataError(f"--batch-size is {batch_size}, expected at least 1; choose a larger one.")
+        raise DataError(f"`batch_size` is {batch_size}, expected at least 1; choose a larger one.")
     if num_examples is not None and batch_size > num_examples:
         raise DataError(
-            f"--batch-size is {batch_size} but there are only {num_examples} training examples; "
-            f"choose --batch-size {num_examples} or less."
+            f"`batch_size` is {batch_size} but there are only {num_examples} training examples; "
+            f"choose `batch_size` {num_examples} or less."
         )

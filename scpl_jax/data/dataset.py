@@ -163,7 +163,7 @@ class Dataset:
         if self.train_images.shape[1:] != self.test_images.shape[1:]:
             raise DataError(
                 f"data set {self.name}: training images are {self.train_images.shape[1:]} but test images "
-                f"are {self.test_images.shape[1:]}; give --image-size to bring them to one size."
+                f"are {self.test_images.shape[1:]}; give `image_size` to bring them to one size."
             )
 
 
@@ -249,7 +249,7 @@ def limit(dataset: AnyExamples, limit_train: int | None = None, limit_test: int 
         >>> limit(load("digits"), limit_train=100).train_images.shape
         (100, 32, 32, 3)
     """
-    for option, value in (("--limit-train", limit_train), ("--limit-test", limit_test)):
+    for option, value in (("`limit_train`", limit_train), ("`limit_test`", limit_test)):
         if value is not None and value < 1:
             raise DataError(f"{option} is {value}, expected at least 1; leave it out to use every example.")
     limited: AnyExamples = dataset.limited(limit_train, limit_test)
@@ -281,9 +281,9 @@ def add_label_noise(dataset: AnyExamples, rate: float, seed: int) -> AnyExamples
         True
     """
     if not 0.0 <= rate <= 1.0:
-        raise DataError(f"--label-noise is {rate}, expected a share from 0 to 1; 0 leaves the labels alone.")
+        raise DataError(f"`rate` is {rate}, expected a share from 0 to 1; 0 leaves the labels alone.")
     if seed < 0:
-        raise DataError(f"--seed is {seed}, expected 0 or more; choose another seed.")
+        raise DataError(f"`seed` is {seed}, expected 0 or more; choose another seed.")
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     labels = dataset.train_labels.copy()
     chosen = generator.permutation(len(labels))[: round(rate * len(labels))]

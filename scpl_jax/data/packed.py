@@ -58,7 +58,7 @@ def open_text(path: Path, option: str) -> Iterator[tuple[io.BufferedReader, io.B
 
     Args:
         path: the file.
-        option: the option that named it, for errors.
+        option: the argument that named it, between backticks, for errors.
 
     Yields:
         The file as text in bytes, and the file on disk, whose position tells how far reading has got.

@@ -16,13 +16,13 @@ def expand(path: Path | str, option: str) -> Path:
 
     Args:
         path: as it was given.
-        option: what it was given as, for the error.
+        option: what it was given as, for the error: an argument between backticks, or an option of a command.
 
     Raises:
         DataError: when the home directory is not known.
 
     Example:
-        >>> expand("data/cifar", "--data-dir")
+        >>> expand("data/cifar", "`data_dir`")
         PosixPath('data/cifar')
     """
     try:
@@ -43,11 +43,11 @@ def find_cache_dir(asked: Path | str | None) -> Path | None:
         DataError: when the one asked for begins with a home directory that is not known.
     """
     if asked is not None:
-        return expand(asked, "--cache-dir")
+        return expand(asked, "`cache_dir`")
     try:
-        return expand(DEFAULT_CACHE_DIR, "--cache-dir")
+        return expand(DEFAULT_CACHE_DIR, "`cache_dir`")
     except DataError:
-        say_once("There is no home directory, so nothing is cached; --cache-dir names a folder for it.")
+        say_once("There is no home directory, so nothing is cached; `cache_dir` names a folder for it.")
         return None
 
 

@@ -17,6 +17,7 @@ from scpl_jax.cli.command_line import parse
 from scpl_jax.cli.environment import keep_compiled, names, peak_memory_bytes, say, shell_line, versions
 from scpl_jax.cli.library import with_library
 from scpl_jax.cli.methods import joins_of
+from scpl_jax.cli.option_types import as_options
 from scpl_jax.cli.run_options import PRECISIONS, AnyOptions, AnyResolved, ResolvedOptions, RunOptions, to_json
 from scpl_jax.cli.tasks import Task
 from scpl_jax.data import Examples, add_label_noise, limit
@@ -81,7 +82,7 @@ def _describe(title: str, dataset: Examples, pipeline: Pipeline) -> None:
     if not processes.is_first():
         return
     if dataset.note:
-        print(dataset.note)
+        print(as_options(dataset.note))
     print(title)
     total = sum(stage.cost for stage in pipeline.stages)
     for stage, mesh in zip(pipeline.stages, pipeline.meshes, strict=True):

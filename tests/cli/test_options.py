@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -11,12 +14,13 @@ from scpl_jax import report
 from scpl_jax.benchmarks import contrastive, convolutions, memory, overhead, simulate, throughput
 from scpl_jax.cli import methods
 from scpl_jax.cli.building import build_stages
-from scpl_jax.cli.command_line import parse_options
+from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.image_options import Options, ResolvedImageOptions
 from scpl_jax.cli.option_types import Count, flag
 from scpl_jax.cli.rules.learning_rule import LearningRule, Rule, SharedRuleOptions
 from scpl_jax.cli.run_options import ResolvedOptions, from_json, resolved, to_json
 from scpl_jax.cli.text_options import ResolvedTextOptions, TextOptions
+from scpl_jax.data import DataError, load
 from scpl_jax.experiments import cifar, reproduce
 from scpl_jax.objectives import LocalClassifier
 from scpl_jax.training import RunError
@@ -204,6 +208,35 @@ def test_what_a_run_needs_has_no_default(kind):
 def test_options_do_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Options().epochs = 3
+
+
+# The library names arguments, a command line its options.
+
+
+def test_the_library_names_no_option():
+    package = Path(report.__file__).parent
+    found = [path.name for path in (package / "data").rglob("*.py") if re.search(r"--[a-z]", path.read_text())]
+    assert found == []
+
+
+def test_errors_of_the_library_name_options_where_a_command_shows_them(capsys, tmp_path):
+    with pytest.raises(DataError, match=r"^`name` npz needs `data_dir`, which was not given; "):
+        load("npz")
+    assert run(cifar.main, ["--dataset", "npz", "--out-dir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith("error: --dataset npz needs --data-dir, which was not given; ")
+
+
+def test_what_a_user_gave_stays_as_it_was(capsys, tmp_path):
+    assert run(cifar.main, ["--cut", "`name`", "--out-dir", str(tmp_path / "run")]) == 2
+    assert "got '`name`'" in capsys.readouterr().err
+
+
+def test_warnings_of_the_package_and_of_no_other_name_options():
+    code = "import logging; from scpl_jax.cli.command_line import run; "
+    code += "say = lambda name: logging.getLogger(name).warning('`cache_dir` it is'); "
+    code += "run(lambda _: [say('scpl_jax.data.paths'), say('jax')] and 0, [])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "--cache-dir it is\n`cache_dir` it is\n"
 
 
 # A rule that is made up: what its module would hold.

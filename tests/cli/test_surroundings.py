@@ -135,7 +135,7 @@ def test_without_a_home_directory_nothing_is_cached_and_that_is_said_once(homele
     keep_compiled(None)
     assert compiled_kept() == (None, 0)
     assert [record.message for record in caplog.records] == [
-        "There is no home directory, so nothing is cached; --cache-dir names a folder for it."
+        "There is no home directory, so nothing is cached; `cache_dir` names a folder for it."
     ]
 
 
@@ -143,7 +143,7 @@ def test_without_a_home_directory_data_that_lie_there_are_named(homeless, monkey
     assert tfds.find_prepared("cifar10", None) is None
     with pytest.raises(DataError, match="TFDS_DATA_DIR, ~/tensorflow_datasets: the home directory ~ is not known"):
         load("cifar10")
-    with pytest.raises(DataError, match="--cache-dir ~/c: the home directory ~ is not known"):
+    with pytest.raises(DataError, match="`cache_dir` ~/c: the home directory ~ is not known"):
         keep_compiled(Path("~/c"))
 
 

@@ -37,7 +37,7 @@ def test_batches_follow_the_order_and_drop_the_rest(count, batch_size, seed):
     images, labels = _examples(count)
     order = epoch_order(count, seed=seed, epoch=0)
     if batch_size > count:
-        with pytest.raises(DataError, match=f"--batch-size is {batch_size} but there are only {count} training"):
+        with pytest.raises(DataError, match=f"`batch_size` is {batch_size} but there are only {count} training"):
             batches(images, labels, batch_size, order=order)
         return
     given_batches = list(batches(images, labels, batch_size, order=order))
@@ -78,15 +78,15 @@ def test_eval_batches_hold_every_example_once_and_pad_the_last(count, batch_size
 @pytest.mark.parametrize("batch_size", [0, -3])
 def test_a_batch_size_below_one_is_refused(batch_size):
     images, labels = _examples(4)
-    with pytest.raises(DataError, match=f"--batch-size is {batch_size}, expected at least 1"):
+    with pytest.raises(DataError, match=f"`batch_size` is {batch_size}, expected at least 1"):
         batches(images, labels, batch_size, order=np.arange(4))
-    with pytest.raises(DataError, match=f"--batch-size is {batch_size}, expected at least 1"):
+    with pytest.raises(DataError, match=f"`batch_size` is {batch_size}, expected at least 1"):
         eval_batches(images, labels, batch_size)
 
 
 def test_negative_numbers_are_refused():
     images, labels = _examples(4)
-    with pytest.raises(DataError, match="--seed is -1"):
+    with pytest.raises(DataError, match="`seed` is -1"):
         epoch_order(4, seed=-1, epoch=0)
     with pytest.raises(DataError, match="epoch is -1"):
         epoch_order(4, seed=0, epoch=-1)

@@ -40,7 +40,7 @@ def test_buckets_need_as_little_padding_as_possible(seed, count):
 def test_buckets_of_equal_texts_are_one():
     assert bucket_lengths(np.full(9, 5), 400, 4) == (8,)
     assert bucket_lengths(np.full(9, 500), 350, 4) == (350,)
-    with pytest.raises(DataError, match="--buckets is 0"):
+    with pytest.raises(DataError, match="`buckets` is 0"):
         bucket_lengths(np.array([1]), 10, 0)
 
 
@@ -106,7 +106,7 @@ def test_long_texts_are_cut_off():
 
 
 def test_too_large_a_batch_is_named(texts):
-    with pytest.raises(DataError, match="--batch-size is 101 but there are only 100 training examples"):
+    with pytest.raises(DataError, match="`batch_size` is 101 but there are only 100 training examples"):
         text_batches(texts, labels_of(texts), 101, (40,), seed=0, epoch=1)
-    with pytest.raises(DataError, match="--batch-size is 0"):
+    with pytest.raises(DataError, match="`batch_size` is 0"):
         eval_text_batches(texts, labels_of(texts), 0, (40,))

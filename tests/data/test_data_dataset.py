@@ -72,9 +72,9 @@ def test_limit_beyond_the_examples_or_none_keeps_all():
 
 @pytest.mark.parametrize("value", [0, -1])
 def test_limit_below_one_is_refused(value):
-    with pytest.raises(DataError, match=f"--limit-train is {value}, expected at least 1"):
+    with pytest.raises(DataError, match=f"`limit_train` is {value}, expected at least 1"):
         limit(_dataset(), value)
-    with pytest.raises(DataError, match=f"--limit-test is {value}, expected at least 1"):
+    with pytest.raises(DataError, match=f"`limit_test` is {value}, expected at least 1"):
         limit(_dataset(), None, value)
 
 
@@ -113,12 +113,12 @@ def test_label_noise_differs_between_seeds():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
 def test_label_noise_outside_zero_to_one_is_refused(rate):
-    with pytest.raises(DataError, match=f"--label-noise is {rate}, expected a share from 0 to 1"):
+    with pytest.raises(DataError, match=f"`rate` is {rate}, expected a share from 0 to 1"):
         add_label_noise(_dataset(), rate, seed=0)
 
 
 def test_label_noise_with_a_negative_seed_is_refused():
-    with pytest.raises(DataError, match="--seed is -1"):
+    with pytest.raises(DataError, match="`seed` is -1"):
         add_label_noise(_dataset(), 0.5, seed=-1)
 
 

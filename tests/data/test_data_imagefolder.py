@@ -90,7 +90,7 @@ def test_image_size_brings_all_to_one_size(tmp_path):
 def test_several_sizes_without_image_size_are_refused(tmp_path):
     root = write_image_folder(tmp_path / "pets")
     write_image(root / "train" / "dog" / "1.png", 50, size=(5, 9))
-    with pytest.raises(DataError, match=r"dog/1\.png is 5 x 9 pixels but .*cat/0\.png is 8 x 8; give --image-size"):
+    with pytest.raises(DataError, match=r"dog/1\.png is 5 x 9 pixels but .*cat/0\.png is 8 x 8; give `image_size`"):
         _load(root, tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_a_split_without_class_folders_is_named(tmp_path):
 
 
 def test_data_dir_is_needed_and_is_a_folder(tmp_path):
-    with pytest.raises(DataError, match="--dataset imagefolder needs --data-dir"):
+    with pytest.raises(DataError, match="`name` imagefolder needs `data_dir`"):
         load("imagefolder")
     with pytest.raises(DataError, match="is a file, expected a folder"):
         _load(write_image(tmp_path / "0.png"), tmp_path)

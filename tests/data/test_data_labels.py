@@ -128,7 +128,7 @@ def test_both_files_of_a_pair_are_read_alike(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "labels", "message"),
     [
-        ("csv", ["a"] * 6 + ["b"] * 6 + ["rare"], "as one text only is of the class rare; give a --test-file"),
+        ("csv", ["a"] * 6 + ["b"] * 6 + ["rare"], "as one text only is of the class rare; give a `test_file`"),
         ("csv", ["a"] * 6 + ["x", "y"] + ["NaN"], "as one text only is of the class x, y; give"),
         ("csv", ["NaN", "", "null"] * 4, r"no text of .* has a label \(12 texts .*4 NaN, 4 empty, 4 null"),
         ("jsonl", ["[0, 1]", "1"] * 4, r"line 1 of .* has the label \['0', '1'\], expected one class"),

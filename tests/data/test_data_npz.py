@@ -73,9 +73,9 @@ def test_unfit_arrays_are_named(tmp_path, changes, complaint):
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
-    with pytest.raises(DataError, match="--dataset npz needs --data-dir"):
+    with pytest.raises(DataError, match="`name` npz needs `data_dir`"):
         load("npz")
-    with pytest.raises(DataError, match=r"train\.npz does not exist; set --data-dir to a \.npz file with x_train"):
+    with pytest.raises(DataError, match=r"train\.npz does not exist; set `data_dir` to a \.npz file with x_train"):
         load("npz", data_dir=tmp_path)
     path = _save(tmp_path / "data.npz")
     content = bytearray(path.read_bytes())

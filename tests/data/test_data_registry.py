@@ -28,14 +28,14 @@ def test_the_names():
 
 
 def test_an_unknown_name_is_refused_with_the_choices():
-    with pytest.raises(DataError, match=r"--dataset mnist is unknown, expected one of auto, cifar10, .*synthetic"):
+    with pytest.raises(DataError, match=r"`name` mnist is unknown, expected one of auto, cifar10, .*synthetic"):
         load("mnist")
 
 
 def test_unfit_options_are_refused(tmp_path):
-    with pytest.raises(DataError, match="--image-size is 0, expected at least 1 pixel"):
+    with pytest.raises(DataError, match="`image_size` is 0, expected at least 1 pixel"):
         load("digits", image_size=0)
-    with pytest.raises(DataError, match=r"--data-dir .*nowhere does not exist"):
+    with pytest.raises(DataError, match=r"`data_dir` .*nowhere does not exist"):
         load("cifar10", data_dir=tmp_path / "nowhere")
 
 
@@ -99,7 +99,7 @@ def test_auto_falls_back_on_the_digits_and_says_so(tmp_path, with_dir):
     data_dir = write_image_folder(tmp_path / "pets") if with_dir else None
     dataset = load("auto", data_dir=data_dir, cache_dir=tmp_path / "cache")
     assert dataset.name == "digits"
-    for part in ("digits", "--dataset cifar10 downloads it", "--data-dir"):
+    for part in ("digits", "`name` cifar10 downloads it", "`data_dir`"):
         assert part in dataset.note
     assert "\n" not in dataset.note
 

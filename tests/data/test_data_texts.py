@@ -194,15 +194,15 @@ def test_bytes_that_are_no_utf8_are_replaced_and_counted(tmp_path):
 FAULTS = {
     "no such column": (
         "text,kind\na,0\nb,1\n",
-        "has no column 'label', only text, kind; name one of them with --label",
+        "has no column 'label', only text, kind; name one of them with `label_column`",
     ),
     "no such column, and a line break in another": (
         'text,"of what\nkind"\na,0\nb,1\n',
-        "has no column 'label', only text, of what kind; name one of them with --label-column.$",
+        "has no column 'label', only text, of what kind; name one of them with `label_column`.$",
     ),
     "no text column": (
         "body,label\na,0\nb,1\n",
-        "has no column 'text', only body, label; name one of them with --text",
+        "has no column 'text', only body, label; name one of them with `text_column`",
     ),
     "a row too short": ("text,label\na,0\nb\n", "line 3 of .* has 1 columns, expected 2 "),
     "a row too short, and a line break in the header": (
@@ -248,11 +248,11 @@ def test_a_test_label_that_is_no_class_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (TextRequest("nothing"), "--dataset nothing is unknown"),
-        (TextRequest("file"), "--dataset file and --data-file go together"),
-        (TextRequest("dbpedia"), "--dataset dbpedia needs --data-dir with train.csv and test.csv"),
-        (TextRequest("generated", vocabulary=2), "--vocabulary is 2"),
-        (TextRequest("generated", max_length=0), "--max-length is 0"),
+        (TextRequest("nothing"), "`name` nothing is unknown"),
+        (TextRequest("file"), "`name` file and `data_file` go together"),
+        (TextRequest("dbpedia"), "`name` dbpedia needs `data_dir` with train.csv and test.csv"),
+        (TextRequest("generated", vocabulary=2), "`vocabulary` is 2"),
+        (TextRequest("generated", max_length=0), "`max_length` is 0"),
     ],
 )
 def test_mistakes_are_one_sentence(request_, message):

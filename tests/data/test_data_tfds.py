@@ -177,7 +177,7 @@ def test_damage_in_what_tfds_prepared_is_named(readings):
 
 @pytest.mark.runs
 def test_without_tensorflow_nothing_is_prepared(readings):
-    assert 'run pip install "scpl-jax[tfds]" or give --data-dir' in str(readings["unprepared"]["error"])
+    assert 'run pip install "scpl-jax[tfds]" or give `data_dir`' in str(readings["unprepared"]["error"])
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_splits_without_images_are_named(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match="--dataset tiny-imagenet needs --data-dir"):
+    with pytest.raises(DataError, match="`name` tiny-imagenet needs `data_dir`"):
         load("tiny-imagenet")
     with pytest.raises(DataError, match=r"holds neither a train folder nor tiny-imagenet-200\.zip"):
         _load(tmp_path, tmp_path)

@@ -36,7 +36,7 @@ def test_word_vectors_of_glove_and_fasttext(tmp_path):
 @pytest.mark.parametrize(
     ("text", "size", "message"),
     [
-        ("the 1 2 3\n", 4, "line 1 of .* has 3 values, expected 4; give --embedding-size"),
+        ("the 1 2 3\n", 4, "line 1 of .* has 3 values, expected 4; give `size`"),
         ("the 1 2\ncat 1\n", None, "line 2 of .* has 1 values, expected 2"),
         ("the 1 x\n", None, "line 1 of .* is no word with 2 numbers"),
         ("the 1 nan\n", None, "line 1 of .* has values that are not finite"),
@@ -51,7 +51,7 @@ def test_faults_of_word_vectors_are_one_sentence(tmp_path, text, size, message):
 
 
 def test_a_file_of_word_vectors_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"--word-vectors .* does not exist or cannot be read"):
+    with pytest.raises(DataError, match=r"`path` .* does not exist or cannot be read"):
         read_vectors(tmp_path / "none.txt", ["a"])
 
 
@@ -152,7 +152,5 @@ def test_what_is_no_text_of_vectors_is_refused_in_one_sentence(tmp_path, kind):
 def test_a_header_that_contradicts_the_option_names_both(tmp_path):
     path = tmp_path / "vectors.txt"
     path.write_bytes(b"2 3\n" + TEXT)
-    with pytest.raises(
-        DataError, match="has vectors of 3 values by its first line, expected 4; give --embedding-size 3"
-    ):
+    with pytest.raises(DataError, match="has vectors of 3 values by its first line, expected 4; give `size` 3"):
         read_vectors(path, ["cat"], 4)

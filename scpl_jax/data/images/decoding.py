@@ -99,7 +99,7 @@ def decode_images(open_image: Callable[[int], Any], names: Sequence[str], size: 
         if image.shape != first.shape:
             raise DataError(
                 f"{names[at]} is {image.shape[1]} x {image.shape[0]} pixels but {names[0]} is "
-                f"{first.shape[1]} x {first.shape[0]}; give --image-size to bring all images to one size."
+                f"{first.shape[1]} x {first.shape[0]}; give `image_size` to bring all images to one size."
             )
         return image
 

@@ -59,11 +59,11 @@ def load(
         (2000, 16, 16, 3)
     """
     if name not in _LOADERS:
-        raise DataError(f"--dataset {name} is unknown, expected one of {', '.join(DATASETS)}; choose one.")
+        raise DataError(f"`name` {name} is unknown, expected one of {', '.join(DATASETS)}; choose one.")
     if image_size is not None and image_size < 1:
-        raise DataError(f"--image-size is {image_size}, expected at least 1 pixel; leave it out to keep sizes.")
-    data_path = None if data_dir is None else expand(data_dir, "--data-dir")
-    check_given("--data-dir", data_path)
+        raise DataError(f"`image_size` is {image_size}, expected at least 1 pixel; leave it out to keep sizes.")
+    data_path = None if data_dir is None else expand(data_dir, "`data_dir`")
+    check_given("`data_dir`", data_path)
     cache_path = find_cache_dir(cache_dir)
     request = Request(name=name, data_dir=data_path, cache_dir=cache_path, image_size=image_size)
     with readable(data_path or name):

@@ -33,7 +33,7 @@ def bucket_lengths(lengths: np.ndarray, max_length: int, count: int) -> tuple[in
         (8, 32)
     """
     if count < 1:
-        raise DataError(f"--buckets is {count}, expected at least 1; 1 pads every text to the longest.")
+        raise DataError(f"`buckets` is {count}, expected at least 1; 1 pads every text to the longest.")
     rounded = np.minimum(-(-np.minimum(lengths, max_length) // _MULTIPLE) * _MULTIPLE, max_length)
     sizes, counts = np.unique(rounded, return_counts=True)
     before = np.concatenate([[0], np.cumsum(counts)])

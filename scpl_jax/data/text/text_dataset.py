@@ -55,7 +55,7 @@ class TextDataset:
     def __post_init__(self) -> None:
         make_printable(self)
         if self.max_length < 1:
-            raise DataError(f"--max-length is {self.max_length}, expected at least 1 token; choose a larger one.")
+            raise DataError(f"`max_length` is {self.max_length}, expected at least 1 token; choose a larger one.")
         for split in _SPLITS:
             texts, labels = getattr(self, f"{split}_texts"), getattr(self, f"{split}_labels")
             if len(texts) == 0:

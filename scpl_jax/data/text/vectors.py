@@ -46,8 +46,8 @@ def read_vectors(
         ...     read_vectors(path, ["cat", "dog"])
         {'cat': array([3., 4.], dtype=float32)}
     """
-    check_given("--word-vectors", path)
-    with open_text(path, "--word-vectors") as (file, disk):
+    check_given("`path`", path)
+    with open_text(path, "`path`") as (file, disk):
         numbered = enumerate(_told(byte_lines(file, path, _MAX_LINE_BYTES, "a word and its values"), disk, progress), 1)
         return _found(path, numbered, {_composed(word): word for word in words}, size)
 
@@ -65,7 +65,7 @@ def _found(
             if size not in (None, length):
                 raise DataError(
                     f"{path} has vectors of {length} values by its first line, expected {size}; give "
-                    f"--embedding-size {length}, or another file."
+                    f"`size` {length}, or another file."
                 )
             size = length
             continue
@@ -76,7 +76,7 @@ def _found(
         # A few words of GloVe's largest file hold blanks; none of them is wanted.
         if len(values) < size or (count < 3 and len(values) != size):
             raise DataError(
-                f"line {number} of {path} has {len(values)} values, expected {size}; give --embedding-size "
+                f"line {number} of {path} has {len(values)} values, expected {size}; give `size` "
                 "the length of the vectors, or another file."
             )
         key = word if word.isascii() else _composed(word.decode(errors="replace"))
@@ -90,7 +90,7 @@ def _found(
             raise DataError(f"line {number} of {path} has values that are not finite; correct it.")
         found[wanted[key]] = vector
     if count == 0:
-        raise DataError(f"--word-vectors {path} holds no vectors, expected a word and its values a line.")
+        raise DataError(f"`path` {path} holds no vectors, expected a word and its values a line.")
     if count < promised:
         raise DataError(
             f"{path} holds {count:,} vectors but {promised:,} by its first line, so it was cut off; fetch it again, or "
@@ -98,7 +98,7 @@ def _found(
         )
     if wanted and not found:
         raise DataError(
-            f"--word-vectors {path} has a vector for none of the {len(wanted):,} words of the texts; give vectors of "
+            f"`path` {path} has a vector for none of the {len(wanted):,} words of the texts; give vectors of "
             "their language, of words in lower case."
         )
     return found

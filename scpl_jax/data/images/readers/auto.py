@@ -7,8 +7,8 @@ from scpl_jax.data.images.readers import cifar_files, digits, tfds
 from scpl_jax.data.images.readers.request import Request
 
 _NOTE = (
-    "CIFAR-10 was not found, so the digits bundled with scikit-learn are used; --dataset cifar10 downloads "
-    "it through TensorFlow Datasets, or put the official archive into the folder given by --data-dir."
+    "CIFAR-10 was not found, so the digits bundled with scikit-learn are used; `name` cifar10 downloads "
+    "it through TensorFlow Datasets, or put the official archive into the folder given by `data_dir`."
 )
 
 

@@ -56,7 +56,7 @@ def load(request: Request) -> Dataset:
     for name, path in found.items():
         if path is None:
             raise DataError(
-                f"--data-dir {request.data_dir} holds no {name} (nor {name}.gz) beside the other idx files; add it."
+                f"`data_dir` {request.data_dir} holds no {name} (nor {name}.gz) beside the other idx files; add it."
             )
     train_images, train_labels, test_images, test_labels = (
         _read_idx(path, 3 if "images" in name else 1) for name, path in found.items() if path is not None

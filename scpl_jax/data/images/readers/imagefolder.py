@@ -38,7 +38,7 @@ def load(request: Request) -> Dataset:
     test_dir = root / "test" if is_folder(root / "test") else root / "val"
     if not is_folder(test_dir):
         raise DataError(
-            f"--data-dir {root} has a train folder but neither test nor val, expected one of them; add test "
+            f"`data_dir` {root} has a train folder but neither test nor val, expected one of them; add test "
             "images or split some off the training images."
         )
     test_names, test = _list_split(test_dir)
@@ -56,7 +56,7 @@ def load(request: Request) -> Dataset:
 def _root(data_dir: Path) -> Path:
     """The folder that holds `train`: `data_dir` itself or the only folder in it that does."""
     if not is_folder(data_dir):
-        raise DataError(f"--data-dir {data_dir} is a file, expected {_LAYOUT}; name the folder.")
+        raise DataError(f"`data_dir` {data_dir} is a file, expected {_LAYOUT}; name the folder.")
     if is_folder(data_dir / "train"):
         return data_dir
     # Folders that can't be looked into may be anything, as the user named the one above them.
@@ -65,10 +65,10 @@ def _root(data_dir: Path) -> Path:
         return data_dir / candidates[0]
     if candidates:
         raise DataError(
-            f"--data-dir {data_dir} holds {len(candidates)} folders with a train folder ({', '.join(candidates)}), "
+            f"`data_dir` {data_dir} holds {len(candidates)} folders with a train folder ({', '.join(candidates)}), "
             "expected one; name the one you mean."
         )
-    raise DataError(f"--data-dir {data_dir} holds no train folder, expected {_LAYOUT}; name such a folder.")
+    raise DataError(f"`data_dir` {data_dir} holds no train folder, expected {_LAYOUT}; name such a folder.")
 
 
 def _list_split(split_dir: Path) -> tuple[tuple[str, ...], Listing]:

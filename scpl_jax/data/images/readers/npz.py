@@ -107,13 +107,13 @@ def _labels(
 
 def _arrays(path: Path, keys: tuple[str, str]) -> list[np.ndarray]:
     if not is_there(path):
-        raise DataError(f"{path} does not exist; set --data-dir to {_LAYOUT}.")
+        raise DataError(f"{path} does not exist; set `data_dir` to {_LAYOUT}.")
     key = keys[0]
     try:
         # A pickled object could run any code, so none is read.
         with open_file(path) as file:
             if not zipfile.is_zipfile(file):
-                raise DataError(f"{path} is no intact .npz file; set --data-dir to {_LAYOUT}.")
+                raise DataError(f"{path} is no intact .npz file; set `data_dir` to {_LAYOUT}.")
             file.seek(0)
             stored = np.load(file, allow_pickle=False)
             found = []

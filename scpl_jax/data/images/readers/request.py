@@ -32,5 +32,5 @@ class Request:
             DataError: when the user named no directory.
         """
         if self.data_dir is None:
-            raise DataError(f"--dataset {self.name} needs --data-dir, which was not given; set it to {content}.")
+            raise DataError(f"`name` {self.name} needs `data_dir`, which was not given; set it to {content}.")
         return self.data_dir

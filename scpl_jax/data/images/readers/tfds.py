@@ -120,13 +120,13 @@ def prepare(tfds_name: str, tfds_dir: Path, url: str | None = None) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
             f"{tfds_name} is not prepared in {tfds_dir} and TensorFlow, which prepares it, is not installed; "
-            'run pip install "scpl-jax[tfds]" or give --data-dir with the official files.'
+            'run pip install "scpl-jax[tfds]" or give `data_dir` with the official files.'
         )
     # Without a network TFDS would go on trying for minutes.
     if not reachable(url):
         raise DataError(
             f"{tfds_name} is not prepared in {tfds_dir} and its host cannot be reached ({url}); connect to "
-            "the network or give --data-dir with the official files."
+            "the network or give `data_dir` with the official files."
         )
     try:
         _builder(tfds_name, tfds_dir).download_and_prepare()
@@ -134,7 +134,7 @@ def prepare(tfds_name: str, tfds_dir: Path, url: str | None = None) -> None:
     except Exception as error:
         raise DataError(
             f"TFDS could not prepare {tfds_name} in {tfds_dir} ({_first_line(error)}); try again or give "
-            "--data-dir with the official files."
+            "`data_dir` with the official files."
         ) from error
 
 

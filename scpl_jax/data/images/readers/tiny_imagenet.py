@@ -47,7 +47,7 @@ def load(request: Request) -> Dataset:
     if is_file(archive):
         return _load_archive(request, archive)
     raise DataError(
-        f"--data-dir {data_dir} holds neither a train folder nor {archive.name}, expected {_LAYOUT}; name "
+        f"`data_dir` {data_dir} holds neither a train folder nor {archive.name}, expected {_LAYOUT}; name "
         "such a folder."
     )
 

@@ -136,8 +136,8 @@ def _with_classes(
     if not rows:
         raise DataError(f"{path} holds no rows; give a file with a header line and one text a line.")
     for name in text:
-        _check_column(path, rows, name, "--text-column")
-    _check_column(path, rows, label, "--label-column")
+        _check_column(path, rows, name, "`text_column`")
+    _check_column(path, rows, label, "`label_column`")
     texts, labels = [], []
     for number, row in rows:
         if isinstance(value := row.get(label), list | dict):
@@ -189,7 +189,7 @@ def _own(data_file: Path, test_file: Path | None, text_column: str, label_column
         missing = f" ({reader.missing('texts')})" if reader.missing("texts") else ""
         raise DataError(
             f"column {label_column!r} of {data_file} has {len(names)} different labels{missing}, expected 2 to "
-            f"{_MOST_CLASSES} classes; name another one with --label-column."
+            f"{_MOST_CLASSES} classes; name another one with `label_column`."
         )
     if test_file is not None:
         source = f"{data_file.name}, {test_file.name}"
@@ -212,13 +212,13 @@ def hold_out(all_texts: RawTexts, path: Path, names: Sequence[str]) -> tuple[Raw
     if single := [name for name, count in zip(names, np.bincount(all_texts.labels), strict=True) if count == 1]:
         raise DataError(
             f"a fifth of {path} can't be held out for testing, as one text only is of the class {some(single)}; give a "
-            "--test-file, or more texts of that class."
+            "`test_file`, or more texts of that class."
         )
     try:
         parts = train_test_split(range(len(all_texts.texts)), stratify=all_texts.labels, test_size=0.2, random_state=0)
     except ValueError as error:
         raise DataError(
-            f"a fifth of {path} can't be held out for testing ({error}); give a --test-file, or more texts."
+            f"a fifth of {path} can't be held out for testing ({error}); give a `test_file`, or more texts."
         ) from error
     train, test = (
         RawTexts([all_texts.texts[i] for i in part], [all_texts.labels[i] for i in part]) for part in map(sorted, parts)
@@ -285,5 +285,5 @@ def _pair(folder: Path, *below: str, names: tuple[str, str]) -> tuple[Path, Path
     folders = [folder, *(folder / name for name in below)]
     train, test = (find_file(folders, name) for name in names)
     if (train is None) != (test is None):
-        raise DataError(f"--data-dir {folder} holds only one of {names[0]} and {names[1]}; add the other.")
+        raise DataError(f"`data_dir` {folder} holds only one of {names[0]} and {names[1]}; add the other.")
     return None if train is None or test is None else (train, test)

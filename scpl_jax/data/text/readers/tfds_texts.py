@@ -38,7 +38,7 @@ def find(name: str, data_dir: Path | None) -> Source:
         DataError: when it is neither prepared nor can be, or TFDS does not have it.
     """
     if name not in _KNOWN:
-        raise DataError(f"--dataset {name} needs --data-dir with train.csv and test.csv, as TFDS does not have it.")
+        raise DataError(f"`name` {name} needs `data_dir` with train.csv and test.csv, as TFDS does not have it.")
     tfds_name, test_split, keys, url = _KNOWN[name]
     folder = images.find_prepared(tfds_name, data_dir)
     if folder is None:
