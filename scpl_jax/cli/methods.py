@@ -119,6 +119,12 @@ def check_rule(options: Any) -> None:
 
     Raises:
       RunError: one sentence for the first bad option.
+
+    Example:
+      >>> from scpl_jax.cli.run_options import RunOptions
+      >>> check_rule(RunOptions(method="scpl", al_codes="released"))
+      Traceback (most recent call last):
+      scpl_jax.training.run_error.RunError: --al-codes is for --method al, got --method scpl
     """
     check_method(options.method, options.stages)
     owners: dict[str, list[str]] = {}
@@ -152,6 +158,11 @@ def joins_of(options: Any, epochs: int) -> tuple[int, ...]:
 
     Raises:
       RunError: a stage would join after the end.
+
+    Example:
+      >>> from scpl_jax.cli.run_options import RunOptions
+      >>> joins_of(RunOptions(method="dascpl", stages=4), 20), joins_of(RunOptions(), 20)
+      ((1, 3, 6, 8), ())
     """
     rule = row_of(options.method)
     return () if rule is None or rule.joins is None else rule.joins(options, epochs)
@@ -162,6 +173,11 @@ def pipeline_of(options: Any) -> dict[str, Any]:
 
     Args:
       options: of the command line.
+
+    Example:
+      >>> from scpl_jax.cli.run_options import RunOptions
+      >>> pipeline_of(RunOptions(method="gpipe"))
+      {'micro_batches': 4, 'remat': False}
     """
     rule = row_of(options.method)
     return {} if rule is None else rule.pipeline(options)
@@ -175,6 +191,14 @@ def rule_of(options: Any, num_classes: int, dtype: Any, associated: Mapping[str,
       num_classes: of the data set.
       dtype: dtype of the computation; None for float32.
       associated: options of associated learning as in the released code, for ``--al-codes released``.
+
+    Raises:
+      ValueError: options do not fit an objective.
+
+    Example:
+      >>> from scpl_jax.cli.image_options import Options
+      >>> rule_of(Options(method="scpl", stages=2, head="linear"), 10, None).objectives[0].head
+      'linear'
     """
     setting = Setting(options.stages, num_classes, options.init, options.head_pool, dtype, associated)
     row = row_of(options.method)

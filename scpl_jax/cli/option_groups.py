@@ -27,7 +27,7 @@ class NetworkOptions(Group):
     stages: Count = 4
     """Number of stages, from 1 to the number of blocks."""
     cut: str = "auto"
-    """auto (the dearest stage as cheap as possible), even, paper, or the blocks at which stages begin, as 2,4,5."""
+    """auto (the most expensive stage as cheap as possible), even, paper, or the blocks where stages begin, as 2,4,5."""
     costs: Literal["estimate", "measured"] = "estimate"
     """What cut and placement rest on: the compiler's estimate, or measured times of each block on this machine."""
 

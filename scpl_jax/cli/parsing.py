@@ -19,6 +19,7 @@ from scpl_jax.cli.tyro_errors import in_one_sentence
 from scpl_jax.data.paths import expand
 from scpl_jax.training.run_error import RunError
 from scpl_jax.training.streams import LastingStream
+from scpl_jax.training.writing import reason_of
 
 T = TypeVar("T")
 
@@ -190,9 +191,13 @@ def _check_writable(option: str, path: Path, *, drawn: bool) -> None:
     """Refuse before a long measurement what could not be written after it."""
     if drawn and path.suffix not in (".svg", ".png"):
         raise RunError(f"{option} {path} is neither SVG nor PNG; give a file whose name ends with .svg or .png")
-    if path.is_dir():
+    try:
+        is_folder, has_folder = path.is_dir(), path.parent.is_dir()
+    except OSError as error:  # a name that is too long
+        raise RunError(f"{option} {path} can't be written ({reason_of(error)}); give another place") from None
+    if is_folder:
         raise RunError(f"{option} {path} is a folder; give a file")
-    if not path.parent.is_dir():
+    if not has_folder:
         raise RunError(f"{option} {path} can't be written, as there is no folder {path.parent}; make it first")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise RunError(f"{option} {path} can't be written (permission denied); give another place")

@@ -306,9 +306,8 @@ def _train_all(
             numbers = dataclasses.asdict(result)
             numbers[f"{dataset.unit}_per_second"] = numbers.pop("examples_per_second")
             per_run.append({"seed": seed, **numbers, **more})
-            with contextlib.suppress(
-                OSError
-            ):  # with a full disk the other seeds go on; results.json is tried at the end
+            # With a full disk the other seeds go on; results.json is tried at the end.
+            with contextlib.suppress(OSError):
                 directory.finish_run(seed, per_run[-1])
     results = _summary(task, options, dataset, pipeline, per_run)
     spread = f" +- {results['test_accuracy_std']:.4f} over {options.runs} runs" if options.runs > 1 else ""

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
@@ -245,8 +244,6 @@ def test_warnings_of_the_package_and_of_no_other_name_options():
 @dataclasses.dataclass(frozen=True)
 class VoteOptions(SharedRuleOptions):
     """Options of a made-up rule."""
-
-    title: ClassVar[str] = "rule"
 
     votes: Count = 3
     """vote: hidden units of every stage's classifier."""

@@ -107,6 +107,15 @@ def test_another_version_of_tyro_shows_its_own_box_after_a_line(monkeypatch, cap
     assert len(caplog.records) == (0 if change == "other events" else 1)
 
 
+def test_a_name_of_a_file_that_is_too_long_is_one_sentence():
+    @dataclasses.dataclass
+    class Written:
+        output: Unset[Path] = None
+
+    with pytest.raises(RunError, match=r"^--output 9+ can't be written \(File name too long\); give another place$"):
+        parse_options(Written, ["--output", "9" * 400], "scpl_jax.made_up", Written())
+
+
 def test_only_one_module_uses_what_is_private_of_tyro():
     package = Path(sys.modules["scpl_jax"].__file__).parent
     users = [

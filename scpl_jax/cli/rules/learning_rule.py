@@ -93,6 +93,12 @@ class LearningRule:
       joins: (options, epochs) to the epoch from which each stage is trained; None where all are from the start.
       pipeline: options to arguments of :class:`scpl_jax.Pipeline`.
       end_to_end: whether one loss trains all stages.
+
+    Example:
+      >>> from scpl_jax.objectives import CrossEntropy
+      >>> row = LearningRule("bp", objectives=lambda options, setting: Rule((CrossEntropy(),) * setting.stages))
+      >>> len(row.objectives(SharedRuleOptions(), Setting(3, 10, "torch", 2)).objectives)
+      3
     """
 
     name: str
