@@ -71,6 +71,7 @@ def test_a_resumed_run_keeps_its_library():
         with_library(split, "cifar10", {"resolved": {"library": "onednn"}})
 
 
+@pytest.mark.runs
 @pytest.mark.usefixtures("onednn_at_any_size")
 @needs_onednn
 def test_a_whole_run_and_its_continuation(tmp_path, cache, capsys):

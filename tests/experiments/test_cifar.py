@@ -153,6 +153,7 @@ def test_resume_without_anything_saved_starts_afresh(tiny):
     assert read(path)[0]["epochs"] == 1
 
 
+@pytest.mark.runs
 def test_a_run_that_diverges_stops_and_goes_on_where_more_is_allowed(tiny, capsys):
     wild = ["--lr", "1e30", "--epochs", "2"]
     status, path = tiny(*wild, "--max-skipped", "1")

@@ -126,10 +126,19 @@ def undisturbed(dataset, tmp_path_factory):
     return result, outcome(path, pipeline)
 
 
+def stopped(name, stops, save_every=None, *marks):
+    return pytest.param(stops, save_every, id=name, marks=marks)
+
+
 @pytest.mark.parametrize(
     ("stops", "save_every"),
-    [([6], None), ([4], None), ([2, 7], None), ([4, 8], 3), ([1, 12], 1)],
-    ids=["in an epoch", "at its end", "twice", "ends of epochs, saved every 3 steps", "first and last step"],
+    [
+        stopped("in an epoch", [6]),
+        stopped("first and last step", [1, 12], 1),
+        stopped("at its end", [4], None, pytest.mark.runs),
+        stopped("twice", [2, 7], None, pytest.mark.runs),
+        stopped("ends of epochs, saved every 3 steps", [4, 8], 3, pytest.mark.runs),
+    ],
 )
 def test_resumed_equals_uninterrupted(tmp_path, dataset, small_vgg, undisturbed, stops, save_every, capsys):
     for stop in stops:
