@@ -6,6 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *ROOT.glob("*.md"),
@@ -20,6 +22,7 @@ QUOTED = {name for page in PAGES for name in COMMAND.findall(page.read_text())}
 MOVED = {"scpl_jax.experiments.throughput": "scpl_jax.benchmarks.throughput"}
 
 
+@pytest.mark.runs
 def test_quoted_and_moved_commands_give_help_under_their_own_names():
     assert len(QUOTED) >= 10
 

@@ -88,7 +88,7 @@ def test_every_cell_of_the_tables_is_a_command_that_parses(file, scale):
     table = read_table(file, scale)
     assert table.cells or table.speeds
     kind = {"cifar": Options, "text": TextOptions}[table.task]
-    for cell in table.cells:
+    for cell in {(cell.part, cell.row): cell for cell in table.cells}.values():  # others differ in the seed only
         parse_options(kind, cell.arguments, table.task, kind()).check()
     for speed in table.speeds:
         parse_options(ThroughputOptions, speed.arguments, "throughput", ThroughputOptions()).check()

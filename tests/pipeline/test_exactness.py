@@ -13,7 +13,10 @@ from scpl_jax.models import build_model
 STEPS = 50
 
 
-@pytest.mark.parametrize(("model", "width", "side"), [("vgg8", 1 / 32, 16), ("resnet18", 1 / 32, 8)])
+@pytest.mark.parametrize(
+    ("model", "width", "side"),
+    [("vgg8", 1 / 32, 16), pytest.param("resnet18", 1 / 32, 8, marks=pytest.mark.runs)],
+)
 def test_fifty_steps_pipelined_equal_synchronous_to_the_bit(model, width, side):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(STEPS, 8, side, side, 3)).astype(np.float32)

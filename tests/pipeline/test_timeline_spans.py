@@ -21,12 +21,11 @@ SUPCON = scpl.SupCon(head_pool=2, head_dims=(32, 32))
 @pytest.mark.parametrize(
     ("objective", "apart", "library"),
     [
-        (SUPCON, False, "xla"),
-        (SUPCON, True, "onednn"),
-        (scpl.CrossEntropy(), True, "xla"),
-        (scpl.CrossEntropy(), False, "onednn"),
+        pytest.param(SUPCON, False, "xla", id="scpl together xla", marks=pytest.mark.runs),
+        pytest.param(SUPCON, True, "onednn", id="scpl apart onednn"),
+        pytest.param(scpl.CrossEntropy(), True, "xla", id="bp apart xla"),
+        pytest.param(scpl.CrossEntropy(), False, "onednn", id="bp together onednn", marks=pytest.mark.runs),
     ],
-    ids=["scpl together xla", "scpl apart onednn", "bp apart xla", "bp together onednn"],
 )
 def test_one_device_is_at_work_all_the_time(objective, apart, library, monkeypatch, set_thresholds):
     if library == "onednn" and not onednn.available():

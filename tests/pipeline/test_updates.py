@@ -58,14 +58,19 @@ def programs_and_results(objective, monkeypatch, compilations, flags, **options)
     ("objective", "options"),
     [
         (scpl.SupCon(head="linear", head_dims=(4,)), {}),
-        (scpl.SupCon(head="linear", head_dims=(4,)), {"devices": 1}),
         (scpl.SupCon(head="linear", head_dims=(4,)), {"devices": 1, "fuse": True}),
-        (scpl.SupCon(head="linear", head_dims=(4,)), {"data_parallel": 2}),
         (scpl.CrossEntropy(), {"devices": 1}),
-        (scpl.CrossEntropy(), {"devices": 1, "micro_batches": 4}),
-        (scpl.CrossEntropy(), {}),
-        (scpl.CrossEntropy(), {"micro_batches": 4}),
         (scpl.CrossEntropy(), {"micro_batches": 2, "remat": True, "data_parallel": 2}),
+        *(
+            pytest.param(objective, options, marks=pytest.mark.runs)
+            for objective, options in (
+                (scpl.SupCon(head="linear", head_dims=(4,)), {"devices": 1}),
+                (scpl.SupCon(head="linear", head_dims=(4,)), {"data_parallel": 2}),
+                (scpl.CrossEntropy(), {"devices": 1, "micro_batches": 4}),
+                (scpl.CrossEntropy(), {}),
+                (scpl.CrossEntropy(), {"micro_batches": 4}),
+            )
+        ),
     ],
     ids=str,
 )

@@ -165,8 +165,11 @@ def raw(tree):
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
     ("objective", "num_stages", "options"),
-    [(LOCAL, 2, {}), (scpl.CrossEntropy(), 2, {"micro_batches": 2}), (scpl.CrossEntropy(), 1, {})],
-    ids=["local", "gpipe", "backprop"],
+    [
+        pytest.param(LOCAL, 2, {}, id="local"),
+        pytest.param(scpl.CrossEntropy(), 2, {"micro_batches": 2}, id="gpipe", marks=pytest.mark.runs),
+        pytest.param(scpl.CrossEntropy(), 1, {}, id="backprop", marks=pytest.mark.runs),
+    ],
 )
 def test_they_train_and_resume_to_the_bit(tmp_path, objective, num_stages, options, name):
     pipeline, again = (pipeline_of(NETWORKS[name], objective, num_stages, **options) for _ in range(2))

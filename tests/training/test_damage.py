@@ -75,7 +75,9 @@ def empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("break_file", [truncate, flip_a_bit, empty, os.unlink])
+@pytest.mark.parametrize(
+    "break_file", [truncate, flip_a_bit, *(pytest.param(way, marks=pytest.mark.runs) for way in (empty, os.unlink))]
+)
 def test_damage_anywhere_is_noticed_and_the_newest_whole_one_is_used(template, tmp_path, caplog, break_file):
     root, states = template
     names = files_of(root / "3")
@@ -179,6 +181,7 @@ def test_a_checkpoint_that_will_not_fit_is_not_begun(template, tmp_path, caplog,
     assert damage(copy / "4") is None
 
 
+@pytest.mark.runs
 def test_saving_again_and_again_leaves_nothing_in_memory(tmp_path):
     store, pipeline = CheckpointStore(tmp_path / "seed-0"), new_pipeline()
 

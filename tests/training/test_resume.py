@@ -134,7 +134,7 @@ def stopped(name, stops, save_every=None, *marks):
     ("stops", "save_every"),
     [
         stopped("in an epoch", [6]),
-        stopped("first and last step", [1, 12], 1),
+        stopped("first and last step", [1, 12], 1, pytest.mark.runs),
         stopped("at its end", [4], None, pytest.mark.runs),
         stopped("twice", [2, 7], None, pytest.mark.runs),
         stopped("ends of epochs, saved every 3 steps", [4, 8], 3, pytest.mark.runs),
@@ -168,6 +168,7 @@ def test_other_rules_resume_to_the_bit_too(tmp_path, dataset, small_vgg, name):
     assert len(expected[1][0]["exits"]) == 2
 
 
+@pytest.mark.runs
 def test_lines_written_after_the_last_checkpoint_are_not_doubled(tmp_path, dataset, small_vgg, undisturbed):
     """A process that is killed outright may have written lines that its newest checkpoint does not know of."""
     session(tmp_path, dataset, small_vgg, 6)
