@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 import logging
 import re
 import shutil
@@ -337,13 +338,11 @@ class CheckpointStore:
         try:
             saved = read_json(folder / "progress.json")
             expected = [describe(state) for state in pipeline.states]
-            named = [_renamed(there, here) for there, here in zip(saved["stages"], expected, strict=False)]
-            named += [{}] * (len(saved["stages"]) - len(expected))
-            there = [
-                {now.get(name, name): kind for name, kind in one.items()}
-                for now, one in zip(named, saved["stages"], strict=True)
-            ]
-            uncounted = _check_same(there, expected)
+            # Of each stage; where the numbers of stages differ, that is refused below.
+            both = itertools.zip_longest(saved["stages"], expected, fillvalue=dict[str, str]())
+            names = [_renamed(there, here) for there, here in both]
+            stages = [{now[name]: one[name] for name in one} for now, one in zip(names, saved["stages"], strict=False)]
+            uncounted = _check_same(stages, expected)
             if any(uncounted):
                 _LOG.warning(
                     "the checkpoint of step %d was saved before the running averages of batch norm were corrected for "
@@ -357,7 +356,7 @@ class CheckpointStore:
                     states.append(elsewhere(abstract(state, place)))
                     continue
                 loaded = self._folders.read(folder / f"stage_{index:03d}")
-                loaded = {named[index][name]: array for name, array in loaded.items()}
+                loaded = {names[index][name]: array for name, array in loaded.items()}
                 loaded |= dict.fromkeys(uncounted[index], np.int32(saved["step"]))
                 states.append(to_devices(from_arrays(loaded, state), place))
             progress = Progress(**saved["progress"])

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 
 import chex
 import jax
@@ -13,7 +14,7 @@ from flax import nnx
 import scpl_jax as scpl
 from scpl_jax.kernels.norm import BatchNorm
 from scpl_jax.models import layers
-from scpl_jax.training import CheckpointStore, RunError
+from scpl_jax.training import CheckpointStore, RunError, checkpoints
 from scpl_jax.training.checkpoints import Progress, _check_same
 
 STEPS = 2
@@ -97,6 +98,22 @@ def test_what_is_counted_is_restored_without_a_word(tmp_path, caplog):
     assert "running averages" not in caplog.text
     assert pipeline.step == STEPS + 1
     assert set(counts(pipeline).values()) == {STEPS}
+    chex.assert_trees_all_equal(arrays(old), arrays(pipeline))
+
+
+def test_names_from_when_loss_and_classifier_were_in_lists_are_known(tmp_path, monkeypatch, caplog):
+    old = new_pipeline()
+    name = checkpoints._name
+    with monkeypatch.context() as before:
+        before.setattr(checkpoints, "_name", lambda path: re.sub(r"(^|/)(loss|classifier)/", r"\1\2/0/", name(path)))
+        save(old, tmp_path)
+    stored = (tmp_path / str(STEPS) / "progress.json").read_text()
+    assert "params/loss/0/head/" in stored
+    assert "opt_state/0/mu/classifier/0/kernel" in stored
+    pipeline = new_pipeline()
+    with caplog.at_level(logging.WARNING):
+        restore(pipeline, tmp_path)
+    assert not caplog.records
     chex.assert_trees_all_equal(arrays(old), arrays(pipeline))
 
 
