@@ -11,8 +11,8 @@ from scpl_jax.benchmarks.workloads import Workload, images, texts
 from scpl_jax.cli.image_options import Options as ImageOptions
 from scpl_jax.cli.library import resolve_library
 from scpl_jax.cli.methods import END_TO_END, check_method
+from scpl_jax.cli.option_groups import PRECISIONS
 from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, Unset, at_least, check_values, default, integers
-from scpl_jax.cli.run_options import PRECISIONS
 from scpl_jax.cli.text_options import TEXT_MODELS, TextOptions
 from scpl_jax.models import LIBRARIES, MODELS, paper_cut
 from scpl_jax.objectives import HEADS

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scpl_jax.cli.methods import joins_of, pipeline_of, rule_of
-from scpl_jax.cli.run_options import AnyResolved, ResolvedOptions, RunOptions, integers
+from scpl_jax.cli.option_types import integers
+from scpl_jax.cli.run_options import AnyResolved, ResolvedOptions, RunOptions
 from scpl_jax.cli.tasks import Task
 from scpl_jax.pipeline import Pipeline, processes
 from scpl_jax.pipeline.exits import StopRule

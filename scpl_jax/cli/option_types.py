@@ -25,7 +25,7 @@ _WORDS = {"yes": True, "no": False, "auto": None}
 
 
 @runtime_checkable
-class Rule(Protocol):
+class Constraint(Protocol):
     """What an annotation asks of a value."""
 
     def problem(self, value: Any) -> str | None:
@@ -49,7 +49,7 @@ class Bound:
     fits: Callable[[Any], bool]
 
     def problem(self, value: Any) -> str | None:
-        """As for :class:`Rule`."""
+        """As for :class:`Constraint`."""
         return None if self.fits(value) else f"{self.must}, got {value}"
 
 
@@ -79,7 +79,7 @@ class OneOf(PrimitiveConstructorSpec[str | None]):
     names: tuple[str, ...]
 
     def problem(self, value: Any) -> str | None:
-        """As for :class:`Rule`."""
+        """As for :class:`Constraint`."""
         return None if value in self.names else f"{value} is unknown; choose {listed(self.names)}"
 
 
@@ -217,7 +217,7 @@ def check_values(options: Any) -> None:
     hints = hints_of(options.__class__)
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        problems = (rule.problem(value) for rule in _rules(hints[field.name]) if value is not None)
+        problems = (one.problem(value) for one in _constraints(hints[field.name]) if value is not None)
         if (problem := next(filter(None, problems), None)) is not None:
             raise RunError(f"{flag(field.name)} {problem}")
 
@@ -265,13 +265,13 @@ def members(hint: Any) -> tuple[Any, ...]:
     return tuple(kind for one in typing.get_args(hint) for kind in members(one)) if is_union else (hint,)
 
 
-def _rules(hint: Any) -> Iterator[Rule]:
+def _constraints(hint: Any) -> Iterator[Constraint]:
     if typing.get_origin(hint) is Literal:
         yield OneOf(typing.get_args(hint))
     elif typing.get_origin(hint) is Annotated:
         inner, *said = typing.get_args(hint)
-        yield from _rules(inner)
-        yield from (rule for rule in said if isinstance(rule, Rule))
+        yield from _constraints(inner)
+        yield from (one for one in said if isinstance(one, Constraint))
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
         for one in typing.get_args(hint):
-            yield from _rules(one)
+            yield from _constraints(one)

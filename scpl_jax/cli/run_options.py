@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from scpl_jax.cli.methods import RuleOptions, check_rule
-from scpl_jax.cli.option_groups import PRECISIONS as PRECISIONS
 from scpl_jax.cli.option_groups import DataOptions, DeviceOptions, NetworkOptions, OutputOptions, TrainingOptions
-from scpl_jax.cli.option_types import Count, Positive, check_values, hints_of, is_of_type, members
-from scpl_jax.cli.option_types import flag as flag
-from scpl_jax.cli.option_types import integers as integers
+from scpl_jax.cli.option_types import Count, Positive, check_values, flag, hints_of, integers, is_of_type, members
 from scpl_jax.data.paths import expand
 from scpl_jax.training.run_error import RunError
 

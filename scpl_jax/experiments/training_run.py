@@ -17,8 +17,9 @@ from scpl_jax.cli.command_line import parse
 from scpl_jax.cli.environment import keep_compiled, names, peak_memory_bytes, say, shell_line, versions
 from scpl_jax.cli.library import with_library
 from scpl_jax.cli.methods import joins_of
+from scpl_jax.cli.option_groups import PRECISIONS
 from scpl_jax.cli.option_types import as_options
-from scpl_jax.cli.run_options import PRECISIONS, AnyOptions, AnyResolved, ResolvedOptions, RunOptions, to_json
+from scpl_jax.cli.run_options import AnyOptions, AnyResolved, ResolvedOptions, RunOptions, to_json
 from scpl_jax.cli.tasks import Task
 from scpl_jax.data import Examples, add_label_noise, limit
 from scpl_jax.experiments.recording import Recording

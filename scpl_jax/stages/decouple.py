@@ -162,10 +162,8 @@ def decouple(
     """
     blocks = list(blocks)
     last = blocks.pop() if classifier and blocks else None
-    objectives = _checked(blocks, last, num_stages, objective, costs)
+    objectives, end_to_end = _checked(blocks, last, num_stages, objective, costs)
     inputs, classes = _traced(blocks, last, objectives, example)
-    # Without any local loss the stages are trained together, by backpropagation.
-    end_to_end = last is not None and not any(one.local for one in objectives)
     prices = Prices(blocks, last, inputs, end_to_end=end_to_end, measured=costs == "measured")
     companion = jax.eval_shape(objectives[0].accompany, prices.labels)
 
@@ -201,14 +199,15 @@ def decouple(
 
 def _checked(
     blocks: Sequence[Any], last: Any, num_stages: int, objective: Objective | Sequence[Objective], costs: str
-) -> list[Objective]:
-    """One objective for each stage, of arguments that go together."""
+) -> tuple[list[Objective], bool]:
+    """(one objective for each stage; whether stages are trained together), of arguments that go together."""
     if not blocks:
         raise ValueError("a network needs at least one block besides its classifier")
     check_num_stages(num_stages, len(blocks))
     objectives = [objective] * num_stages if isinstance(objective, Objective) else list(objective)
     if len(objectives) != num_stages:
         raise ValueError(f"{num_stages} stages need one objective or {num_stages}, got {len(objectives)}")
+    # Without any local loss by backpropagation.
     end_to_end = last is not None and not any(one.local for one in objectives)
     for index, one in enumerate(objectives):
         name = type(one).__name__
@@ -228,7 +227,7 @@ def _checked(
             )
     if costs not in ("estimate", "measured"):
         raise ValueError(f"costs must be estimate or measured, got {costs!r}")
-    return objectives
+    return objectives, end_to_end
 
 
 def _traced(
