@@ -13,7 +13,7 @@ _LOG = logging.getLogger(__name__)
 # Room before, room now, and the modules that went; OLD=NEW where the name has changed, too.
 _MOVES = """
 models kernels conv dropout kernel_gradients norm onednn pooling products recurrence winograd
-models models registry=named
+models models registry=named initial=layers
 losses losses classification=softmax supcon=contrastive_loss supcon_blocks=contrastive_blocks
 analysis simulation machine=devices simulate=simulator
 analysis analysis exits=exit_curves timeline=timeline_figure

@@ -37,14 +37,13 @@ def _known(name: str) -> str:
     return name
 
 
-def build_model(name: str, num_classes: int, *, rngs: nnx.Rngs, **options: Any) -> list[nnx.Module]:
+def build_model(name: str, num_classes: int, **options: Any) -> list[nnx.Module]:
     """The network called ``name`` as a list of blocks, the classifier last.
 
     Args:
       name: one of :data:`MODELS`.
       num_classes: width of the logits.
-      rngs: source of randomness.
-      **options: ``width``, ``image_shape``, ``init``, ``dtype``, ``library``, and for ResNets ``shortcut``.
+      **options: ``width``, ``image_shape``, for ResNets ``shortcut``, and :class:`scpl_jax.models.LayerOptions`.
 
     Raises:
       ValueError: the name is unknown, or an option does not fit the network.
@@ -54,7 +53,7 @@ def build_model(name: str, num_classes: int, *, rngs: nnx.Rngs, **options: Any) 
       >>> len(build_model("vgg8", 10, width=0.125, rngs=nnx.Rngs(0)))
       7
     """
-    return _BUILDERS[_known(name)](num_classes, rngs=rngs, **options)
+    return _BUILDERS[_known(name)](num_classes, **options)
 
 
 def paper_cut(name: str) -> tuple[int, ...]:
