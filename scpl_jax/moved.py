@@ -14,7 +14,7 @@ _LOG = logging.getLogger(__name__)
 _MOVES = """
 models kernels conv dropout kernel_gradients norm onednn pooling products recurrence winograd
 models models registry=named initial=layers
-losses losses classification=softmax supcon=contrastive_loss supcon_blocks=contrastive_blocks
+losses losses classification=softmax supcon=contrastive_loss supcon_blocks=contrastive_loss
 analysis simulation machine=devices simulate=simulator
 analysis analysis exits=exit_curves timeline=timeline_figure
 training training errors=run_error files=writing
