@@ -14,6 +14,7 @@ _LOG = logging.getLogger(__name__)
 _MOVES = """
 models kernels conv dropout kernel_gradients norm onednn pooling products recurrence winograd
 models models registry=named initial=layers
+pipeline pipeline groups=placement skips=whole_steps
 losses losses classification=softmax supcon=contrastive_loss supcon_blocks=contrastive_loss
 analysis simulation machine=devices simulate=simulator
 analysis analysis exits=exit_curves timeline=timeline_figure

@@ -14,9 +14,8 @@ from jax.sharding import Mesh
 from scpl_jax.objectives import Objective
 from scpl_jax.pipeline.compilation import Builder, Program, abstract
 from scpl_jax.pipeline.exits import StopRule, count, zero
-from scpl_jax.pipeline.groups import Group
 from scpl_jax.pipeline.local_programs import States
-from scpl_jax.pipeline.placement import batch_sharding, replicated
+from scpl_jax.pipeline.placement import Group, batch_sharding, replicated
 from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages.decouple import Stage
 from scpl_jax.stages.step import evaluate, pooled_features, read_back
@@ -25,19 +24,10 @@ Prepare = Callable[[Any], Any]
 
 
 class _Pass:
-    """All groups forward in evaluation mode, compiled for batches of one shape.
+    """All groups forward in evaluation mode; see :class:`EvaluationPrograms` for the rest.
 
-    Args:
-      builder: what compiles them.
-      groups: the groups, in order.
-      states: state of each stage; shapes and dtypes are used.
-      images: a batch; likewise.
-      prepare: images -> message, or None.
-      run: (stages, their values, message) -> (message for the next group, what is wanted of these stages).
-      batched: whether the latter is split over the batch, or the same on every device.
-
-    Attributes:
-      outputs: shapes of what is wanted of each group.
+    ``run`` makes of (stages, their values, message) (message for the next group, what is wanted of these stages);
+    ``batched`` says whether the latter is split over the batch or the same on every device; ``outputs`` is its shapes.
     """
 
     def __init__(

@@ -23,14 +23,13 @@ from scpl_jax.losses.labels import IGNORE, class_indices
 from scpl_jax.pipeline import processes
 from scpl_jax.pipeline.backprop_programs import BackpropPrograms
 from scpl_jax.pipeline.compilation import Builder, Program, abstract, signature
-from scpl_jax.pipeline.groups import group_stages
 from scpl_jax.pipeline.inference import Inference
 from scpl_jax.pipeline.local_programs import LocalPrograms
-from scpl_jax.pipeline.placement import place, replicated, sub_meshes
+from scpl_jax.pipeline.placement import group_stages, place, replicated, sub_meshes
 from scpl_jax.pipeline.signals import held_back
-from scpl_jax.pipeline.skips import StepSigns
 from scpl_jax.pipeline.step_parts import Record, StepSettings
 from scpl_jax.pipeline.transfer import to_devices, to_program
+from scpl_jax.pipeline.whole_steps import StepSigns
 from scpl_jax.stages.decouple import Stage
 from scpl_jax.stages.inputs import admit_inputs, admit_labels, traced_for
 
@@ -221,8 +220,7 @@ class Pipeline(Inference):
         """Compile the training step for batches of this shape now instead of at the first step.
 
         Args:
-          images: as for :meth:`train_step`; only shapes and dtypes are used.
-          labels: likewise.
+          images, labels: as for :meth:`train_step`; only shapes and dtypes are used.
 
         Returns:
           The seconds it took; 0 if it was compiled already.
@@ -235,8 +233,7 @@ class Pipeline(Inference):
         """Memory that each group's step needs beside its state and its messages, by the compiler's account.
 
         Args:
-          images: as for :meth:`train_step`; only shapes and dtypes are used.
-          labels: likewise.
+          images, labels: as for :meth:`train_step`; only shapes and dtypes are used.
         """
         needed: list[int] = self._training_programs(*self._admit_shapes(images, labels))[1].temporary_bytes
         return needed

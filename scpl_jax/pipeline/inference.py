@@ -10,8 +10,7 @@ from scpl_jax.losses.labels import IGNORE
 from scpl_jax.pipeline.compilation import signature
 from scpl_jax.pipeline.evaluation import EvaluationPrograms, FeaturePrograms
 from scpl_jax.pipeline.exits import StopRule, summary
-from scpl_jax.pipeline.groups import Group
-from scpl_jax.pipeline.placement import batch_sharding
+from scpl_jax.pipeline.placement import Group, batch_sharding
 from scpl_jax.pipeline.transfer import to_devices
 from scpl_jax.pipeline.whole_steps import WholeSteps, read_everywhere
 from scpl_jax.stages.inputs import admit_inputs, admit_labels, traced_for

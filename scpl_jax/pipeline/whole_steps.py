@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -13,11 +13,61 @@ from scpl_jax.pipeline import processes
 from scpl_jax.pipeline.placement import batch_sharding, is_local, replicated
 from scpl_jax.pipeline.placement import processes as processes_of
 from scpl_jax.pipeline.signals import held_back
-from scpl_jax.pipeline.skips import Skip, StepSigns
 from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages.decouple import Stage
 from scpl_jax.stages.inputs import labels_must_be
 from scpl_jax.stages.step import StageState, initial_state, zero_totals
+
+
+class Skip(NamedTuple):
+    """An update that a stage left out, see :func:`scpl_jax.stages.step.apply_gradient`.
+
+    Attributes:
+      step: number of the training step, from 0.
+      stage: number of the stage.
+      loss: the stage's loss in that step; None for a stage without a loss of its own. A finite loss means that the
+        gradient was not.
+    """
+
+    step: int
+    stage: int
+    loss: float | None
+
+
+class StepSigns(NamedTuple):
+    """What the host keeps of a step under way.
+
+    Attributes:
+      step: its number.
+      arrays: they are there when the step is done.
+      metrics: one dict a stage.
+    """
+
+    step: int
+    arrays: list[jax.Array]
+    metrics: Sequence[dict[str, Any]]
+
+    def wait(self) -> tuple[list[Skip], int]:
+        """Wait until the step is done.
+
+        Returns:
+          (the updates left out in it by the stages of this process; labels that are none of the classes, as far as this
+          process knows of them).
+        """
+        jax.block_until_ready(self.arrays)
+        found, bad_labels = [], 0
+        for stage, one in enumerate(self.metrics):
+            flag, bad = one.get("skipped"), one.get("bad_labels")
+            if flag is not None and len(flag.addressable_shards) and bool(_here(flag)):
+                found.append(Skip(self.step, stage, float(_here(one["loss"])) if "loss" in one else None))
+            if bad is not None and len(bad.addressable_shards):
+                bad_labels = max(bad_labels, int(_here(bad)))  # all stages have the same labels
+        return found, bad_labels
+
+
+def _here(value: jax.Array) -> jax.Array:
+    """This process's copy of a scalar that is the same on every device of its stage."""
+    return value.addressable_shards[0].data
 
 
 class PipelineBrokenError(RuntimeError):

@@ -30,8 +30,8 @@ class StageState:
       opt_state: state of the stage's Optax optimizer.
       totals: sums since :func:`zero_totals`, scalars: ``loss`` (where the stage has one) and, in the last stage,
         ``classifier_loss`` (sums of batch means), ``correct`` and ``examples`` (counts of labelled examples),
-        ``batches``, and ``skipped``,
-        the updates left out by :func:`apply_gradient`, whose batches are in none of the others.
+        ``batches``, and ``skipped``, the updates left out by :func:`apply_gradient`, whose batches are in none of the
+        others.
     """
 
     params: Any
@@ -61,10 +61,6 @@ def initial_state(stage: Stage, optimizer: optax.GradientTransformation) -> Stag
 
     The arrays are copies: steps donate their state, and the stage must stay usable.
 
-    Args:
-      stage: the stage.
-      optimizer: its Optax optimizer.
-
     Raises:
       ValueError: the optimizer needs more than gradients, parameters and the loss's value.
     """
@@ -93,7 +89,7 @@ def stage_loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.A
     """
     module: StageModule = nnx.merge(stage.train_graph, params, rest, copy=True)
     labels = indices_on_device(labels)
-    outside, kept = is_outside(labels, stage.classes), is_kept(labels)
+    outside = is_outside(labels, stage.classes)
     total = jnp.float32(0)
     metrics: dict[str, jax.Array] = {"bad_labels": jnp.sum(outside, dtype=jnp.int32)}
     first = not isinstance(message, Accompanied)
@@ -106,13 +102,21 @@ def stage_loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.A
     if module.classifier is not None:
         through = stage.objective.classifier_gradient
         logits = module.classifier(features if through else jax.lax.stop_gradient(features))
-        metrics["classifier_loss"] = cross_entropy(logits, labels)
-        metrics["correct"] = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & kept)
-        metrics["examples"] = jnp.sum(kept, dtype=jnp.int32)
+        metrics |= classifier_metrics(logits, labels)
         total = total + metrics["classifier_loss"]
         metrics.setdefault("loss", metrics["classifier_loss"])
     _, _, rest = split(module)
     return total, (features if companion is None else Accompanied(features, companion), rest, metrics)
+
+
+def classifier_metrics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """``classifier_loss``, ``correct`` and ``examples`` as for :func:`gradients`, of logits (N, classes)."""
+    kept = is_kept(labels)
+    return {
+        "classifier_loss": cross_entropy(logits, labels),
+        "correct": jnp.sum((jnp.argmax(logits, axis=-1) == labels) & kept),
+        "examples": jnp.sum(kept, dtype=jnp.int32),
+    }
 
 
 def gradients(
@@ -121,12 +125,9 @@ def gradients(
     """Gradient of the stage's loss with respect to its own parameters.
 
     Args:
-      stage: the stage.
-      params: its parameters.
-      rest: its other variables.
+      stage, params, rest, labels: as for :func:`stage_loss`.
       message: what the stage before handed on (for stage 0 the network's input). It is detached here: whatever computed
         it gets no gradient.
-      labels: class indices, as for :func:`stage_loss`.
 
     Returns:
       (gradient, a tree like ``params``; (message for the next stage, other variables after the step, metrics)). Metrics
@@ -190,9 +191,8 @@ def train_step(
       of :func:`apply_gradient` added).
     """
     gradient, (features, rest, metrics) = gradients(stage, state.params, state.rest, message, labels)
-    state, metrics = apply_gradient(
-        optimizer, state, gradient, rest, metrics, with_norms, skip_non_finite=skip_non_finite
-    )
+    outcome = (gradient, rest, metrics, with_norms)
+    state, metrics = apply_gradient(optimizer, state, *outcome, skip_non_finite=skip_non_finite)
     return state, features, metrics
 
 
@@ -271,9 +271,7 @@ def evaluate(stage: Stage, params: Any, rest: Any, message: Any) -> tuple[Any, j
     """Forward pass in evaluation mode.
 
     Args:
-      stage: the stage.
-      params: its parameters.
-      rest: its other variables.
+      stage, params, rest: as for :func:`stage_loss`.
       message: features that the stage before handed on; never with a companion, which training only knows.
 
     Returns:
@@ -309,9 +307,8 @@ def read_back(stage: Stage, params: Any, rest: Any, answer: Any) -> Any:
     """An answer of this stage, or of the next as that has read it back, as the stage before sees it.
 
     Args:
-      stage: a stage whose objective's answers come back, see :meth:`scpl_jax.Objective.read_back`.
-      params: its parameters.
-      rest: its other variables.
+      stage, params, rest: as for :func:`stage_loss`; the objective is one whose answers come back, see
+        :meth:`scpl_jax.Objective.read_back`.
       answer: of :func:`evaluate` with this stage, or of this function with the next one.
     """
     module: StageModule = nnx.merge(stage.eval_graph, params, rest, copy=True)

@@ -13,7 +13,7 @@ import optax
 from scpl_jax.data import Examples
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.pipeline.exits import StopRule
-from scpl_jax.pipeline.skips import Skip
+from scpl_jax.pipeline.whole_steps import Skip
 from scpl_jax.training.bad_numbers import SkipWatch, stop_run
 from scpl_jax.training.checkpoints import CheckpointStore, Progress
 from scpl_jax.training.interrupt import Agreement, Interrupt
