@@ -134,9 +134,7 @@ def transformer(
     """An embedding, ``layers - 1`` Transformer encoders, and a classifier with a tanh layer.
 
     Args:
-      num_classes: width of the logits.
-      vocabulary: number of tokens, padding (0) included.
-      layers: blocks besides the classifier, at least 2.
+      num_classes, vocabulary, layers: as for :func:`scpl_jax.models.lstm`.
       size: length of the word vectors, and D of every layer.
       heads: attention heads; they must divide ``size``.
       hidden: width of the feed-forward layers and of the classifier's hidden layer, times ``width``.

@@ -115,8 +115,7 @@ class BackpropPrograms(StepPrograms):
       groups: neighbouring stages; the last group has the classifier.
       settings: of the step.
       states: state of each stage.
-      message: input of the first stage, shapes and dtypes.
-      labels: likewise.
+      message, labels: what the first stage is given, shapes and dtypes.
     """
 
     def __init__(

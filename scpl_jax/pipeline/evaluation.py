@@ -72,8 +72,7 @@ class EvaluationPrograms:
 
     Args:
       groups: the groups, in order.
-      states: state of each stage; shapes and dtypes are used.
-      images: a batch; likewise.
+      states, images: of each stage, and a batch; shapes and dtypes are used.
       prepare: images -> message, or None.
       rules: when an example may stop at an early exit.
 

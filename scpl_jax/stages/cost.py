@@ -192,13 +192,9 @@ def measured_cost(
 
 
 def build_loss(objective: Objective, features: Any, rngs: nnx.Rngs, companion: Any) -> nnx.Module | None:
-    """A stage's local loss.
+    """The local loss of a stage whose blocks return ``features``; arguments as for :meth:`scpl_jax.Objective.build`.
 
-    Args:
-      objective: of the stage.
-      features: what its blocks return, shapes and dtypes.
-      rngs: source of randomness for the initial parameters.
-      companion: what comes along from the stage before, shapes and dtypes; None: nothing, or there is none before.
+    ``companion`` is what comes along from the stage before, shapes and dtypes; None: nothing, or there is none before.
     """
     extra: dict[str, Any] = {} if companion is None else {"companion": companion}
     return objective.build(summary_of(features), rngs=rngs, **extra)
