@@ -152,11 +152,7 @@ def one_array(features: Any, who: str) -> jax.ShapeDtypeStruct:
 
 
 def check_classes(num_classes: int) -> None:
-    """Refuse a number of classes below 1.
-
-    Raises:
-      ValueError: it is.
-    """
+    """Refuse a number of classes below 1, by a ValueError."""
     if num_classes < 1:
         raise ValueError(f"the number of classes must be at least 1, got {num_classes}")
 

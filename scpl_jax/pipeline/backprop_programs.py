@@ -46,24 +46,13 @@ def _split(micro_batches: int, message: Any, labels: Any, _: jax.Array) -> tuple
 
 
 def _parts(states: Sequence[StageState]) -> Parts:
-    return (
-        tuple(state.params for state in states),
-        tuple(state.rest for state in states),
-        tuple(state.opt_state for state in states),
-        tuple(state.totals for state in states),
-    )
+    params, rest, opt_state, totals = zip(*((s.params, s.rest, s.opt_state, s.totals) for s in states), strict=True)
+    return params, rest, opt_state, totals
 
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """A group's backward passes and update: pure functions of what is settled once.
-
-    Attributes:
-      stages: of the group.
-      first: whether there is no group before it.
-      last: whether it has the classifier.
-      settings: of the step.
-    """
+    """A group's backward passes and update: pure functions of what is settled once; the last one has the classifier."""
 
     stages: tuple[Stage, ...]
     first: bool

@@ -33,14 +33,7 @@ def flag_of(group: Group) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """How a training step is made.
-
-    Attributes:
-      optimizer: Optax optimizer; each stage has a state of its own.
-      skip_non_finite: leave out updates by bad numbers.
-      micro_batches: for backpropagation: number of parts of a batch; it and the sub-meshes must divide the batch.
-      remat: for backpropagation: compute activations again in the backward pass instead of keeping them.
-    """
+    """How a training step is made, by arguments of :class:`scpl_jax.Pipeline`."""
 
     optimizer: optax.GradientTransformation
     skip_non_finite: bool = True

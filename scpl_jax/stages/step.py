@@ -42,18 +42,14 @@ class StageState:
 
 def zero_totals(stage: Stage) -> dict[str, jax.Array]:
     """The running sums at the start of an epoch."""
+    module: StageModule = nnx.merge(stage.train_graph, stage.params, stage.rest, copy=True)
+    has_classifier = module.classifier is not None
     totals = {"batches": jnp.int32(0), "skipped": jnp.int32(0)}
-    if not stage.end_to_end or has_classifier(stage):
+    if not stage.end_to_end or has_classifier:
         totals["loss"] = jnp.float32(0)
-    if has_classifier(stage):
+    if has_classifier:
         totals |= {"classifier_loss": jnp.float32(0), "correct": jnp.int32(0), "examples": jnp.int32(0)}
     return totals
-
-
-def has_classifier(stage: Stage) -> bool:
-    """Whether the stage holds the network's classifier."""
-    module: StageModule = nnx.merge(stage.train_graph, stage.params, stage.rest, copy=True)
-    return module.classifier is not None
 
 
 def initial_state(stage: Stage, optimizer: optax.GradientTransformation) -> StageState:
