@@ -46,8 +46,7 @@ class _Pass:
         self._prepare: Program | None = None
         message = abstract(images, batch_sharding(groups[0].mesh))
         if prepare is not None:
-            function = functools.partial(_tuple_of, prepare)
-            self._prepare, (message,) = builder.add(function, groups[0].mesh, (message,), (True,))
+            self._prepare, (message,) = builder.add(lambda x: (prepare(x),), groups[0].mesh, (message,), (True,))
         for group in groups:
             arguments = (_shapes(states, group), abstract(message, batch_sharding(group.mesh)))
             step = functools.partial(run, group.stages)
@@ -90,7 +89,7 @@ class EvaluationPrograms:
         prepare: Prepare | None,
         rules: Sequence[StopRule] = (),
     ) -> None:
-        self._groups, self._rules = groups, tuple(rules)
+        self._groups = groups
         objective = groups[0].stages[0].objective
         builder = Builder()
         self._forward = _Pass(builder, groups, states, images, prepare, _forward, batched=True)
@@ -102,13 +101,12 @@ class EvaluationPrograms:
             outputs = self._add_way_back(builder, states, found)
         self.mesh: Mesh = groups[0 if objective.comes_back else -1].mesh
         self._count: Program | None = None
-        self._classes = 0
         if outputs:
             logits = abstract(outputs, batch_sharding(self.mesh))
             labels = jax.ShapeDtypeStruct(logits[0].shape[:1], jnp.int32, sharding=batch_sharding(self.mesh))
-            self._classes = logits[0].shape[-1]
+            self._zero = functools.partial(zero, len(self.exits), len(rules), logits[0].shape[-1])
             total = abstract(self._zero(), replicated(self.mesh))
-            function = functools.partial(_count, self._rules, objective)
+            function = functools.partial(_count, tuple(rules), objective)
             self._count, _ = builder.add(function, self.mesh, (total, logits, labels), (False,))
         builder.compile()
 
@@ -136,9 +134,6 @@ class EvaluationPrograms:
     def zero(self) -> Any:
         """The sums before the first batch, on their devices."""
         return to_devices(self._zero(), replicated(self.mesh))
-
-    def _zero(self) -> Any:
-        return zero(len(self.exits), len(self._rules), self._classes)
 
     def count(self, total: Any, exits: Sequence[jax.Array], labels: Any) -> Any:
         """Add a batch to :meth:`zero`; labels int32 on ``mesh``, -1 for an example to leave out."""
@@ -172,10 +167,6 @@ def _values(states: States, group: Group) -> list[tuple[Any, Any]]:
 
 def _shapes(states: States, group: Group) -> Any:
     return abstract(_values(states, group), replicated(group.mesh))
-
-
-def _tuple_of(function: Callable[[Any], Any], images: Any) -> tuple[Any]:
-    return (function(images),)
 
 
 def _count(rules: tuple[StopRule, ...], objective: Objective, total: Any, exits: Any, labels: jax.Array) -> tuple[Any]:
