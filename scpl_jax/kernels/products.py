@@ -40,7 +40,7 @@ def _dense_bwd(precision: Any, saved: Any, cotangent: jax.Array) -> Any:
 _dense.defvjp(lambda x, kernel, precision: (_dense(x, kernel, precision), (x, kernel)), _dense_bwd)
 
 
-def _gradient_of_inputs(cotangent: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+def _gradient_of_inputs(cotangent: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
     """``cotangent @ kernel.T`` by oneDNN, of a cotangent (..., F) and a kernel (D, F): (..., D), all float32."""
 
     def by_onednn(g: jax.Array, w: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ class BiLSTM(nnx.Module):
         there are 0. False as in the released PyTorch code, where padding counts like words.
       summary: "mean" of the two directions' final h, as in SCPL, or their "sum", as in associated learning.
       dropout: share of the outputs that training sets to 0.
-      rngs, dtype, library: see :class:`scpl_jax.models.LayerOptions`.
+      rngs, dtype, library: see :class:`scpl_jax.models.LayerOptions`; without ``dtype`` that of the input counts.
 
     Raises:
       ValueError: unknown ``summary``, or no library of this name, or not here.

@@ -26,7 +26,6 @@ class Exit(Protocol):
 
     def logits(self, features: Any) -> jax.Array:
         """Features (N, ...) to (N, classes)."""
-        ...
 
 
 class Objective(abc.ABC):

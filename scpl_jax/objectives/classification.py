@@ -28,7 +28,6 @@ class CrossEntropy(Objective):
 
     def build(self, features: Any, *, rngs: nnx.Rngs) -> None:
         """Nothing to build: the classifier is one of the network's blocks."""
-        return
 
 
 class LocalClassification(nnx.Module):
