@@ -19,9 +19,10 @@ import optax
 from flax import nnx
 
 from scpl_jax.kernels.norm import move_averages
+from scpl_jax.losses import cross_entropy
 from scpl_jax.losses.labels import indices_on_device, is_kept, is_outside
 from scpl_jax.stages.decouple import Stage, StageModule
-from scpl_jax.stages.step import StageState, apply_gradient, classifier_metrics
+from scpl_jax.stages.step import StageState, apply_gradient
 from scpl_jax.stages.variables import check_kept, floating_leaves, split
 
 Group = Sequence[Stage]
@@ -93,8 +94,10 @@ def _blocks(
             message = block(message)
         if module.classifier is not None and labels is not None:
             logits = module.classifier(message)
-            metrics = classifier_metrics(logits, labels)
-            message = metrics["loss"] = metrics["classifier_loss"]
+            message = metrics["loss"] = metrics["classifier_loss"] = cross_entropy(logits, labels)
+            kept = is_kept(labels)
+            metrics["correct"] = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & kept)
+            metrics["examples"] = jnp.sum(kept, dtype=jnp.int32)
             metrics["bad_labels"] = jnp.sum(is_outside(labels, logits.shape[-1]), dtype=jnp.int32)
         moments.append(_merge_moments(old, norms, carry.count + 1))
         rests.append(split(module)[2])

@@ -85,7 +85,7 @@ def stage_loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.A
     """
     module: StageModule = nnx.merge(stage.train_graph, params, rest, copy=True)
     labels = indices_on_device(labels)
-    outside = is_outside(labels, stage.classes)
+    outside, kept = is_outside(labels, stage.classes), is_kept(labels)
     total = jnp.float32(0)
     metrics: dict[str, jax.Array] = {"bad_labels": jnp.sum(outside, dtype=jnp.int32)}
     first = not isinstance(message, Accompanied)
@@ -98,21 +98,13 @@ def stage_loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.A
     if module.classifier is not None:
         through = stage.objective.classifier_gradient
         logits = module.classifier(features if through else jax.lax.stop_gradient(features))
-        metrics |= classifier_metrics(logits, labels)
+        metrics["classifier_loss"] = cross_entropy(logits, labels)
+        metrics["correct"] = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & kept)
+        metrics["examples"] = jnp.sum(kept, dtype=jnp.int32)
         total = total + metrics["classifier_loss"]
         metrics.setdefault("loss", metrics["classifier_loss"])
     _, _, rest = split(module)
     return total, (features if companion is None else Accompanied(features, companion), rest, metrics)
-
-
-def classifier_metrics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """``classifier_loss``, ``correct`` and ``examples`` as for :func:`gradients`, of logits (N, classes)."""
-    kept = is_kept(labels)
-    return {
-        "classifier_loss": cross_entropy(logits, labels),
-        "correct": jnp.sum((jnp.argmax(logits, axis=-1) == labels) & kept),
-        "examples": jnp.sum(kept, dtype=jnp.int32),
-    }
 
 
 def gradients(
