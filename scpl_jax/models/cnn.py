@@ -1,25 +1,37 @@
 """The plain eight-layer CNN of the reference: no batch norm, no pooling, two strided convolutions."""
 
-from typing import Unpack
+import functools
+from typing import Any, Unpack
 
 import jax
 from flax import nnx
 
-from scpl_jax.models.layers import Classifier, LayerOptions, conv, scaled
+from scpl_jax.models.layers import Classifier, LayerOptions, conv, scaled, without_rngs
 
 # (channels, stride) of the eight 3 x 3 convolutions
 _LAYERS = ((32, 1), (32, 1), (32, 1), (32, 2), (64, 1), (64, 1), (64, 1), (64, 2))
 
 
 class ConvReLU(nnx.Module):
-    """3 x 3 convolution with bias, ReLU: NHWC to NHWC."""
+    """3 x 3 convolution with bias, ReLU: NHWC to NHWC.
+
+    Attributes:
+      architecture: makes others like it, for :class:`scpl_jax.objectives.Blocks`.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, **options: Unpack[LayerOptions]):
         self.conv = conv(in_channels, out_channels, 3, stride=stride, use_bias=True, **options)
+        self.architecture = functools.partial(_another, out_channels, stride, without_rngs(options))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(B, H, W, C) to (B, ceil(H / stride), ceil(W / stride), F)."""
         return jax.nn.relu(self.conv(images))
+
+
+def _another(
+    out_channels: int, stride: int, options: dict[str, Any], features: Any, *, width: float, rngs: nnx.Rngs
+) -> ConvReLU:
+    return ConvReLU(features.shape[-1], scaled(out_channels, width), stride, rngs=rngs, **options)
 
 
 def cnn(

@@ -74,6 +74,11 @@ class LayerOptions(TypedDict, total=False):
     library: str
 
 
+def without_rngs(options: LayerOptions) -> dict[str, Any]:
+    """The options of a block for others of its architecture, which have randomness of their own."""
+    return {name: value for name, value in options.items() if name != "rngs"}
+
+
 def kernel_init(name: str) -> Callable[..., jax.Array]:
     """The distribution of a kernel: ``torch`` (uniform within 1 / sqrt(fan_in)), ``lecun`` or ``he`` (normal).
 

@@ -1,5 +1,6 @@
 """Bidirectional LSTM layers that take over the final state of the layer before."""
 
+import functools
 import math
 from typing import Any
 
@@ -33,6 +34,10 @@ class BiLSTM(nnx.Module):
       summary: "mean" of the two directions' final h, as in SCPL, or their "sum", as in associated learning.
       dropout: share of the outputs that training sets to 0.
       rngs, dtype, library: see :class:`scpl_jax.models.LayerOptions`; without ``dtype`` that of the input counts.
+      takes_state: begin with the final state of the layer before, not with zeros.
+
+    Attributes:
+      architecture: makes others like it, for :class:`scpl_jax.objectives.Blocks`; they take no state of another width.
 
     Raises:
       ValueError: unknown ``summary``, or no library of this name, or not here.
@@ -49,6 +54,7 @@ class BiLSTM(nnx.Module):
         dropout: float = 0.0,
         dtype: Any = None,
         library: str = "xla",
+        takes_state: bool = True,
     ):
         if summary not in ("mean", "sum"):
             raise ValueError(f"summary must be mean or sum, got {summary!r}")
@@ -64,13 +70,16 @@ class BiLSTM(nnx.Module):
         self.recurrent_bias = drawn(2, 4 * hidden)
         self.dropout = Dropout(dropout, rngs=rngs)
         self.masked, self.summary, self.dtype, self.library = masked, summary, dtype, check_library(library)
+        self.takes_state = takes_state
+        kept = {"masked": masked, "summary": summary, "dropout": dropout, "dtype": dtype, "library": library}
+        self.architecture = functools.partial(_another, hidden, kept)
 
     def __call__(self, message: TextMessage) -> TextMessage:
         """Sequence (N, L, D) to (N, L, 2H), summary (N, H), state (2, N, H) twice."""
         x = message.sequence.astype(self.dtype or message.sequence.dtype)
         kernel, recurrent = self.kernel[...].astype(x.dtype), self.recurrent[...].astype(x.dtype)
         bias = (self.bias[...] + self.recurrent_bias[...]).astype(x.dtype)
-        if message.state is None:
+        if message.state is None or not self.takes_state:
             h = c = jnp.zeros((2, x.shape[0], recurrent.shape[1]), x.dtype)
         else:
             h, c = (part.astype(x.dtype) for part in message.state)
@@ -89,6 +98,12 @@ class BiLSTM(nnx.Module):
         h, c = (jnp.stack(both) for both in zip(last, first, strict=True))
         summary = h[0] + h[1] if self.summary == "sum" else (h[0] + h[1]) / 2
         return TextMessage(self.dropout(sequence), message.mask, summary, (h, c))
+
+
+def _another(hidden: int, options: dict[str, Any], message: Any, *, width: float, rngs: nnx.Rngs) -> BiLSTM:
+    size = scaled(hidden, width)
+    takes_state = message.state is not None and message.state[0].shape[-1] == size
+    return BiLSTM(message.sequence.shape[-1], size, takes_state=takes_state, rngs=rngs, **options)
 
 
 def lstm(

@@ -1,11 +1,12 @@
 """ResNets with CIFAR stem as lists of blocks: the stem, one block per residual unit, the classifier."""
 
+import functools
 from typing import Any, Literal, Unpack
 
 import jax
 from flax import nnx
 
-from scpl_jax.models.layers import Classifier, LayerOptions, batch_norm, conv, scaled
+from scpl_jax.models.layers import Classifier, LayerOptions, batch_norm, conv, scaled, without_rngs
 
 Shortcut = Literal["1x1", "3x3"]
 
@@ -38,6 +39,9 @@ class Residual(nnx.Module):
       stride: 1 or 2.
       expansion: output channels / width; 1 for a basic unit, 4 for a bottleneck.
       shortcut: kernel of the convolution on the shortcut where shape or channels change: "1x1" or "3x3".
+
+    Attributes:
+      architecture: makes others like it, for :class:`scpl_jax.objectives.Blocks`.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class Residual(nnx.Module):
             size = 1 if shortcut == "1x1" else 3
             own = [conv(in_channels, out_channels, size, stride=stride, **options), batch_norm(out_channels, **of_norm)]
         self.shortcut = nnx.List(own)
+        shape = {"kernels": kernels, "stride": stride, "expansion": expansion, "shortcut": shortcut}
+        self.architecture = functools.partial(_another, width, {**shape, **without_rngs(options)})
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(B, H, W, C) to (B, ceil(H / stride), ceil(W / stride), width * expansion)."""
@@ -80,6 +86,10 @@ class Residual(nnx.Module):
         for layer in self.shortcut:
             shortcut = layer(shortcut)
         return _activation(x + shortcut)
+
+
+def _another(inner: int, options: dict[str, Any], features: Any, *, width: float, rngs: nnx.Rngs) -> Residual:
+    return Residual(features.shape[-1], scaled(inner, width), rngs=rngs, **options)
 
 
 def resnet(

@@ -1,5 +1,6 @@
 """Pre-norm Transformer encoder layers with a padding mask."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Unpack
@@ -89,6 +90,9 @@ class Encoder(nnx.Module):
       norm: builds a layer norm from (size, rngs=).
       dropout: share of the values that training sets to 0.
       rngs: source of randomness.
+
+    Attributes:
+      architecture: makes others like it, for :class:`scpl_jax.objectives.Blocks`; their D is that of what they read.
     """
 
     def __init__(
@@ -106,6 +110,8 @@ class Encoder(nnx.Module):
         common: dict[str, Any] = {"norm": norm, "dropout": dropout, "rngs": rngs, **options}
         self.layers = nnx.List([EncoderLayer(size, heads, hidden, **common) for _ in range(layers)])
         self.norm = norm(size, rngs=rngs)
+        kept = {"layers": layers, "norm": norm, "dropout": dropout, **options}
+        self.architecture = functools.partial(_another, heads, hidden, kept)
 
     def __call__(self, message: TextMessage) -> TextMessage:
         """Sequence and summary of D to the same."""
@@ -114,6 +120,12 @@ class Encoder(nnx.Module):
             x = layer(x, message.mask)
         x = self.norm(x).astype(x.dtype)
         return TextMessage(x, message.mask, masked_mean(x, message.mask))
+
+
+def _another(
+    heads: int, hidden: int, options: dict[str, Any], message: Any, *, width: float, rngs: nnx.Rngs
+) -> Encoder:
+    return Encoder(message.sequence.shape[-1], heads, scaled(hidden, width), rngs=rngs, **options)
 
 
 def transformer(

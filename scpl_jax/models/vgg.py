@@ -1,29 +1,43 @@
 """VGG as a list of blocks: convolution, batch norm, ReLU, where due a 2 x 2 max pool."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, Unpack
 
 import jax
 from flax import nnx
 
-from scpl_jax.models.layers import Classifier, LayerOptions, batch_norm, conv, scaled
+from scpl_jax.models.layers import Classifier, LayerOptions, batch_norm, conv, scaled, without_rngs
 
 VGG8_LAYERS: tuple[int | Literal["M"], ...] = (128, 256, "M", 256, 512, "M", 512, "M", 512, "M")
 
 
 class VGGBlock(nnx.Module):
-    """3 x 3 convolution without bias, batch norm, ReLU, and a 2 x 2 max pool if ``pool``: NHWC to NHWC."""
+    """3 x 3 convolution without bias, batch norm, ReLU, and a 2 x 2 max pool if ``pool``: NHWC to NHWC.
+
+    Attributes:
+      architecture: makes others like it, for :class:`scpl_jax.objectives.Blocks`.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, pool: bool, **options: Unpack[LayerOptions]):
         self.conv = conv(in_channels, out_channels, 3, **options)
         self.norm = batch_norm(out_channels, rngs=options["rngs"], dtype=options.get("dtype"))
         self.pool = pool
+        self.architecture = functools.partial(_another, out_channels, pool, without_rngs(options))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(B, H, W, C) to (B, H', W', F); H' = H // 2 with the pool, H without."""
         x = self.conv(images)
         # A ReLU keeps the order of values, so it may come behind the pool, where there are fewer of them.
         return jax.nn.relu(self.norm.and_max_pool(x) if self.pool else self.norm(x))
+
+
+def _another(
+    out_channels: int, pool: bool, options: dict[str, Any], features: Any, *, width: float, rngs: nnx.Rngs
+) -> VGGBlock:
+    # An image of one pixel can't be pooled.
+    pool = pool and min(features.shape[1:3]) > 1
+    return VGGBlock(features.shape[-1], scaled(out_channels, width), pool=pool, rngs=rngs, **options)
 
 
 def vgg(

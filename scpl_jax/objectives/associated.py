@@ -130,7 +130,7 @@ class Associated(Objective):
       >>> import jax, jax.numpy as jnp
       >>> features, code = jax.ShapeDtypeStruct((8, 4, 4, 3), jnp.float32), jax.ShapeDtypeStruct((8, 5), jnp.float32)
       >>> loss = Associated(5, code=16, hidden=32).build(features, companion=code, rngs=nnx.Rngs(0))
-      >>> value, code = loss(jnp.ones((8, 4, 4, 3)), Associated(5).accompany(jnp.arange(8) % 5))
+      >>> value, code = loss(jnp.ones((8, 4, 4, 3)), Associated(5).accompany(None, jnp.arange(8) % 5))
       >>> value.shape, code.shape, loss.decode(loss.predict_code(jnp.ones((8, 4, 4, 3)))).shape
       ((), (8, 16), (8, 5))
     """
@@ -155,7 +155,7 @@ class Associated(Objective):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
-    def accompany(self, labels: jax.Array) -> jax.Array:
+    def accompany(self, message: Any, labels: jax.Array) -> jax.Array:
         """Labels (N,) to the code that accompanies the network's input: one-hot, (N, classes), float32; -1: zeros."""
         return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32)
 

@@ -1,7 +1,7 @@
 """What every objective has."""
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -18,6 +18,23 @@ class Accompanied(NamedTuple):
 
     features: Any
     companion: Any
+
+
+class Place(NamedTuple):
+    """Where a stage is in its network.
+
+    Attributes:
+      stage: its number, from 0.
+      num_stages: number of stages.
+      later: how blocks like those behind it, classifier not counted, are made: their attribute ``architecture``, see
+        :class:`scpl_jax.objectives.Blocks`; None of a block that has none.
+      input: shapes and dtypes of the network's input.
+    """
+
+    stage: int
+    num_stages: int
+    later: tuple[Callable[..., nnx.Module] | None, ...] = ()
+    input: Any = None
 
 
 @runtime_checkable
@@ -76,10 +93,23 @@ class Objective(abc.ABC):
           ValueError: the objective can't use such features.
         """
 
+    def at(self, place: Place) -> "Objective":
+        """This objective as that of a stage at a place; it is the same everywhere unless it says otherwise."""
+        return self
+
+    def seen(self, features: Any) -> Any:
+        """The part of what a stage's blocks return that its local loss gets: the ``summary`` of a message that has one."""
+        return summary_of(features)
+
     # What follows is for rules that send something along with the messages, as associated learning does.
 
-    def accompany(self, labels: jax.Array) -> Any:
-        """What the network's first stage adds to its message, of labels (N,) int32: a pytree of arrays, or None."""
+    def accompany(self, message: Any, labels: jax.Array) -> Any:
+        """What the network's first stage adds to its message: a pytree of arrays, or None.
+
+        Args:
+          message: the network's input.
+          labels: (N,), int32.
+        """
         return None
 
     def local_loss(self, module: Any, features: Any, labels: jax.Array, companion: Any) -> tuple[jax.Array, Any]:

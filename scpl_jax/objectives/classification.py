@@ -9,6 +9,7 @@ from flax import nnx
 from scpl_jax.losses import cross_entropy
 from scpl_jax.objectives.base import Objective, check_classes, one_array
 from scpl_jax.objectives.heads import ProjectionHead
+from scpl_jax.objectives.local import LocalObjective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class LocalClassification(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalClassifier(Objective):
+class LocalClassifier(LocalObjective):
     """Cross-entropy of a classifier of the stage's own: early exit.
 
     Pooling, then a linear layer or several, as in :class:`~scpl_jax.objectives.ProjectionHead`.
@@ -57,6 +58,7 @@ class LocalClassifier(Objective):
       hidden: sizes of hidden layers; none for a linear classifier.
       pool: average a feature map down to this side first; 0 for none.
       detach: train only the classifier: none of its gradient reaches the stage's blocks.
+      aux, classifier_gradient: as for :class:`~scpl_jax.objectives.LocalObjective`.
       init, dtype: see :class:`scpl_jax.models.LayerOptions`. The loss is at least float32.
 
     Raises:
@@ -77,11 +79,12 @@ class LocalClassifier(Objective):
     dtype: Any = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_classes(self.num_classes)
         if min((*self.hidden, 1)) < 1 or self.pool < 0:
             raise ValueError(f"hidden sizes must be at least 1 and pool at least 0, got {self.hidden}, {self.pool}")
 
-    def build(self, features: Any, *, rngs: nnx.Rngs) -> LocalClassification:
+    def build_loss(self, features: Any, *, rngs: nnx.Rngs) -> LocalClassification:
         """The classifier for features of this shape, with its loss."""
         shape, dims = one_array(features, "LocalClassifier").shape[1:], (*self.hidden, self.num_classes)
         kind = "mlp" if self.hidden else "linear"

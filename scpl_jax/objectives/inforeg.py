@@ -8,8 +8,9 @@ from flax import nnx
 
 from scpl_jax.losses import cross_entropy, information_regularisation
 from scpl_jax.models.layers import batch_norm, linear
-from scpl_jax.objectives.base import Objective, check_classes, one_array
+from scpl_jax.objectives.base import check_classes, one_array
 from scpl_jax.objectives.heads import ProjectionHead
+from scpl_jax.objectives.local import LocalObjective
 
 
 class InfoRegLoss(nnx.Module):
@@ -38,7 +39,7 @@ class InfoRegLoss(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class InfoReg(Objective):
+class InfoReg(LocalObjective):
     """Variance, invariance to the label and covariance of the projected features (DeInfoReg).
 
     A classifier (batch norm, ReLU, linear) reads the head's output; its gradient, weighted by ``classifier_weight``,
@@ -49,6 +50,7 @@ class InfoReg(Objective):
       dims: layer sizes of the head, linear with batch norm and ReLU between them; two or more.
       pool: average a feature map down to this side before the head; 0 for none.
       classifier_weight: of the classifier's cross-entropy.
+      aux, classifier_gradient: as for :class:`~scpl_jax.objectives.LocalObjective`.
       init, dtype: see :class:`scpl_jax.models.LayerOptions`. The losses are at least float32.
 
     Raises:
@@ -69,11 +71,12 @@ class InfoReg(Objective):
     dtype: Any = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_classes(self.num_classes)
         if self.classifier_weight < 0:
             raise ValueError(f"classifier_weight must be at least 0, got {self.classifier_weight}")
 
-    def build(self, features: Any, *, rngs: nnx.Rngs) -> InfoRegLoss:
+    def build_loss(self, features: Any, *, rngs: nnx.Rngs) -> InfoRegLoss:
         """Head and classifier for features of this shape, with their losses."""
         common: dict[str, Any] = {"rngs": rngs, "init": self.init, "dtype": self.dtype}
         shape = one_array(features, "InfoReg").shape[1:]

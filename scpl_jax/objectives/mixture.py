@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.objectives.base import Exit, Objective, classes_of, common_classes
+from scpl_jax.objectives.base import Exit, Objective, Place, classes_of, common_classes, summary_of
+from scpl_jax.objectives.local import LocalObjective, ReadThrough
 
 
 class MixedLoss(nnx.Module):
@@ -22,7 +23,7 @@ class MixedLoss(nnx.Module):
         """Features and labels (N,) to a scalar."""
         total = jnp.float32(0)
         for weight, loss in zip(self.weights, self.losses, strict=True):
-            total = total + weight * loss(features, labels)
+            total = total + weight * loss(_given(loss, features), labels)
         return total
 
 
@@ -31,16 +32,22 @@ class MixedExit(MixedLoss):
 
     def logits(self, features: Any) -> jax.Array:
         """Features to (N, classes)."""
-        return next(loss for loss in self.losses if isinstance(loss, Exit)).logits(features)
+        exit_ = next(loss for loss in self.losses if isinstance(loss, Exit))
+        return exit_.logits(_given(exit_, features))
+
+
+def _given(loss: nnx.Module, features: Any) -> Any:
+    return features if isinstance(loss, ReadThrough) else summary_of(features)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture(Objective):
+class Mixture(LocalObjective):
     """A weighted sum of local objectives, each with a head of its own on the same features.
 
     Args:
       terms: pairs of a weight, greater than 0, and an objective with a local loss.
-      classifier_gradient: let the network's classifier's gradient into the last stage.
+      aux: an auxiliary network that all terms share; a term may have one of its own, which then reads what this one
+        returns. Otherwise as for :class:`~scpl_jax.objectives.LocalObjective`, and ``classifier_gradient``, too.
 
     Raises:
       ValueError: no term, a weight that is not a number greater than 0, or an objective without a local loss, at
@@ -56,9 +63,9 @@ class Mixture(Objective):
     """
 
     terms: tuple[tuple[float, Objective], ...]
-    classifier_gradient: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.terms:
             raise ValueError("a mixture needs at least one term")
         for weight, objective in self.terms:
@@ -75,9 +82,19 @@ class Mixture(Objective):
         """That of the terms that know it; None where no term does."""
         return common_classes(classes_of(objective) for _, objective in self.terms)
 
-    def build(self, features: Any, *, rngs: nnx.Rngs) -> MixedLoss:
+    def at(self, place: Place) -> "Mixture":
+        """The mixture with the auxiliary networks, its own and those of the terms, of a stage at this place."""
+        terms = tuple((weight, objective.at(place)) for weight, objective in self.terms)
+        return dataclasses.replace(super().at(place), terms=terms)
+
+    def seen(self, features: Any) -> Any:
+        """All of a message where there is an auxiliary network, else its summary."""
+        whole = self.aux is not None or any(getattr(one, "aux", None) is not None for _, one in self.terms)
+        return features if whole else summary_of(features)
+
+    def build_loss(self, features: Any, *, rngs: nnx.Rngs) -> MixedLoss:
         """The losses of all terms for features of this shape."""
-        losses = [objective.build(features, rngs=rngs) for _, objective in self.terms]
+        losses = [objective.build(objective.seen(features), rngs=rngs) for _, objective in self.terms]
         modules = [loss for loss in losses if loss is not None]
         kind = MixedExit if any(isinstance(loss, Exit) for loss in modules) else MixedLoss
         return kind(tuple(weight for weight, _ in self.terms), modules)

@@ -8,8 +8,9 @@ from flax import nnx
 
 from scpl_jax.losses import cross_entropy, similarity_matching, spatial_deviation
 from scpl_jax.models.layers import conv, linear
-from scpl_jax.objectives.base import Objective, check_classes, one_array
+from scpl_jax.objectives.base import check_classes, one_array
 from scpl_jax.objectives.heads import ProjectionHead
+from scpl_jax.objectives.local import LocalObjective
 
 
 class PredSimLoss(nnx.Module):
@@ -35,7 +36,7 @@ class PredSimLoss(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class PredSim(Objective):
+class PredSim(LocalObjective):
     """Weighted sum of a local classifier's cross-entropy and of similarity matching (arXiv 1901.06656).
 
     Similarity is matched behind a 3 x 3 convolution without bias (a linear layer, where the features are no feature
@@ -45,6 +46,7 @@ class PredSim(Objective):
       num_classes: number of classes, at least 1.
       weights: of prediction and of similarity matching.
       pool: average a feature map down to this side, or these (height, width), before the classifier; 0 for none.
+      aux, classifier_gradient: as for :class:`~scpl_jax.objectives.LocalObjective`.
       init, dtype: see :class:`scpl_jax.models.LayerOptions`. The losses are at least float32.
 
     Raises:
@@ -64,11 +66,12 @@ class PredSim(Objective):
     dtype: Any = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_classes(self.num_classes)
         if min(self.weights) < 0:
             raise ValueError(f"weights must be at least 0, got {self.weights}")
 
-    def build(self, features: Any, *, rngs: nnx.Rngs) -> PredSimLoss:
+    def build_loss(self, features: Any, *, rngs: nnx.Rngs) -> PredSimLoss:
         """Classifier and matched layer for features of this shape, with their losses."""
         shape = one_array(features, "PredSim").shape[1:]
         common: dict[str, Any] = {"rngs": rngs, "init": self.init, "dtype": self.dtype}

@@ -7,8 +7,9 @@ import jax
 from flax import nnx
 
 from scpl_jax.losses import supervised_contrastive
-from scpl_jax.objectives.base import Objective, one_array
+from scpl_jax.objectives.base import one_array
 from scpl_jax.objectives.heads import ProjectionHead, check_head
+from scpl_jax.objectives.local import LocalObjective
 
 
 class SupConLoss(nnx.Module):
@@ -25,7 +26,7 @@ class SupConLoss(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class SupCon(Objective):
+class SupCon(LocalObjective):
     """Supervised contrastive local loss: the objective of SCPL (arXiv 2602.00062).
 
     Args:
@@ -34,7 +35,7 @@ class SupCon(Objective):
       head_dims: its layer sizes; None for the kind's own, 512 and 1024.
       head_pool: average a feature map down to this side before the head; 0 for none, as in the paper.
       count_anchor: the loss of the released code, see :func:`scpl_jax.losses.supervised_contrastive`.
-      classifier_gradient: let the classifier's gradient into the last stage (the paper does not).
+      aux, classifier_gradient: as for :class:`~scpl_jax.objectives.LocalObjective`; the paper has neither.
       init, dtype: of the head, see :class:`scpl_jax.models.LayerOptions`. The loss is at least float32.
 
     Raises:
@@ -53,16 +54,16 @@ class SupCon(Objective):
     head_dims: tuple[int, ...] | None = None
     head_pool: int = 0
     count_anchor: bool = False
-    classifier_gradient: bool = False
     init: str = "torch"
     dtype: Any = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.temperature > 0:
             raise ValueError(f"temperature must be greater than 0, got {self.temperature}; 0.1 is the usual value")
         check_head(self.head, self.head_dims, self.head_pool)
 
-    def build(self, features: Any, *, rngs: nnx.Rngs) -> SupConLoss:
+    def build_loss(self, features: Any, *, rngs: nnx.Rngs) -> SupConLoss:
         """The head for features of this shape, with its loss."""
         shape, of_head = one_array(features, "SupCon").shape[1:], (self.head, self.head_dims, self.head_pool)
         head = ProjectionHead(shape, *of_head, rngs=rngs, init=self.init, dtype=self.dtype)

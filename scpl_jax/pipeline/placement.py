@@ -102,7 +102,7 @@ def place(costs: Sequence[float], meshes: Sequence[Mesh]) -> tuple[Mesh, ...]:
     if not meshes:
         raise ValueError("a pipeline needs at least one device, got none")
     used = min(len(costs), len(meshes))
-    cut = balanced_cut(lambda start, stop: sum(costs[start:stop]), len(costs), used)
+    cut = balanced_cut(lambda _, start, stop: sum(costs[start:stop]), len(costs), used)
     bounds = (0, *cut, len(costs))
     for before, behind in itertools.pairwise(meshes[:used]):
         check_transfer(before, behind)

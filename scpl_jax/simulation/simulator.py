@@ -127,7 +127,7 @@ def simulate(
         stages = [dataclasses.replace(stage, local=0.0, local_state_bytes=0.0) for stage in stages]
     work = [stage.forward + stage.backward + stage.local + stage.update for stage in stages]
     # the rule of scpl_jax.pipeline.place
-    cut = balanced_cut(lambda start, stop: sum(work[start:stop]), len(work), min(len(work), devices))
+    cut = balanced_cut(lambda _, start, stop: sum(work[start:stop]), len(work), min(len(work), devices))
     bounds = (0, *cut, len(stages))
     parts = [stages[start:stop] for start, stop in itertools.pairwise(bounds)]
     if local:

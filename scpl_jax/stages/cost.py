@@ -197,7 +197,7 @@ def build_loss(objective: Objective, features: Any, rngs: nnx.Rngs, companion: A
     ``companion`` is what comes along from the stage before, shapes and dtypes; None: nothing, or there is none before.
     """
     extra: dict[str, Any] = {} if companion is None else {"companion": companion}
-    return objective.build(summary_of(features), rngs=rngs, **extra)
+    return objective.build(objective.seen(features), rngs=rngs, **extra)
 
 
 class Prices:
@@ -229,17 +229,18 @@ class Prices:
         self._blocks = [self._cost_of(block, x) for block, x in zip(blocks, inputs[:-1], strict=True)]
         # Its input is detached or not; the difference is one product of many.
         self._classifier = 0.0 if classifier is None else self._cost_of(classifier, inputs[-1]).training()
-        self._losses: dict[tuple[int, int], float] = {}
+        self._losses: dict[tuple[int, int, Objective], float] = {}
 
     def of_loss(self, stop: int, objective: Objective, index: int, companion: Any) -> float:
         """A training step of the local loss behind block ``stop`` - 1, as that of stage ``index``."""
-        if (stop, index) not in self._losses:
-            features = summary_of(self._inputs[stop])
+        key = (stop, 0 if companion is None else index, objective)
+        if key not in self._losses:
+            features = objective.seen(self._inputs[stop])
             loss = build_loss(objective, features, nnx.Rngs(0), companion if index else None)
             given = (features, self.labels, companion)
             cost = 0.0 if loss is None else self._cost_of(loss, *given, call=objective.local_loss).training()
-            self._losses[stop, index] = cost
-        return self._losses[stop, index]
+            self._losses[key] = cost
+        return self._losses[key]
 
     def of_stage(self, start: int, stop: int, objective: Objective, index: int, companion: Any) -> float:
         """A training step of the stage with the blocks from ``start`` to ``stop`` - 1, local loss included."""

@@ -51,11 +51,11 @@ def even_cut(num_blocks: int, num_stages: int) -> tuple[int, ...]:
     return tuple(stage * size + min(stage, extra) for stage in range(1, num_stages))
 
 
-def balanced_cut(cost: Callable[[int, int], float], num_blocks: int, num_stages: int) -> tuple[int, ...]:
+def balanced_cut(cost: Callable[[int, int, int], float], num_blocks: int, num_stages: int) -> tuple[int, ...]:
     """The cut whose most expensive stage is as cheap as possible; of several, the first in lexical order.
 
     Args:
-      cost: cost(start, stop) of a stage of blocks start to stop - 1, local loss included, in any unit.
+      cost: cost(stage, start, stop) of a stage of blocks start to stop - 1, local loss included, in any unit.
       num_blocks: number of blocks.
       num_stages: number of stages.
 
@@ -64,7 +64,7 @@ def balanced_cut(cost: Callable[[int, int], float], num_blocks: int, num_stages:
 
     Example:
       >>> weights = [1.0, 5.0, 1.0, 1.0]
-      >>> balanced_cut(lambda start, stop: sum(weights[start:stop]), 4, 2)
+      >>> balanced_cut(lambda stage, start, stop: sum(weights[start:stop]), 4, 2)
       (2,)
     """
     check_num_stages(num_stages, num_blocks)
@@ -72,12 +72,13 @@ def balanced_cut(cost: Callable[[int, int], float], num_blocks: int, num_stages:
     @functools.cache
     def best(start: int, stages: int) -> tuple[float, tuple[int, ...]]:
         """(cost of the dearest stage, cut) for the blocks from ``start`` on."""
+        stage = num_stages - stages
         if stages == 1:
-            return cost(start, num_blocks), ()
+            return cost(stage, start, num_blocks), ()
         choices = []
         for stop in range(start + 1, num_blocks - stages + 2):
             rest, cut = best(stop, stages - 1)
-            choices.append((max(cost(start, stop), rest), (stop, *cut)))
+            choices.append((max(cost(stage, start, stop), rest), (stop, *cut)))
         return min(choices)
 
     return best(0, num_stages)[1]

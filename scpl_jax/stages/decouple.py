@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from scpl_jax.objectives import Objective
-from scpl_jax.objectives.base import Accompanied, classes_of, common_classes, summary_of
+from scpl_jax.objectives.base import Accompanied, Place, classes_of, common_classes
 from scpl_jax.stages.cost import Prices, build_loss
 from scpl_jax.stages.cuts import balanced_cut, check_cut, check_num_stages, even_cut
 from scpl_jax.stages.first_call import output_of
@@ -161,29 +161,34 @@ def decouple(
     objectives, end_to_end = _checked(blocks, last, num_stages, objective, costs)
     inputs, classes = _traced(blocks, last, objectives, example)
     prices = Prices(blocks, last, inputs, end_to_end=end_to_end, measured=costs == "measured")
-    companion = jax.eval_shape(objectives[0].accompany, prices.labels)
+    companion = jax.eval_shape(objectives[0].accompany, inputs[0], prices.labels)
+    architectures = tuple(getattr(block, "architecture", None) for block in blocks)
 
-    def price(start: int, stop: int) -> float:
-        # While a cut is sought, the number of a stage is not known: objectives are then taken to cost like the first.
-        return prices.of_stage(start, stop, objectives[0], 0, companion)
+    def at(index: int, stop: int) -> Objective:
+        return objectives[index].at(Place(index, num_stages, architectures[stop:], inputs[0]))
+
+    def price(index: int, start: int, stop: int) -> float:
+        # What comes along to a stage depends on the cut before it: all stages are then taken to cost like the first.
+        index = index if companion is None else 0
+        return prices.of_stage(start, stop, at(index, stop), index, companion)
 
     bounds = (0, *_positions(cut, price, len(blocks), num_stages), len(blocks))
     modules, descriptions = [], []
     for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        given = objectives[index], index, companion
+        objective = at(index, stop)
+        given = objective, index, companion
         about = {
             "blocks": (start, stop),
-            "objective": objectives[index],
+            "objective": objective,
             "example": inputs[start] if index == 0 or companion is None else Accompanied(inputs[start], companion),
             "cost": prices.of_stage(start, stop, *given),
             "loss_cost": prices.of_loss(stop, *given),
             "message_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(inputs[stop])),
         }
-        loss = build_loss(objectives[index], inputs[stop], rngs, companion if index else None)
+        loss = build_loss(objective, inputs[stop], rngs, companion if index else None)
         if loss is not None:
-            features, minimised = summary_of(inputs[stop]), objectives[index].local_loss
-            what = f"the local loss of stage {index}"
-            _, companion = output_of(what, loss, features, prices.labels, companion, call=minimised)
+            given = objective.seen(inputs[stop]), prices.labels, companion
+            _, companion = output_of(f"the local loss of stage {index}", loss, *given, call=objective.local_loss)
         modules.append(StageModule(blocks[start:stop], loss, last if stop == len(blocks) else None))
         descriptions.append(about)
     _check_unshared(modules)
@@ -242,7 +247,7 @@ def _traced(
 
 
 def _positions(
-    cut: str | Sequence[int], price: Callable[[int, int], float], num_blocks: int, num_stages: int
+    cut: str | Sequence[int], price: Callable[[int, int, int], float], num_blocks: int, num_stages: int
 ) -> tuple[int, ...]:
     """The blocks at which stages 1, 2, ... begin."""
     if cut == "auto":

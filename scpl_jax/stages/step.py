@@ -89,10 +89,10 @@ def stage_loss(stage: Stage, params: Any, rest: Any, message: Any, labels: jax.A
     total = jnp.float32(0)
     metrics: dict[str, jax.Array] = {"bad_labels": jnp.sum(outside, dtype=jnp.int32)}
     first = not isinstance(message, Accompanied)
-    message, companion = (message, stage.objective.accompany(labels)) if first else message
+    message, companion = (message, stage.objective.accompany(message, labels)) if first else message
     features = _forward(module, message)
     if module.loss is not None:
-        own, companion = stage.objective.local_loss(module.loss, summary_of(features), labels, companion)
+        own, companion = stage.objective.local_loss(module.loss, stage.objective.seen(features), labels, companion)
         # A label that is none of the classes must not train: the update is left out like any other by bad numbers.
         metrics["loss"] = total = not_a_number_if(outside, own)
     if module.classifier is not None:
@@ -272,7 +272,7 @@ def evaluate(stage: Stage, params: Any, rest: Any, message: Any) -> tuple[Any, j
         return features, module.classifier(features)
     if module.loss is None:
         return features, None
-    return features, stage.objective.answer(module.loss, summary_of(features))
+    return features, stage.objective.answer(module.loss, stage.objective.seen(features))
 
 
 def pooled_features(features: Any, side: int) -> jax.Array:

@@ -16,7 +16,7 @@ def stage_costs(weights, cut):
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=7), st.data())
 def test_balanced_cut_is_as_good_as_the_best_of_all_cuts(weights, data):
     stages = data.draw(st.integers(1, len(weights)))
-    cut = balanced_cut(lambda a, b: sum(weights[a:b]), len(weights), stages)
+    cut = balanced_cut(lambda _, a, b: sum(weights[a:b]), len(weights), stages)
     best = min(max(stage_costs(weights, c)) for c in itertools.combinations(range(1, len(weights)), stages - 1))
     assert len(cut) == stages - 1
     assert max(stage_costs(weights, cut)) == best
