@@ -193,8 +193,9 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, ValueError):  # RunError, DataError and the library's own checks
         if not _is_user_error(error):
             return None
-        # A RunError quotes what a user gave, and names options; the others name arguments.
-        return str(error) if isinstance(error, RunError) else as_options(str(error))
+        # A command's own RunError quotes what a user gave, and names options; errors of the library name arguments.
+        own = isinstance(error, RunError) and not _raised_in(error).startswith("scpl_jax.training.")
+        return str(error) if own else as_options(str(error))
     if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):
         return f"{error.strerror}; set TMPDIR to a folder that can be written"
     if isinstance(error, RuntimeError | AssertionError):
@@ -216,12 +217,16 @@ def _leave_at_once(status: int) -> int:
 
 def _is_user_error(error: ValueError) -> bool:
     """Whether the error was raised by a check of this package and not somewhere inside a library."""
+    return _raised_in(error).startswith("scpl_jax.")
+
+
+def _raised_in(error: ValueError) -> str:
+    """The name of the module whose code raised the error; empty where nobody knows."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     if trace is None:
-        return False
+        return ""
     # A module that is the command itself is called __main__; its specification knows its name.
     names = trace.tb_frame.f_globals
-    name = getattr(names.get("__spec__"), "name", None) or names.get("__name__", "")
-    return str(name).startswith("scpl_jax.")
+    return str(getattr(names.get("__spec__"), "name", None) or names.get("__name__", ""))

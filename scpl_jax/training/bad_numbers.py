@@ -113,5 +113,5 @@ def stop_run(step: int, stage: int, dataset: Examples, seed: int, batch_size: in
     raise BadNumbersError(
         f"stage {stage} left out too many updates in a row for loss or gradient that are not finite, the last one at "
         f"step {step + 1} (epoch {epoch + 1}, batch {batch + 1}); the run is saved, {kept}; look at the data, start "
-        "again with a smaller --lr, or go on with --resume and a larger --max-skipped"
+        "again with a smaller `lr`, or go on with `resume` and a larger `max_skipped`"
     )

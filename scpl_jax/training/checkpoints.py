@@ -160,7 +160,7 @@ class CheckpointStore:
             self._tidy()
         except OSError as error:
             raise RunError(
-                f"{self._root} can't be prepared for checkpoints ({reason_of(error)}); give an --out-dir that can be "
+                f"{self._root} can't be prepared for checkpoints ({reason_of(error)}); give an `out_dir` that can be "
                 "written"
             ) from error
 
@@ -309,7 +309,7 @@ class CheckpointStore:
         if damaged:
             found = "; ".join(f"step {step}: {problem}" for step, problem in damaged)
             raise RunError(
-                f"no checkpoint in {self._root} is whole ({found}); put a whole one back, or start in a new --out-dir"
+                f"no checkpoint in {self._root} is whole ({found}); put a whole one back, or start in a new `out_dir`"
             )
         return None
 
