@@ -86,12 +86,8 @@ def layer_cosines(first: Sequence[Any], second: Sequence[Any]) -> list[dict[str,
                 name = layer_name(path)
                 products[name] = products.get(name, 0.0) + float(jnp.vdot(a[...], b[...]))
         norms = [layer_norms(tree) for tree in (one, other)]
-        found.append(
-            {
-                name: product / length if (length := float(norms[0][name]) * float(norms[1][name])) else 0.0
-                for name, product in products.items()
-            }
-        )
+        lengths = {name: float(norms[0][name]) * float(norms[1][name]) for name in products}
+        found.append({name: products[name] / length if length else 0.0 for name, length in lengths.items()})
     return found
 
 

@@ -11,21 +11,9 @@ from scpl_jax.training.run_error import RunError
 from scpl_jax.training.writing import read_json, reason_of
 
 _OPTIONAL = (NUMBER, None)
-_STAGE = {
-    "blocks": [int],
-    "devices": [str],
-    "parameters": int,
-    "share_of_cost": NUMBER,
-    "share_of_local_loss": NUMBER,
-}
+_STAGE = {"blocks": [int], "devices": [str], "parameters": int, "share_of_cost": NUMBER, "share_of_local_loss": NUMBER}
 _CONFIG = {"options": {"width?": _OPTIONAL}, "stages?": [_STAGE]}
-_LINE = {
-    "seed": int,
-    "epoch": NUMBER,
-    "train_seconds": NUMBER,
-    "test_accuracy": NUMBER,
-    "train_loss": [_OPTIONAL],
-}
+_LINE = {"seed": int, "epoch": NUMBER, "train_seconds": NUMBER, "test_accuracy": NUMBER, "train_loss": [_OPTIONAL]}
 _AT_STAGE = {"stage": int, "accuracy": NUMBER, "share": NUMBER}
 _STOP = {"confidence": _OPTIONAL, "patience": _OPTIONAL, "accuracy": NUMBER, "share": NUMBER}
 _RESULTS = {

@@ -43,15 +43,16 @@ def mismatch(value: Any, shape: Any, name: str = "") -> str | None:
         pairs = ((one, f"{name}[{index}]") for index, one in enumerate(value))
         return next((found for one, inside in pairs if (found := mismatch(one, shape[0], inside)) is not None), None)
     if isinstance(shape, tuple):
-        return None if any(mismatch(value, one) is None for one in shape) else _wrong(value, name)
-    if shape is None:
-        return None if value is None else _wrong(value, name)
-    if isinstance(value, bool) and shape is not bool:
-        return _wrong(value, name)
-    if shape is float:
+        fits = any(mismatch(value, one) is None for one in shape)
+    elif isinstance(value, bool):
+        fits = shape is bool
+    elif shape is None:
+        fits = value is None
+    elif shape is float:
         fits = isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value)
-        return None if fits else _wrong(value, name)
-    return None if isinstance(value, shape) else _wrong(value, name)
+    else:
+        fits = isinstance(value, shape)
+    return None if fits else _wrong(value, name)
 
 
 def _wrong(value: Any, name: str) -> str:
