@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError, some
-from scpl_jax.data.images.decoding import channel_statistics, decode_images
+from scpl_jax.data.images.decoding import decode_images
 from scpl_jax.data.images.readers.request import Request
 from scpl_jax.data.reading import open_file
 from scpl_jax.data.text.words import composed
@@ -106,7 +105,6 @@ def decode_listings(
     class_names: tuple[str, ...],
     train: Listing,
     test: Listing,
-    image_size: int | None,
     files: Iterable[str | Path] | None = None,
     open_image: Callable[[str], Any] = open_file,
 ) -> Dataset:
@@ -116,42 +114,23 @@ def decode_listings(
     many images. (TIFF files are turned as they say, as Pillow does so.)
 
     Args:
-        request: what was asked for.
+        request: what was asked for; without `image_size` all images must be of one size.
         source: where the images came from, for people to read.
         class_names: name of each class.
         train: names and class indices of the training examples.
         test: the same of the test examples.
-        image_size: edge in pixels to which all images are resized; None when all have one size.
         files: the files on disk the images depend on; None when the names are their paths.
         open_image: gives, for a name, a binary file with the image.
 
     Raises:
         DataError: when an image cannot be read or images differ in size.
     """
-    names = [name for name, _ in train] + [name for name, _ in test]
+    names = [name for name, _ in train + test]
 
     def build() -> Dataset:
-        images, turned = decode_images(lambda at: open_image(names[at]), names, image_size)
-        train_images, test_images = images[: len(train)], images[len(train) :]
-        mean, std = channel_statistics(train_images)
-        return Dataset(
-            name=request.name,
-            source=source,
-            train_images=train_images,
-            train_labels=np.array([label for _, label in train], np.int32),
-            test_images=test_images,
-            test_labels=np.array([label for _, label in test], np.int32),
-            class_names=class_names,
-            mean=mean,
-            std=std,
-            note=_TURNED.format(turned) if turned else "",
-        )
+        images, turned = decode_images(lambda at: open_image(names[at]), names, request.image_size)
+        train_labels, test_labels = (np.array([label for _, label in split], np.int32) for split in (train, test))
+        parts = (images[: len(train)], train_labels), (images[len(train) :], test_labels)
+        return request.dataset(source, *parts, class_names, note=_TURNED.format(turned) if turned else "")
 
-    return cached(
-        Dataset,
-        build,
-        cache_dir=request.cache_dir,
-        reader=f"{_READER} {request.name}",
-        files=names if files is None else files,
-        options=image_size,
-    )
+    return request.cached(build, _READER, names if files is None else files)

@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
 from scpl_jax.data.images.readers.probe import reachable
-from scpl_jax.data.images.readers.request import Request
+from scpl_jax.data.images.readers.request import Arrays, Request
 from scpl_jax.data.paths import expand
 
 _READER = "tfds-1"
@@ -26,9 +25,6 @@ DOWNLOAD_URLS = {
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 }
 """Where TFDS downloads each data set from, by its TFDS name."""
-
-Arrays = tuple[np.ndarray, np.ndarray]
-"""Images `(N, H, W, C)` uint8 and labels `(N,)` int32."""
 
 Part = TypeVar("Part")
 
@@ -56,14 +52,7 @@ def load(request: Request, tfds_name: str, finish: Callable[[Arrays, Arrays, tup
         class_names, (train, test) = read_prepared(tfds_name, tfds_dir, ("train", "test"), _arrays)
         return finish(train, test, class_names)
 
-    return cached(
-        Dataset,
-        build,
-        cache_dir=request.cache_dir,
-        reader=f"{_READER} {request.name}",
-        files=prepared_files(tfds_name, tfds_dir),
-        options=request.image_size,
-    )
+    return request.cached(build, _READER, prepared_files(tfds_name, tfds_dir))
 
 
 def default_dir() -> Path:
