@@ -42,13 +42,8 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def batches(
-    images: np.ndarray,
-    labels: np.ndarray,
-    batch_size: int,
-    *,
-    order: np.ndarray,
-    start: int = 0,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    images: np.ndarray, labels: np.ndarray, batch_size: int, *, order: np.ndarray, start: int = 0
+) -> Iterator[Batch]:
     """Full training batches in a given order; what is left over at the end is dropped.
 
     Args:
@@ -77,7 +72,7 @@ def batches(
     return ((images[indices], labels[indices]) for indices in chosen)
 
 
-def eval_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def eval_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
     """Batches that hold every example exactly once, in order and all of one size.
 
     The last batch is filled up with black images labelled -1, so that a compiled step sees one shape only;

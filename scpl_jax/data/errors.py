@@ -31,6 +31,16 @@ def _spelled(found: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
 
 
+def reason(error: Exception) -> str:
+    """The error's text without line breaks and full stop, or its kind when it has none, to fit into one sentence.
+
+    Example:
+        >>> reason(OSError("no such\\nfile.")), reason(KeyError())
+        ('no such file', 'KeyError')
+    """
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def some(names: Iterable[str], most: int = 5) -> str:
     """The first few of some names, for a sentence.
 

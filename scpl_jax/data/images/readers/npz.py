@@ -29,10 +29,8 @@ def load(request: Request) -> Dataset:
         DataError: when a file or an array is missing, damaged, or of the wrong type or shape.
     """
     path = request.required_dir(_LAYOUT)
-    if is_folder(path):
-        places = [(path / f"{split}.npz", "x", "y") for split in ("train", "test")]
-    else:
-        places = [(path, f"x_{split}", f"y_{split}") for split in ("train", "test")]
+    apart, splits = is_folder(path), ("train", "test")
+    places = [(path / f"{split}.npz", "x", "y") if apart else (path, f"x_{split}", f"y_{split}") for split in splits]
     reader, parts = LabelReader(), []
     class_names: list[str] = []
     for place, images_key, labels_key in places:
@@ -46,7 +44,7 @@ def load(request: Request) -> Dataset:
         images = images if labelled.all() else images[labelled]
         images = resize(to_rgb(images) if images.ndim == 3 else images, request.image_size)
         parts.append((images, labels[labelled]))
-    source = f"numpy {'files in' if len({place for place, _, _ in places}) > 1 else 'file'} {path.name}"
+    source = f"numpy {'files in' if apart else 'file'} {path.name}"
     train, test = parts
     return request.dataset(source, train, test, class_names, note=reader.note("images"))
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,11 @@ Row = tuple[int, Mapping[str, Any]]
 _MOST_CLASSES = 1000
 
 AG_NEWS = ("World", "Sports", "Business", "Sci/Tech")
-DBPEDIA = (
-    "Company",
-    "EducationalInstitution",
-    "Artist",
-    "Athlete",
-    "OfficeHolder",
-    "MeanOfTransportation",
-    "Building",
-    "NaturalPlace",
-    "Village",
-    "Animal",
-    "Plant",
-    "Album",
-    "Film",
-    "WrittenWork",
+_DBPEDIA_NAMES = (
+    "Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation Building NaturalPlace Village "
+    "Animal Plant Album Film WrittenWork"
 )
+DBPEDIA = tuple(_DBPEDIA_NAMES.split())
 
 
 def read_rows(path: Path, replaced: Replaced, columns: tuple[str, ...] | None = None) -> Iterator[Row]:
@@ -48,12 +37,7 @@ def read_rows(path: Path, replaced: Replaced, columns: tuple[str, ...] | None = 
     Raises:
         DataError: for another ending, a file that cannot be read, or a line that is no row.
     """
-    readers: dict[str, Callable[..., Iterator[Row]]] = {
-        ".csv": _separated,
-        ".tsv": _separated,
-        ".jsonl": _json_lines,
-        ".ndjson": _json_lines,
-    }
+    readers = {".csv": _separated, ".tsv": _separated, ".jsonl": _json_lines, ".ndjson": _json_lines}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path} is of an unknown kind, expected one ending in {', '.join(readers)}; convert it.")
     return readers[path.suffix.lower()](path, replaced, columns)
@@ -170,16 +154,11 @@ def find_file_pair(data_file: Path, test_file: Path | None, text_column: str, la
             classes.
     """
     files = [data_file] if test_file is None else [data_file, test_file]
-    return Source(files, lambda: _own(data_file, test_file, text_column, label_column))
+    return Source(files, lambda: _own(data_file, test_file, composed(text_column), composed(label_column)))
 
 
 def _own(data_file: Path, test_file: Path | None, text_column: str, label_column: str) -> RawDataset:
-    replaced, reader, text_column, label_column = (
-        Replaced(),
-        LabelReader(),
-        composed(text_column),
-        composed(label_column),
-    )
+    replaced, reader = Replaced(), LabelReader()
     rows = list(read_rows(data_file, replaced))
     found = {class_of(label) for _, row in rows if isinstance(label := row.get(label_column), str)}
     names = tuple(in_order(name for name in found if name is not None))
@@ -231,11 +210,8 @@ def find_sst2(folder: Path) -> Source | None:
     files = _pair(folder, "sst2", "SST-2", names=("train.tsv", "dev.tsv"))
     if files is None:
         return None
-
-    def read() -> RawDataset:
-        return _published(files, "GLUE SST-2 files", {"0": "negative", "1": "positive"}, ["sentence"], "label")
-
-    return Source(files, read)
+    classes = {"0": "negative", "1": "positive"}
+    return Source(files, lambda: _published(files, "GLUE SST-2 files", classes, ["sentence"], "label"))
 
 
 def find_csv(folder: Path, name: str) -> Source | None:
@@ -243,19 +219,14 @@ def find_csv(folder: Path, name: str) -> Source | None:
 
     None where they are not there.
     """
-    class_names = AG_NEWS if name == "ag-news" else DBPEDIA
-    files = _pair(
-        folder, name, name.replace("-", "_"), f"{name.replace('-', '_')}_csv", names=("train.csv", "test.csv")
-    )
+    plain = name.replace("-", "_")
+    files = _pair(folder, name, plain, f"{plain}_csv", names=("train.csv", "test.csv"))
     if files is None:
         return None
-
-    def read() -> RawDataset:
-        classes = {str(number): title for number, title in enumerate(class_names, start=1)}
-        columns = ("class", "title", "text")
-        return _published(files, f"{name} CSV files", classes, ["title", "text"], "class", columns)
-
-    return Source(files, read)
+    class_names = AG_NEWS if name == "ag-news" else DBPEDIA
+    classes = {str(number): title for number, title in enumerate(class_names, start=1)}
+    source, columns = f"{name} CSV files", ("class", "title", "text")
+    return Source(files, lambda: _published(files, source, classes, ["title", "text"], "class", columns))
 
 
 def _published(
