@@ -59,17 +59,13 @@ class SkipWatch:
         if count > _LINES:
             return
         epoch, batch = divmod(skip.step, self._steps_per_epoch)
+        of_gradient = skip.loss is None or np.isfinite(skip.loss)
+        reason = "its gradient is not finite" if of_gradient else f"its loss is {skip.loss}"
         more = "; further ones of this stage are only counted, in metrics.jsonl" if count == _LINES else ""
         _LOG.warning(
             "stage %d left out its update at step %d (epoch %d, batch %d): %s%s",
-            *(skip.stage, skip.step + 1, epoch + 1, batch + 1, _reason(skip), more),
+            *(skip.stage, skip.step + 1, epoch + 1, batch + 1, reason, more),
         )
-
-
-def _reason(skip: Skip) -> str:
-    if skip.loss is None or np.isfinite(skip.loss):
-        return "its gradient is not finite"
-    return f"its loss is {skip.loss}"
 
 
 def write_batch(path: Path, batch: tuple[Any, Any]) -> None:

@@ -201,16 +201,12 @@ class CheckpointStore:
             "progress": dataclasses.asdict(progress),
             "stages": [describe(state) for state in pipeline.states],
         }
-        self._job = self._pool.submit(self._write, pipeline, pipeline.step, own, record, problem)
+        self._job = self._pool.submit(self._write, pipeline, own, record, problem)
 
     def _write(
-        self,
-        pipeline: Pipeline,
-        step: int,
-        own: dict[int, dict[str, jax.Array]],
-        record: dict[str, Any],
-        problem: str | None,
+        self, pipeline: Pipeline, own: dict[int, dict[str, jax.Array]], record: dict[str, Any], problem: str | None
     ) -> None:
+        step = record["step"]
         partial, final, old = (self._root / f"{step}{suffix}" for suffix in (".partial", "", ".old"))
         sums: dict[str, str] = {}
         try:
@@ -237,7 +233,8 @@ class CheckpointStore:
         if problem is None:
             pipeline.saved = f"step {step} in {self._root}"
         else:
-            self._report(problem)
+            self.failed = problem
+            _LOG.error("a checkpoint could not be saved (%s); training goes on, older checkpoints are intact", problem)
             if processes.is_first():
                 shutil.rmtree(partial, ignore_errors=True)
 
@@ -268,10 +265,6 @@ class CheckpointStore:
         best = {min(rated)[1]} if rated else set()
         for step in set(steps[: -self._keep]) - best:
             shutil.rmtree(self._root / str(step))
-
-    def _report(self, problem: str) -> None:
-        self.failed = problem
-        _LOG.error("a checkpoint could not be saved (%s); training goes on, older checkpoints are intact", problem)
 
     def wait(self) -> None:
         """Wait until everything is written."""
