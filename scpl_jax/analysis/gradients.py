@@ -35,14 +35,8 @@ def local_gradients(stages: Sequence[Stage], params: Sequence[Any], inputs: Any,
 def global_gradients(stages: Sequence[Stage], params: Sequence[Any], inputs: Any, labels: jax.Array) -> list[Any]:
     """The gradient of the network's classification loss through all stages: what backpropagation follows.
 
-    Args:
-      stages: with a classifier in the last one; local losses are left out.
-      params: the parameters of each stage.
-      inputs: a batch as the network takes it.
-      labels: its labels, (N,), integer.
-
-    Returns:
-      A tree like ``params`` for each stage; 0 for the parameters of local losses.
+    Arguments and result are as for :func:`local_gradients`, but that the last stage has a classifier and local losses
+    are left out: the gradients of their parameters are 0.
 
     Raises:
       ValueError: the network has no classifier.

@@ -55,10 +55,9 @@ def some(names: Iterable[str], most: int = 5) -> str:
 class DataError(ValueError):
     """A data set cannot be used as asked for.
 
-    The message is one sentence: what is wrong, with which file or argument, what was found and what was
-    expected, and how to put it right. Arguments stand between backticks, which a command line turns into its
-    options. A program can show it to its user as it stands: names and contents of files that it quotes are made
-    printable.
+    The message is one sentence: what is wrong, with which file or argument, what was found and what was expected, and
+    how to put it right. Arguments stand between backticks, which a command line turns into its options. A program can
+    show it to its user as it stands: names and contents of files that it quotes are made printable.
 
     Args:
         message: the sentence.

@@ -22,9 +22,9 @@ _CHANNELS_FIRST = (-1, 3, 32, 32)
 
 @dataclass(frozen=True)
 class _Archive:
-    """One published archive and what is read from it."""
+    """One published archive, `name`.tar.gz, and what is read from it."""
 
-    file: str
+    name: str
     folder: str
     train: tuple[str, ...]
     test: str
@@ -39,42 +39,18 @@ class _Archive:
 
 
 _FIVE = tuple(f"data_batch_{number}" for number in range(1, 6))
+_FIVE_BINARY = tuple(f"{name}.bin" for name in _FIVE)
 _ARCHIVES = {
     "cifar10": (
         _Archive(
-            file="cifar-10-python.tar.gz",
-            folder="cifar-10-batches-py",
-            train=_FIVE,
-            test="test_batch",
-            names="batches.meta",
-            names_key="label_names",
-            labels_key="labels",
+            "cifar-10-python", "cifar-10-batches-py", _FIVE, "test_batch", "batches.meta", "label_names", "labels"
         ),
-        _Archive(
-            file="cifar-10-binary.tar.gz",
-            folder="cifar-10-batches-bin",
-            train=tuple(f"{name}.bin" for name in _FIVE),
-            test="test_batch.bin",
-            names="batches.meta.txt",
-        ),
+        _Archive("cifar-10-binary", "cifar-10-batches-bin", _FIVE_BINARY, "test_batch.bin", "batches.meta.txt"),
     ),
     "cifar100": (
+        _Archive("cifar-100-python", "cifar-100-python", ("train",), "test", "meta", "fine_label_names", "fine_labels"),
         _Archive(
-            file="cifar-100-python.tar.gz",
-            folder="cifar-100-python",
-            train=("train",),
-            test="test",
-            names="meta",
-            names_key="fine_label_names",
-            labels_key="fine_labels",
-        ),
-        _Archive(
-            file="cifar-100-binary.tar.gz",
-            folder="cifar-100-binary",
-            train=("train.bin",),
-            test="test.bin",
-            names="fine_label_names.txt",
-            label_bytes=2,
+            "cifar-100-binary", "cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", label_bytes=2
         ),
     ),
 }
@@ -106,7 +82,7 @@ def load_official(request: Request) -> Dataset | None:
         return None
     for archive in _ARCHIVES[request.name]:
         wanted = (*archive.train, archive.test, archive.names)
-        members = find_members(real_path(request.data_dir), archive.file, archive.folder, wanted)
+        members = find_members(real_path(request.data_dir), f"{archive.name}.tar.gz", archive.folder, wanted)
         if members is not None:
             return _read(request, archive, members)
     return None

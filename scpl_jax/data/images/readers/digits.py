@@ -17,9 +17,8 @@ _READER = "digits 1"
 def load(request: Request) -> Dataset:
     """Read the 1797 digits of `sklearn.datasets.load_digits`.
 
-    Their 8 x 8 grey values of 0 to 16 are scaled to 0 to 255, resized bilinearly to 32 x 32 (or
-    `image_size`) and repeated over three channels. A stratified fifth, the same whatever the seed of a run,
-    is held out for testing.
+    Their 8 x 8 grey values of 0 to 16 are scaled to 0 to 255, resized bilinearly to 32 x 32 (or `image_size`) and
+    repeated over three channels. A stratified fifth, the same whatever the seed of a run, is held out for testing.
     """
     size = request.image_size or _DEFAULT_SIZE
     # Importing scikit-learn takes longer than everything else here; from the second time on nothing needs it.

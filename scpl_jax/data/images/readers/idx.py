@@ -15,18 +15,7 @@ from scpl_jax.data.images.readers.request import Arrays, Request
 from scpl_jax.data.reading import is_file, read_file
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-_CLASS_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _EDGE = 28
 _MARGIN = 2
 _UNSIGNED_BYTES = 8
@@ -93,7 +82,7 @@ def _read_idx(path: Path, num_axes: int) -> np.ndarray:
 
 def _dataset(request: Request, source: str, train: Arrays, test: Arrays) -> Dataset:
     train, test = ((_finished(images, request.image_size), labels) for images, labels in (train, test))
-    return request.dataset(source, train, test, _CLASS_NAMES)
+    return request.dataset(source, train, test, _CLASSES)
 
 
 def _finished(images: np.ndarray, size: int | None) -> np.ndarray:

@@ -63,8 +63,6 @@ class Members:
                     if len(found[name]) != member.size:
                         raise EOFError("the file ends too early")
                     reading = f"what follows its member {name}"
-        except DataError:
-            raise
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise DataError(
                 f"{self.place} is damaged at {reading} ({str(error).rstrip('.')}); fetch the official archive again."

@@ -37,8 +37,7 @@ def load(request: Request) -> Dataset:
     examples are a balanced subset; class names are WordNet ids.
 
     Raises:
-        DataError: when a split, an annotation or an image is missing or damaged, or the classes of the splits
-            differ.
+        DataError: when a split, an annotation or an image is missing or damaged, or the classes of the splits differ.
     """
     request = replace(request, image_size=request.image_size or _DEFAULT_SIZE)
     data_dir = real_path(request.required_dir(_LAYOUT))
@@ -86,8 +85,6 @@ def _load_archive(request: Request, archive: Path) -> Dataset:
                 files=[archive],
                 open_image=lambda name: io.BytesIO(opened.read(members[name])),
             )
-    except DataError:
-        raise
     except ZIP_ERRORS as error:
         raise DataError(f"{archive} is damaged ({str(error).rstrip('.')}); fetch the archive again.") from error
 
