@@ -12,7 +12,7 @@ from scpl_jax.benchmarks.throughput_options import Options
 from scpl_jax.benchmarks.workloads import TEXT_MODELS
 from scpl_jax.data import Dataset, TextDataset, make_augment
 from scpl_jax.data.dataset import Examples
-from scpl_jax.data.text.ragged import Texts
+from scpl_jax.data.text.buckets import Texts
 
 # So much that it doesn't stay in the processor's cache; with more a batch takes no longer.
 _BYTES_OF_IMAGES, _TEXTS = 32 << 20, 25_000

@@ -9,8 +9,7 @@ import numpy as np
 from scpl_jax.data.batching import Batch, check_batch_size
 from scpl_jax.data.dataset import SPLITS, check_labels, make_printable
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.text.buckets import eval_text_batches, text_batches
-from scpl_jax.data.text.ragged import Texts
+from scpl_jax.data.text.buckets import Texts, eval_text_batches, text_batches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

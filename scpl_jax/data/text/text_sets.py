@@ -12,8 +12,7 @@ from scpl_jax.data.dataset import check_use
 from scpl_jax.data.errors import DataError
 from scpl_jax.data.paths import expand, find_cache_dir
 from scpl_jax.data.reading import check_given, readable, real_path
-from scpl_jax.data.text.buckets import bucket_lengths
-from scpl_jax.data.text.ragged import Texts
+from scpl_jax.data.text.buckets import Texts, bucket_lengths
 from scpl_jax.data.text.readers import folders, generated, table_files, tfds_texts
 from scpl_jax.data.text.readers.raw import RawDataset, RawTexts, Source
 from scpl_jax.data.text.text_dataset import TextDataset

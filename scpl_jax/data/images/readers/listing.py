@@ -29,12 +29,9 @@ Listing = list[tuple[str, int]]
 
 
 def take_turns(files_by_class: Sequence[Sequence[str]]) -> Listing:
-    """Order files so that classes take turns: the first of each, the second of each, and so on.
+    """Order the files of all classes so that these take turns: the first of each, the second of each, and so on.
 
     The first N of them are then a balanced subset.
-
-    Args:
-        files_by_class: the files of each class, in the order of the classes.
 
     Example:
         >>> take_turns([["cat1", "cat2"], ["dog1"]])
@@ -50,14 +47,10 @@ def is_image(name: str) -> bool:
 
 
 def class_folders(place: Path | str, folders: Iterable[str]) -> dict[str, str]:
-    r"""The folder of each class, in the order of the classes.
+    r"""The folder of each class, in the order of the classes, from the names of the folders in `place`.
 
     A class is named after its folder, in Unicode's composed form: file systems differ in the form that they keep, so
     that two splits may spell one class in two ways.
-
-    Args:
-        place: where the folders lie, for the error.
-        folders: names of folders.
 
     Raises:
         DataError: when two folders are one class.
@@ -79,12 +72,7 @@ def class_folders(place: Path | str, folders: Iterable[str]) -> dict[str, str]:
 
 
 def check_classes(place: Path | str, train_names: Sequence[str], test_names: Sequence[str]) -> None:
-    """Check that the test classes are the training classes.
-
-    Args:
-        place: where the test images lie, for the error.
-        train_names: names of the training classes.
-        test_names: names of the test classes.
+    """Check that the test classes, of images in `place`, are the training classes.
 
     Raises:
         DataError: when they differ.

@@ -33,10 +33,7 @@ class Request:
     image_size: int | None
 
     def required_dir(self, content: str) -> Path:
-        """The data directory of a data set that cannot do without one.
-
-        Args:
-            content: what the directory must hold, for the error.
+        """The data directory of a data set that cannot do without one; `content` is what it must hold, for the error.
 
         Raises:
             DataError: when the user named no directory.
