@@ -68,16 +68,8 @@ class SkipWatch:
         )
 
 
-def write_batch(path: Path, batch: tuple[Any, Any]) -> None:
-    """Write a batch as the data set gave it, before augmentation, as a NumPy archive.
-
-    Args:
-      path: the file, ending in ``.npz``.
-      batch: (inputs, an array or a dict of arrays; labels).
-
-    Raises:
-      OSError: it can't be written.
-    """
+def _write_batch(path: Path, batch: tuple[Any, Any]) -> None:
+    """Write a batch (inputs, an array or a dict of arrays; labels) as the data set gave it, before augmentation."""
     inputs, labels = batch
     named = {
         jax.tree_util.keystr(way, simple=True, separator="/") or "images": np.asarray(leaf)
@@ -103,7 +95,7 @@ def stop_run(step: int, stage: int, dataset: Examples, seed: int, batch_size: in
     kept = f"its batch is in {path}"
     if processes.is_first():
         try:
-            write_batch(path, next(iter(dataset.train_batches(batch_size, seed=seed, epoch=epoch + 1, start=batch))))
+            _write_batch(path, next(iter(dataset.train_batches(batch_size, seed=seed, epoch=epoch + 1, start=batch))))
         except OSError as error:
             kept = f"its batch could not be written to {path} ({reason_of(error)})"
     raise BadNumbersError(

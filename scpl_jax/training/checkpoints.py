@@ -155,24 +155,21 @@ class CheckpointStore:
         processes.decided_by_first(self._prepare)  # nobody looks before it is tidy
 
     def _prepare(self) -> None:
+        """Make the directory; finish or undo what a killed run left half done."""
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            self._tidy()
+            for folder in self._root.glob("*.old"):
+                if (self._root / folder.stem).exists():
+                    shutil.rmtree(folder)
+                else:
+                    folder.rename(self._root / folder.stem)
+            for folder in self._root.glob("*.partial"):
+                shutil.rmtree(folder)
         except OSError as error:
             raise RunError(
                 f"{self._root} can't be prepared for checkpoints ({reason_of(error)}); give an `out_dir` that can be "
                 "written"
             ) from error
-
-    def _tidy(self) -> None:
-        """Finish or undo what a killed run left half done."""
-        for folder in self._root.glob("*.old"):
-            if (self._root / folder.stem).exists():
-                shutil.rmtree(folder)
-            else:
-                folder.rename(self._root / folder.stem)
-        for folder in self._root.glob("*.partial"):
-            shutil.rmtree(folder)
 
     def _steps(self) -> list[int]:
         return sorted(int(folder.name) for folder in self._root.iterdir() if folder.name.isdigit())

@@ -108,14 +108,11 @@ def text_batches(
     Texts are put in random order and shared out to batches of one bucket each; what is left over in the buckets shares
     the batches that are left. Then the batches are put in random order. Nothing but the arguments decides.
 
+    `seed` and `epoch` are as for `scpl_jax.data.epoch_order`, all other arguments as for `scpl_jax.data.batches` but:
+
     Args:
         texts: the texts.
-        labels: `(N,)` int32.
-        batch_size: texts in a batch.
         buckets: lengths to pad to, ascending, as `bucket_lengths` gives them; longer texts are cut off.
-        seed: seed of the run, 0 or more.
-        epoch: epoch, counted from 0.
-        start: index of the first batch to give, for a run resumed within an epoch.
 
     Raises:
         DataError: at the call, when `batch_size` is below 1 or above the number of texts.
@@ -155,7 +152,6 @@ def eval_text_batches(texts: Texts, labels: np.ndarray, batch_size: int, buckets
     """
     check_batch_size(batch_size)
     order = np.argsort(_bucket_of(texts.lengths, buckets), kind="stable")
-
     chosen = (order[at : at + batch_size] for at in range(0, len(texts), batch_size))
     return (fill_up(_padded(texts, indices, buckets), labels[indices], batch_size) for indices in chosen)
 

@@ -26,17 +26,8 @@ _DBPEDIA_NAMES = (
 DBPEDIA = tuple(_DBPEDIA_NAMES.split())
 
 
-def read_rows(path: Path, replaced: Replaced, columns: tuple[str, ...] | None = None) -> Iterator[Row]:
-    """The rows of a file, whose ending tells the layout: `.csv`, `.tsv` (unquoted), `.jsonl` or `.ndjson`.
-
-    Args:
-        path: the file.
-        replaced: counts characters that are no UTF-8.
-        columns: names of the columns of a file without a header line; None where the first line has them.
-
-    Raises:
-        DataError: for another ending, a file that cannot be read, or a line that is no row.
-    """
+def _read_rows(path: Path, replaced: Replaced, columns: tuple[str, ...] | None = None) -> Iterator[Row]:
+    """The rows of a file, whose ending tells the layout; `columns` are those of a file without a header line."""
     readers = {".csv": _separated, ".tsv": _separated, ".jsonl": _json_lines, ".ndjson": _json_lines}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path} is of an unknown kind, expected one ending in {', '.join(readers)}; convert it.")
@@ -159,7 +150,7 @@ def find_file_pair(data_file: Path, test_file: Path | None, text_column: str, la
 
 def _own(data_file: Path, test_file: Path | None, text_column: str, label_column: str) -> RawDataset:
     replaced, reader = Replaced(), LabelReader()
-    rows = list(read_rows(data_file, replaced))
+    rows = list(_read_rows(data_file, replaced))
     found = {class_of(label) for _, row in rows if isinstance(label := row.get(label_column), str)}
     names = tuple(in_order(name for name in found if name is not None))
     classes = {name: index for index, name in enumerate(names)}
@@ -172,20 +163,16 @@ def _own(data_file: Path, test_file: Path | None, text_column: str, label_column
         )
     if test_file is not None:
         source = f"{data_file.name}, {test_file.name}"
-        test_rows = list(read_rows(test_file, replaced))
+        test_rows = list(_read_rows(test_file, replaced))
         test = _with_classes(test_file, test_rows, [text_column], label_column, classes, reader)
     else:
         source = f"{data_file.name}, a stratified fifth held out"
-        train, test = hold_out(train, data_file, names)
+        train, test = _hold_out(train, data_file, names)
     return RawDataset(source, names, train, test, replaced.characters, reader.note("texts"))
 
 
-def hold_out(all_texts: RawTexts, path: Path, names: Sequence[str]) -> tuple[RawTexts, RawTexts]:
-    """(training, test) texts: a stratified fifth, always the same one, is for testing.
-
-    Raises:
-        DataError: when a class has one text only, or there are too few texts.
-    """
+def _hold_out(all_texts: RawTexts, path: Path, names: Sequence[str]) -> tuple[RawTexts, RawTexts]:
+    """(training, test) texts: a stratified fifth, always the same one, is for testing."""
     from sklearn.model_selection import train_test_split
 
     if single := [name for name, count in zip(names, np.bincount(all_texts.labels), strict=True) if count == 1]:
@@ -241,7 +228,7 @@ def _published(
     replaced, reader = Replaced(), LabelReader()
     indices = {name: index for index, name in enumerate(classes)}
     train, test = (
-        _with_classes(file, list(read_rows(file, replaced, columns)), text, label, indices, reader, unless="-1")
+        _with_classes(file, list(_read_rows(file, replaced, columns)), text, label, indices, reader, unless="-1")
         for file in files
     )
     return RawDataset(source, tuple(classes.values()), train, test, replaced.characters, reader.note("texts"))
