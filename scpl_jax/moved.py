@@ -13,8 +13,9 @@ _LOG = logging.getLogger(__name__)
 # Room before, room now, and the modules that went; OLD=NEW where the name has changed, too.
 _MOVES = """
 models kernels conv dropout kernel_gradients norm onednn pooling products recurrence winograd
-models models registry=named
-losses losses classification=softmax supcon=contrastive_loss supcon_blocks=contrastive_blocks
+models models registry=named initial=layers
+pipeline pipeline groups=placement skips=whole_steps
+losses losses classification=softmax supcon=contrastive_loss supcon_blocks=contrastive_loss
 analysis simulation machine=devices simulate=simulator
 analysis analysis exits=exit_curves shapes=runs timeline=timeline_figure
 training training errors=run_error files=writing

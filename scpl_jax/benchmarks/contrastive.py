@@ -19,8 +19,7 @@ from scpl_jax.benchmarks import measure
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import this_machine
 from scpl_jax.cli.option_types import Count, Unset, at_least, integers
-from scpl_jax.losses.contrastive_blocks import blockwise_loss, columns_of
-from scpl_jax.losses.contrastive_loss import plain_loss
+from scpl_jax.losses.contrastive_loss import blockwise_loss, columns_of, plain_loss
 from scpl_jax.losses.rows import unit_rows
 from scpl_jax.training.run_error import RunError
 from scpl_jax.training.writing import write_json

@@ -91,10 +91,6 @@ def _conv(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, prec
     return onednn.on_cpu(cpu, plain, images, kernel)
 
 
-def _conv_fwd(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, precision: Any, library: str) -> Any:
-    return _conv(images, kernel, strides, padding, precision, library), (images, kernel)
-
-
 def _conv_bwd(strides: Any, padding: Any, precision: Any, library: str, saved: Any, cotangent: jax.Array) -> Any:
     images, kernel = saved
     plain = functools.partial(plain_convolution, strides=strides, padding=padding, precision=precision)
@@ -140,7 +136,7 @@ def _conv_bwd(strides: Any, padding: Any, precision: Any, library: str, saved: A
     )
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd)
+_conv.defvjp(lambda images, kernel, *static: (_conv(images, kernel, *static), (images, kernel)), _conv_bwd)
 
 
 def conv_general_dilated(

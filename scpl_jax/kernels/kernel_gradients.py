@@ -67,15 +67,7 @@ def by_shifts(images: jax.Array, cotangent: jax.Array, kernel_shape: Any, paddin
     Entry (i, j) of the kernel meets pixel (y + i, x + j) of the padded images where the output is (y, x): for all i and
     j at once, (image row r, shifted by j) times (cotangent row r - i).
 
-    Args:
-      images: (B, H, W, C), floating.
-      cotangent: (B, H', W', F), same dtype.
-      kernel_shape: (kh, kw, C, F).
-      padding: two pairs (before, after), in pixels.
-      product: computes ``a.T @ b``, in float32 at least.
-
-    Returns:
-      (kh, kw, C, F), in the dtype of the images.
+    Arguments and result are those of :func:`by_patches`.
     """
     kh, kw, channels, features = kernel_shape
     batch, out_h, out_w, _ = cotangent.shape
@@ -104,16 +96,8 @@ def by_convolution(
     they are in memory. So with the images of the batch one behind the other as a third axis, it is a convolution from a
     single channel to F, of distances C between the columns of its kernel, times the strides.
 
-    Args:
-      images: (B, H, W, C), floating.
-      cotangent: (B, H', W', F), same dtype.
-      kernel_shape: (kh, kw, C, F).
-      strides: two, in pixels.
-      padding: two pairs (before, after), in pixels, none negative.
-      convolution: computes convolutions over three axes, of any distance between the kernel's entries.
-
-    Returns:
-      (kh, kw, C, F), in the dtype of the images.
+    Arguments and result are those of :func:`by_patches`, but no padding is negative, and ``convolution`` computes
+    convolutions over three axes, of any distance between the kernel's entries.
     """
     *sizes, channels, features = kernel_shape
     batch, *out, _ = cotangent.shape

@@ -89,9 +89,7 @@ def normalize_and_pool(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon:
 
     Args:
       x: (B, H, W, C), floating, H and W even.
-      scale: as for :func:`normalize`.
-      bias: likewise.
-      epsilon: likewise.
+      scale, bias, epsilon: as for :func:`normalize`.
 
     Returns:
       The pooled y, (B, H / 2, W / 2, C); mean and variance of x, (C,).
@@ -235,8 +233,7 @@ def move_averages(
 
     Args:
       norm: the layer; its momentum counts.
-      mean: of the batch, (C,).
-      variance: of the batch, (C,).
+      mean, variance: of the batch, (C,).
       start: the layer that the averages move from, if not from its own.
     """
     before: Any = norm if start is None else start

@@ -199,8 +199,7 @@ def matmul(
     Args:
       a: (..., M, K), or (..., K, M) if ``transpose_a``.
       b: (..., K, N), or (..., N, K) if ``transpose_b``.
-      transpose_a: see ``a``.
-      transpose_b: see ``b``.
+      transpose_a, transpose_b: see ``a`` and ``b``.
       layouts: the order in which the axes of a, b and the result lie in memory, the one whose values lie together last.
         Default: as in NumPy, that of the axes.
 

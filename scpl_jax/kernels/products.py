@@ -32,19 +32,15 @@ def _dense(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
     return onednn.on_cpu(by_onednn, functools.partial(jnp.matmul, precision=precision), x, kernel)
 
 
-def _dense_fwd(x: jax.Array, kernel: jax.Array, precision: Any) -> Any:
-    return _dense(x, kernel, precision), (x, kernel)
-
-
 def _dense_bwd(precision: Any, saved: Any, cotangent: jax.Array) -> Any:
     x, kernel = saved
     return _gradient_of_inputs(cotangent, kernel, precision), _gradient_of_kernel(x, cotangent, precision)
 
 
-_dense.defvjp(_dense_fwd, _dense_bwd)
+_dense.defvjp(lambda x, kernel, precision: (_dense(x, kernel, precision), (x, kernel)), _dense_bwd)
 
 
-def _gradient_of_inputs(cotangent: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+def _gradient_of_inputs(cotangent: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
     """``cotangent @ kernel.T`` by oneDNN, of a cotangent (..., F) and a kernel (D, F): (..., D), all float32."""
 
     def by_onednn(g: jax.Array, w: jax.Array) -> jax.Array:

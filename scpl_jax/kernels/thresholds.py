@@ -23,10 +23,12 @@ import math
 
 from scpl_jax.kernels import onednn
 
+_NEVER = math.inf
+
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """The sizes for one class of processor; in brackets the name of the command.
+    """The sizes for one class of processor, by default with AVX-512; in brackets the name of the command.
 
     Attributes:
       patches_pixels: the least output pixels an image for which matrix products over copies give a kernel's gradient
@@ -66,66 +68,37 @@ class Thresholds:
         [updates].
     """
 
-    patches_pixels: float
-    shifts_pixels: float
-    convolved_pixels: float
-    shifted_channels: int
-    convolved_channels: int
-    few_into: int
-    winograd_channels: int
-    winograd_kernel_work: float
-    winograd_kernel_work_onednn: float
-    winograd_work: int
-    winograd_always: int
-    winograd_bytes: int
-    copied_bytes: int
-    convolved_bytes: int
-    onednn_convolution: int
-    onednn_few_channels: int
-    onednn_product: int
-    xla_outputs: int
-    lstm_rows: int
-    pooled_bytes: int
-    contrastive_rows: int
-    contrastive_elements: int
-    contrastive_columns: int
-    update_parameters: int
+    patches_pixels: float = 256
+    shifts_pixels: float = 64
+    convolved_pixels: float = 16
+    shifted_channels: int = 8
+    convolved_channels: int = 16
+    few_into: int = 32
+    winograd_channels: int = 32
+    winograd_kernel_work: float = 1 << 19
+    winograd_kernel_work_onednn: float = _NEVER
+    winograd_work: int = 1 << 14
+    winograd_always: int = 1 << 15
+    winograd_bytes: int = 24 << 20
+    copied_bytes: int = 8 << 20
+    convolved_bytes: int = 32 << 20
+    onednn_convolution: int = 1 << 23
+    onednn_few_channels: int = 8
+    onednn_product: int = 1 << 22
+    xla_outputs: int = 512
+    lstm_rows: int = 256
+    pooled_bytes: int = 16 << 20
+    contrastive_rows: int = 4096
+    contrastive_elements: int = 1 << 23
+    contrastive_columns: int = 64
+    update_parameters: int = 1 << 19
 
 
-_NEVER = math.inf
-_AVX512 = Thresholds(
-    patches_pixels=256,
-    shifts_pixels=64,
-    convolved_pixels=16,
-    shifted_channels=8,
-    convolved_channels=16,
-    few_into=32,
-    winograd_channels=32,
-    winograd_kernel_work=1 << 19,
-    winograd_kernel_work_onednn=_NEVER,
-    winograd_work=1 << 14,
-    winograd_always=1 << 15,
-    winograd_bytes=24 << 20,
-    copied_bytes=8 << 20,
-    convolved_bytes=32 << 20,
-    onednn_convolution=1 << 23,
-    onednn_few_channels=8,
-    onednn_product=1 << 22,
-    xla_outputs=512,
-    lstm_rows=256,
-    pooled_bytes=16 << 20,
-    contrastive_rows=4096,
-    contrastive_elements=1 << 23,
-    contrastive_columns=64,
-    update_parameters=1 << 19,
-)
 # Class of processor -> its sizes. Without AVX-512 oneDNN's convolution is the faster kernel gradient in half of the
 # shapes only, so it is used in none; nothing else was measured there.
 TABLE = {
-    "AVX-512": _AVX512,
-    "other": dataclasses.replace(
-        _AVX512, convolved_pixels=_NEVER, winograd_kernel_work_onednn=_AVX512.winograd_kernel_work
-    ),
+    "AVX-512": Thresholds(),
+    "other": Thresholds(convolved_pixels=_NEVER, winograd_kernel_work_onednn=Thresholds.winograd_kernel_work),
 }
 
 

@@ -134,8 +134,7 @@ def forward(images: jax.Array, kernel: jax.Array, precision: Any = None, chunk_b
     """The convolution of images (B, H, W, C) with a kernel (3, 3, C, F): (B, H, W, F).
 
     Args:
-      images: float32.
-      kernel: float32.
+      images, kernel: float32.
       precision: of the matrix products, as for :func:`jax.lax.dot_general`.
       chunk_bytes: memory for transformed images and products at a time. Default: that of
         :mod:`scpl_jax.kernels.thresholds`.
@@ -195,8 +194,7 @@ def kernel_gradient(
     The transposes of the three transforms: ``G^T [(B d B^T) * (A^T Y A)] G``, summed over tiles.
 
     Args:
-      images: float32.
-      cotangent: float32.
+      images, cotangent: float32.
       product: computes ``a.T @ b``.
       chunk_bytes: as for :func:`forward`.
     """

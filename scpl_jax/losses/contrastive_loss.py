@@ -1,4 +1,20 @@
-"""The supervised contrastive loss of Khosla et al. (2020), safe for every input."""
+r"""The supervised contrastive loss of Khosla et al. (2020), safe for every input.
+
+That of a large batch is computed a block of columns at a time: memory grows with the batch, not with its square. With S
+the matrix of similarities over temperature, :math:`m_i = \log \sum_{k \ne i} e^{S_{ik}}`, and :math:`d_i` what row i is
+divided by,
+
+.. math::
+  N L = \sum_i \frac{|P(i)| m_i - \sum_{p \in P(i)} S_{ip}}{d_i}, \qquad
+  N \frac{\partial L}{\partial S_{ij}} = \frac{|P(i)|}{d_i} e^{S_{ij} - m_i} - \frac{[j \in P(i)]}{d_i}.
+
+S is symmetric, so the gradient of the rows needs this matrix plus its transpose, and both follow from a block of S and
+the vectors m, |P| and d. So each block is computed twice (for m, and for the gradient) and never kept: three matrix
+products in all, as many as the plain form needs. Blocks are of columns, not of rows, so that a batch that is spread
+over devices stays so: each device has its rows of every block.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +22,14 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from scpl_jax.kernels import thresholds
-from scpl_jax.losses.contrastive_blocks import blockwise_loss, columns_of
 from scpl_jax.losses.labels import IGNORE, indices_on_device, is_kept, kept_mean
 from scpl_jax.losses.rows import unit_rows
+
+# From here on e^(-2 / T), about 1e-26, and its inverse are far from the limits of float32.
+_LEAST_TEMPERATURE = 1 / 30
+
+_Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+_Block = tuple[jax.Array, jax.Array, jax.Array]  # as in _blocks
 
 
 def supervised_contrastive(
@@ -84,3 +105,134 @@ def plain_loss(
     count = jnp.sum(positives, axis=1)
     divisor = count + 1 if count_anchor else jnp.maximum(count, 1)
     return kept_mean(jnp.sum(jnp.where(positives, -log_prob, 0), axis=1) / divisor, kept)
+
+
+def columns_of(n: int) -> int:
+    """How many columns a block of a batch of n has."""
+    of_block = thresholds.here()
+    return min(n, max(of_block.contrastive_columns, of_block.contrastive_elements // n))
+
+
+def _blocks(unit: jax.Array, labels: jax.Array, numbers: jax.Array, columns: int) -> _Block:
+    """Rows, labels and numbers of the columns of each block; what fills the last one up has the number -1."""
+    n, d = unit.shape
+    count = -(-n // columns)
+    more = count * columns - n
+    return (
+        jnp.pad(unit, ((0, more), (0, 0))).reshape(count, columns, d),
+        jnp.pad(labels, (0, more)).reshape(count, columns),
+        jnp.pad(numbers, (0, more), constant_values=-1).reshape(count, columns),
+    )
+
+
+def _numbers(labels: jax.Array, ignore: int | None) -> jax.Array:
+    """The number of each row, -1 for those that are left out."""
+    return jnp.where(is_kept(labels, ignore), jnp.arange(labels.shape[0]), -1)
+
+
+def _similarities(
+    unit: jax.Array, labels: jax.Array, numbers_of_rows: jax.Array, block: _Block, temperature: float
+) -> _Block:
+    """(S of a block (N, columns), whether the column is another row, whether it is a positive of the row).
+
+    A row that is left out has no others, and is none of the others' others.
+    """
+    columns, their_labels, numbers = block
+    similarity = jnp.matmul(unit, columns.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    others = (numbers[None, :] != numbers_of_rows[:, None]) & (numbers >= 0)[None, :] & (numbers_of_rows >= 0)[:, None]
+    return similarity, others, (labels[:, None] == their_labels[None, :]) & others
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def blockwise_loss(
+    unit: jax.Array,
+    labels: jax.Array,
+    temperature: float,
+    count_anchor: bool,
+    columns: int,
+    ignore: int | None = IGNORE,
+) -> jax.Array:
+    """The loss of rows of length 1 (or 0), as :func:`scpl_jax.losses.supervised_contrastive`.
+
+    Args:
+      unit: shape (N, D), float32 or float64.
+      labels: shape (N,), integer.
+      temperature: greater than 0 (static).
+      count_anchor: divide by one more (static).
+      columns: of a block (static); the last one is filled up.
+      ignore: label of a row that is left out (static); None for none.
+
+    Returns:
+      A scalar. It has a reverse-mode derivative only.
+
+    Example:
+      >>> unit, labels = jnp.eye(3)[jnp.array([0, 0, 1, 1])], jnp.array([0, 0, 1, 1])
+      >>> round(float(blockwise_loss(unit, labels, 1.0, False, 3)), 4)  # log(e + 2) - 1
+      0.5514
+    """
+    return _forward(unit, labels, temperature, count_anchor, columns, ignore)[0]
+
+
+def _forward(
+    unit: jax.Array, labels: jax.Array, temperature: float, count_anchor: bool, columns: int, ignore: int | None
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    n, bounded, numbers = unit.shape[0], temperature >= _LEAST_TEMPERATURE, _numbers(labels, ignore)
+
+    def add(carry: _Sums, block: _Block) -> tuple[_Sums, None]:
+        largest, total, of_positives, count = carry
+        similarity, others, positives = _similarities(unit, labels, numbers, block, temperature)
+        new = largest
+        if not bounded:
+            new = jnp.maximum(largest, jnp.max(similarity, axis=1, where=others, initial=-jnp.inf))
+        # A row that has met only itself so far has no largest one; nothing is added for it, and nothing must be NaN.
+        base = jnp.where(jnp.isfinite(new), new, 0)[:, None]
+        total = total * jnp.exp(largest - base[:, 0]) + jnp.sum(jnp.exp(similarity - base), axis=1, where=others)
+        of_positives += jnp.sum(similarity, axis=1, where=positives)
+        return (new, total, of_positives, count + jnp.sum(positives, axis=1, dtype=jnp.int32)), None
+
+    zero = jnp.zeros(n, unit.dtype)
+    first = 1 / temperature if bounded else -jnp.inf
+    start = (jnp.full(n, first, unit.dtype), zero, zero, jnp.zeros(n, jnp.int32))
+    (largest, total, of_positives, count), _ = jax.lax.scan(add, start, _blocks(unit, labels, numbers, columns))
+    # Where there was nobody to compare with, any finite number does: nothing is multiplied with it but 0.
+    alone = total == 0
+    log_total = jnp.where(alone, 0, largest + jnp.log(jnp.where(alone, 1, total)))
+    divisor = (count + 1 if count_anchor else jnp.maximum(count, 1)).astype(unit.dtype)
+    loss = kept_mean((count * log_total - of_positives) / divisor, numbers >= 0)
+    return loss, (unit, labels, log_total, count / divisor, 1 / divisor)
+
+
+def _backward(
+    temperature: float,
+    count_anchor: bool,
+    columns: int,
+    ignore: int | None,
+    saved: tuple[jax.Array, ...],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, None]:
+    unit, labels, log_total, pull, push = saved
+    n, bounded, numbers = unit.shape[0], temperature >= _LEAST_TEMPERATURE, _numbers(labels, ignore)
+    if bounded:
+        pull = pull * jnp.exp(1 / temperature - log_total)
+
+    def add(gradient: jax.Array, given: tuple[_Block, _Block]) -> tuple[jax.Array, None]:
+        block, (log_of_columns, pull_of_columns, push_of_columns) = given
+        similarity, others, positives = _similarities(unit, labels, numbers, block, temperature)
+        if bounded:
+            slopes = jnp.exp(similarity - 1 / temperature) * (pull[:, None] + pull_of_columns[None, :])
+        else:
+            slopes = jnp.exp(similarity - log_total[:, None]) * pull[:, None]
+            slopes += jnp.exp(similarity - log_of_columns[None, :]) * pull_of_columns[None, :]
+        slopes -= jnp.where(positives, push[:, None] + push_of_columns[None, :], 0)
+        slopes = jnp.where(others, slopes, 0)
+        return gradient + jnp.matmul(slopes, block[0], precision=jax.lax.Precision.HIGHEST), None
+
+    blocks = _blocks(unit, labels, numbers, columns)
+    more = blocks[0].shape[0] * columns - n
+    log_of, pull_of, push_of = (jnp.pad(of_rows, (0, more)).reshape(-1, columns) for of_rows in (log_total, pull, push))
+    gradient, _ = jax.lax.scan(add, jnp.zeros_like(unit), (blocks, (log_of, pull_of, push_of)))
+    count = jnp.maximum(jnp.sum(numbers >= 0), 1).astype(unit.dtype)
+    return gradient * (cotangent / (count * temperature)), None
+
+
+blockwise_loss.defvjp(_forward, _backward)

@@ -44,9 +44,7 @@ def information_regularisation(
 
     Args:
       features: shape (N, D), floating. Computed in at least float32.
-      labels: class indices, shape (N,) or (N, 1), integer. A label outside [0, classes) makes the invariance NaN.
-      num_classes: number of classes, at least 1.
-      ignore: label of a row that is left out as if it were not in the batch; None for none.
+      labels, num_classes, ignore: as for :func:`scpl_jax.losses.similarity_matching`, whose loss the invariance is.
 
     Returns:
       Three scalars, float32 (float64 for float64 features).

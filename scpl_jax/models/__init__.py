@@ -6,6 +6,7 @@ The arithmetic below layers is in :mod:`scpl_jax.kernels`. No loss, no device, n
 from scpl_jax.kernels.onednn import LIBRARIES as LIBRARIES
 from scpl_jax.models.cnn import cnn as cnn
 from scpl_jax.models.layers import INITIALISERS as INITIALISERS
+from scpl_jax.models.layers import LayerOptions as LayerOptions
 from scpl_jax.models.lstm import lstm as lstm
 from scpl_jax.models.named import MODELS as MODELS
 from scpl_jax.models.named import build_model as build_model

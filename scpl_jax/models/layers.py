@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,65 @@ from flax import nnx
 from scpl_jax.kernels.conv import convolution_of
 from scpl_jax.kernels.norm import BatchNorm
 from scpl_jax.kernels.products import dot_general
-from scpl_jax.models.initial import uniform
+
+# Numbers that a program draws, up to which it is made longer to serve more shapes: XLA takes some 0.2 s to compile one
+# that draws, but milliseconds to draw the longest of these.
+_LENGTHS = (2**12, 2**15, 2**18)
+# JAX's setting by which a number depends on its place only.
+_BY_PLACE = "jax_threefry_partitionable"
+
+
+def uniform(
+    key: jax.Array, shape: Sequence[int], low: float, high: float, dtype: Any = jnp.float32, *, factor: Any = 1
+) -> jax.Array:
+    """``jax.random.uniform(key, shape, dtype, low, high) * factor``, to the bit.
+
+    Of JAX's default generator each number depends on its place alone, not on how many there are, so any shape's numbers
+    are the first ones of a longer row, which is of one of few lengths. Where that does not hold, or values are only
+    traced, JAX draws the shape itself.
+
+    Args:
+      key: of ``jax.random.key``.
+      shape: of the result.
+      low: least value before ``factor``.
+      high: bound of the values before ``factor``.
+      dtype: of the result, a floating type.
+      factor: a number.
+
+    Example:
+      >>> key = jax.random.key(0)
+      >>> bool((uniform(key, (3, 2), -1, 1) == jax.random.uniform(key, (3, 2), minval=-1, maxval=1)).all())
+      True
+    """
+    by_place = getattr(jax.config, _BY_PLACE) and str(jax.random.key_impl(key)) == "threefry2x32"
+    if isinstance(key, jax.core.Tracer) or not by_place or dtype != jnp.float32:
+        return jax.random.uniform(key, shape, dtype, low, high) * jnp.asarray(factor, dtype)
+    count = math.prod(shape)
+    length = next((some for some in _LENGTHS if count <= some), 1 << (count - 1).bit_length())
+    row = jax.random.uniform(key, (length,), dtype, low, high)
+    values = np.asarray(row)[:count].reshape(shape)
+    # Not jnp.asarray, which compiles a program for every shape.
+    return jax.device_put(values if factor == 1 else values * np.float32(factor))
+
 
 INITIALISERS = ("torch", "lecun", "he")
+
+
+class LayerOptions(TypedDict, total=False):
+    """How the layers of a network are made; every network takes these by keyword.
+
+    Attributes:
+      rngs: source of randomness; there is no default.
+      init: initial distribution, one of ``scpl_jax.models.INITIALISERS``; by default "torch".
+      dtype: dtype of the computation; parameters are float32. None, the default: float32, or wider as the input.
+      library: what computes convolutions and matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``; by
+        default "xla".
+    """
+
+    rngs: Required[nnx.Rngs]
+    init: str
+    dtype: Any
+    library: str
 
 
 def kernel_init(name: str) -> Callable[..., jax.Array]:
@@ -24,11 +80,7 @@ def kernel_init(name: str) -> Callable[..., jax.Array]:
     Raises:
       ValueError: the name is not one of :data:`INITIALISERS`.
     """
-    table = {
-        "torch": _torch_uniform,
-        "lecun": nnx.initializers.lecun_normal(),
-        "he": nnx.initializers.he_normal(),
-    }
+    table = {"torch": _torch_uniform, "lecun": nnx.initializers.lecun_normal(), "he": nnx.initializers.he_normal()}
     if name not in table:
         raise ValueError(f"unknown initialisation {name!r}; choose one of {', '.join(INITIALISERS)}")
     distribution = table[name]
@@ -147,7 +199,7 @@ class Classifier(nnx.Module):
       num_classes: width of the output.
       hidden: width of the hidden layer with sigmoid; None for a single linear layer.
       pool: average over the image before the first layer, instead of flattening it.
-      library: what computes matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
+      **options: see :class:`LayerOptions`.
     """
 
     def __init__(
@@ -155,18 +207,14 @@ class Classifier(nnx.Module):
         in_shape: tuple[int, int, int],
         num_classes: int,
         *,
-        rngs: nnx.Rngs,
         hidden: int | None = None,
         pool: bool = False,
-        init: str = "torch",
-        dtype: Any = None,
-        library: str = "xla",
+        **options: Unpack[LayerOptions],
     ):
         self.pool = pool
         size = in_shape[-1] if pool else math.prod(in_shape)
         sizes = [size, num_classes] if hidden is None else [size, hidden, num_classes]
-        common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype, "library": library}
-        self.layers = nnx.List([linear(a, b, **common) for a, b in itertools.pairwise(sizes)])
+        self.layers = nnx.List([linear(a, b, **options) for a, b in itertools.pairwise(sizes)])
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """(B, H, W, C) to (B, classes)."""

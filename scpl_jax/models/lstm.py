@@ -10,8 +10,7 @@ from flax import nnx
 from scpl_jax.kernels.dropout import Dropout
 from scpl_jax.kernels.onednn import check_library
 from scpl_jax.kernels.recurrence import recurrence
-from scpl_jax.models.initial import uniform
-from scpl_jax.models.layers import scaled
+from scpl_jax.models.layers import scaled, uniform
 from scpl_jax.models.sequence import Embedding, TextClassifier, TextMessage
 
 
@@ -33,9 +32,7 @@ class BiLSTM(nnx.Module):
         there are 0. False as in the released PyTorch code, where padding counts like words.
       summary: "mean" of the two directions' final h, as in SCPL, or their "sum", as in associated learning.
       dropout: share of the outputs that training sets to 0.
-      rngs: source of randomness.
-      dtype: dtype of the computation; parameters are float32. None: that of the input.
-      library: what computes matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
+      rngs, dtype, library: see :class:`scpl_jax.models.LayerOptions`; without ``dtype`` that of the input counts.
 
     Raises:
       ValueError: unknown ``summary``, or no library of this name, or not here.
@@ -122,11 +119,8 @@ def lstm(
       masked: see :class:`BiLSTM`.
       summary: see :class:`BiLSTM`.
       dropout: share of the values that training sets to 0 behind every block.
-      init: initial distribution of the classifier, one of ``scpl_jax.models.INITIALISERS``; that of the LSTM layers is
-        torch's.
-      dtype: dtype of the computation; parameters are float32. None: float32.
-      library: what computes matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
-      rngs: source of randomness.
+      init, dtype, library, rngs: see :class:`scpl_jax.models.LayerOptions`; ``init`` is of the classifier only, the
+        LSTM layers have torch's.
 
     Raises:
       ValueError: fewer than 2 layers.

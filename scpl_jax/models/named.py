@@ -9,42 +9,33 @@ from scpl_jax.models.cnn import cnn
 from scpl_jax.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from scpl_jax.models.vgg import vgg8
 
-_BUILDERS: dict[str, Callable[..., list[nnx.Module]]] = {
-    "vgg8": vgg8,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
-    "resnet152": resnet152,
-    "cnn": cnn,
+_Network = tuple[Callable[..., list[nnx.Module]], tuple[int, ...]]
+# How it is built, and where a new stage begins, in blocks; the ResNets' stem is block 0 and belongs to the first group.
+_NETWORKS: dict[str, _Network] = {
+    "vgg8": (vgg8, (2, 4, 5)),
+    "resnet18": (resnet18, (3, 5, 7)),
+    "resnet34": (resnet34, (4, 8, 14)),
+    "resnet50": (resnet50, (4, 8, 14)),
+    "resnet101": (resnet101, (4, 8, 31)),
+    "resnet152": (resnet152, (4, 12, 48)),
+    "cnn": (cnn, (2, 4, 6)),
 }
-# Where a new stage begins, in blocks; the ResNets' stem is block 0 and belongs to the first group.
-_PAPER_CUTS: dict[str, tuple[int, ...]] = {
-    "vgg8": (2, 4, 5),
-    "resnet18": (3, 5, 7),
-    "resnet34": (4, 8, 14),
-    "resnet50": (4, 8, 14),
-    "resnet101": (4, 8, 31),
-    "resnet152": (4, 12, 48),
-    "cnn": (2, 4, 6),
-}
-MODELS = tuple(_BUILDERS)
+MODELS = tuple(_NETWORKS)
 
 
-def _known(name: str) -> str:
-    if name not in _BUILDERS:
+def _known(name: str) -> _Network:
+    if name not in _NETWORKS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
-    return name
+    return _NETWORKS[name]
 
 
-def build_model(name: str, num_classes: int, *, rngs: nnx.Rngs, **options: Any) -> list[nnx.Module]:
+def build_model(name: str, num_classes: int, **options: Any) -> list[nnx.Module]:
     """The network called ``name`` as a list of blocks, the classifier last.
 
     Args:
       name: one of :data:`MODELS`.
       num_classes: width of the logits.
-      rngs: source of randomness.
-      **options: ``width``, ``image_shape``, ``init``, ``dtype``, ``library``, and for ResNets ``shortcut``.
+      **options: ``width``, ``image_shape``, for ResNets ``shortcut``, and :class:`scpl_jax.models.LayerOptions`.
 
     Raises:
       ValueError: the name is unknown, or an option does not fit the network.
@@ -54,7 +45,8 @@ def build_model(name: str, num_classes: int, *, rngs: nnx.Rngs, **options: Any) 
       >>> len(build_model("vgg8", 10, width=0.125, rngs=nnx.Rngs(0)))
       7
     """
-    return _BUILDERS[_known(name)](num_classes, rngs=rngs, **options)
+    build, _ = _known(name)
+    return build(num_classes, **options)
 
 
 def paper_cut(name: str) -> tuple[int, ...]:
@@ -67,4 +59,4 @@ def paper_cut(name: str) -> tuple[int, ...]:
       >>> paper_cut("vgg8")  # stages of 2, 2, 1 and 1 convolution blocks
       (2, 4, 5)
     """
-    return _PAPER_CUTS[_known(name)]
+    return _known(name)[1]

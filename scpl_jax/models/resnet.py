@@ -1,11 +1,11 @@
 """ResNets with CIFAR stem as lists of blocks: the stem, one block per residual unit, the classifier."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 from flax import nnx
 
-from scpl_jax.models.layers import Classifier, batch_norm, conv, scaled
+from scpl_jax.models.layers import Classifier, LayerOptions, batch_norm, conv, scaled
 
 Shortcut = Literal["1x1", "3x3"]
 
@@ -18,9 +18,9 @@ def _activation(x: jax.Array) -> jax.Array:
 class Stem(nnx.Module):
     """3 x 3 convolution, batch norm, leaky ReLU: the CIFAR stem, which keeps the image size."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, dtype: Any, **options: Any):
-        self.conv = conv(in_channels, out_channels, 3, dtype=dtype, **options)
-        self.norm = batch_norm(out_channels, rngs=options["rngs"], dtype=dtype)
+    def __init__(self, in_channels: int, out_channels: int, **options: Unpack[LayerOptions]):
+        self.conv = conv(in_channels, out_channels, 3, **options)
+        self.norm = batch_norm(out_channels, rngs=options["rngs"], dtype=options.get("dtype"))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(B, H, W, C) to (B, H, W, F)."""
@@ -49,32 +49,25 @@ class Residual(nnx.Module):
         stride: int,
         expansion: int,
         shortcut: Shortcut,
-        rngs: nnx.Rngs,
-        init: str,
-        dtype: Any,
-        library: str = "xla",
+        **options: Unpack[LayerOptions],
     ):
         out_channels = width * expansion
         strided = len(kernels) - 2
-        common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype, "library": library}
+        of_norm: dict[str, Any] = {"rngs": options["rngs"], "dtype": options.get("dtype")}
         convs, norms, channels = [], [], in_channels
         for index, kernel in enumerate(kernels):
             out = out_channels if index == len(kernels) - 1 else width
             step = stride if index == strided else 1
-            convs.append(conv(channels, out, kernel, stride=step, **common))
-            norms.append(batch_norm(out, rngs=rngs, dtype=dtype))
+            convs.append(conv(channels, out, kernel, stride=step, **options))
+            norms.append(batch_norm(out, **of_norm))
             channels = out
         self.convs, self.norms = nnx.List(convs), nnx.List(norms)
         changes = stride != 1 or in_channels != out_channels
-        size = 1 if shortcut == "1x1" else 3
-        self.shortcut = nnx.List(
-            [
-                conv(in_channels, out_channels, size, stride=stride, **common),
-                batch_norm(out_channels, rngs=rngs, dtype=dtype),
-            ]
-            if changes
-            else []
-        )
+        own: list[nnx.Module] = []
+        if changes:
+            size = 1 if shortcut == "1x1" else 3
+            own = [conv(in_channels, out_channels, size, stride=stride, **options), batch_norm(out_channels, **of_norm)]
+        self.shortcut = nnx.List(own)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(B, H, W, C) to (B, ceil(H / stride), ceil(W / stride), width * expansion)."""
@@ -97,10 +90,7 @@ def resnet(
     width: float = 1.0,
     image_shape: tuple[int, int, int] = (32, 32, 3),
     shortcut: Shortcut = "1x1",
-    init: str = "torch",
-    dtype: Any = None,
-    library: str = "xla",
-    rngs: nnx.Rngs,
+    **options: Unpack[LayerOptions],
 ) -> list[nnx.Module]:
     """A ResNet with CIFAR stem (3 x 3 convolution, no pool), as a list: stem, residual units, classifier.
 
@@ -111,10 +101,7 @@ def resnet(
       width: multiplier of every number of channels.
       image_shape: (height, width, channels) of the input, in pixels; any size from 1 x 1 up.
       shortcut: "1x1", or "3x3" as one of the two ResNet-18 classes of the SCPL reference has it.
-      init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; parameters are float32. None: that of the input.
-      library: what computes convolutions and matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
-      rngs: source of randomness.
+      **options: see :class:`scpl_jax.models.LayerOptions`.
 
     Raises:
       ValueError: ``shortcut`` is neither "1x1" nor "3x3".
@@ -128,27 +115,17 @@ def resnet(
         raise ValueError(f"unknown shortcut {shortcut!r}; choose 1x1 or 3x3")
     height, width_px, in_channels = image_shape
     channels = scaled(64, width)
-    common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype, "library": library}
-    blocks: list[nnx.Module] = [Stem(in_channels, channels, **common)]
+    blocks: list[nnx.Module] = [Stem(in_channels, channels, **options)]
     expansion, kernels = (4, (1, 3, 1)) if bottleneck else (1, (3, 3))
     for group, count in enumerate(repeats):
         inner = scaled(64 * 2**group, width)
         for unit in range(count):
             stride = 2 if group > 0 and unit == 0 else 1
-            blocks.append(
-                Residual(
-                    channels,
-                    inner,
-                    kernels=kernels,
-                    stride=stride,
-                    expansion=expansion,
-                    shortcut=shortcut,
-                    **common,
-                )
-            )
+            form: dict[str, Any] = {"kernels": kernels, "expansion": expansion, "shortcut": shortcut}
+            blocks.append(Residual(channels, inner, stride=stride, **form, **options))
             channels = inner * expansion
             height, width_px = -(-height // stride), -(-width_px // stride)
-    blocks.append(Classifier((height, width_px, channels), num_classes, pool=True, **common))
+    blocks.append(Classifier((height, width_px, channels), num_classes, pool=True, **options))
     return blocks
 
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from scpl_jax.kernels.dropout import Dropout
-from scpl_jax.models.layers import linear
+from scpl_jax.models.layers import LayerOptions, linear
 
 PAD = 0
 
@@ -116,26 +116,12 @@ class TextClassifier(nnx.Module):
       size: length of the summary.
       hidden: width of the hidden layer.
       num_classes: width of the logits.
-      rngs: source of randomness.
-      init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; None for that of the summary.
-      library: what computes matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
+      **options: see :class:`scpl_jax.models.LayerOptions`.
     """
 
-    def __init__(
-        self,
-        size: int,
-        hidden: int,
-        num_classes: int,
-        *,
-        rngs: nnx.Rngs,
-        init: str = "torch",
-        dtype: Any = None,
-        library: str = "xla",
-    ):
-        common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype, "library": library}
-        self.hidden = linear(size, hidden, **common)
-        self.out = linear(hidden, num_classes, **common)
+    def __init__(self, size: int, hidden: int, num_classes: int, **options: Unpack[LayerOptions]):
+        self.hidden = linear(size, hidden, **options)
+        self.out = linear(hidden, num_classes, **options)
 
     def __call__(self, message: TextMessage) -> jax.Array:
         """Logits (N, classes)."""

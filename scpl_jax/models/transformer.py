@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from flax import nnx
 
 from scpl_jax.kernels.dropout import Dropout
 from scpl_jax.kernels.products import attention_mixture, attention_scores
-from scpl_jax.models.layers import linear, scaled
+from scpl_jax.models.layers import LayerOptions, linear, scaled
 from scpl_jax.models.sequence import Embedding, TextClassifier, TextMessage, masked_mean
 
 Norm = Callable[..., nnx.Module]
@@ -129,17 +129,12 @@ def transformer(
     positions: str = "sinusoidal",
     norm: Norm = layer_norm,
     dropout: float = 0.1,
-    init: str = "torch",
-    dtype: Any = None,
-    library: str = "xla",
-    rngs: nnx.Rngs,
+    **options: Unpack[LayerOptions],
 ) -> list[nnx.Module]:
     """An embedding, ``layers - 1`` Transformer encoders, and a classifier with a tanh layer.
 
     Args:
-      num_classes: width of the logits.
-      vocabulary: number of tokens, padding (0) included.
-      layers: blocks besides the classifier, at least 2.
+      num_classes, vocabulary, layers: as for :func:`scpl_jax.models.lstm`.
       size: length of the word vectors, and D of every layer.
       heads: attention heads; they must divide ``size``.
       hidden: width of the feed-forward layers and of the classifier's hidden layer, times ``width``.
@@ -148,10 +143,7 @@ def transformer(
       positions: "sinusoidal" or, as in the released code, "none".
       norm: builds a layer norm from (size, rngs=).
       dropout: share of the values that training sets to 0.
-      init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; parameters are float32. None: float32.
-      library: what computes matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
-      rngs: source of randomness.
+      **options: see :class:`scpl_jax.models.LayerOptions`.
 
     Raises:
       ValueError: fewer than 2 layers, or heads that do not divide ``size``.
@@ -164,10 +156,8 @@ def transformer(
     if layers < 2:
         raise ValueError(f"a Transformer needs at least 2 layers, the embedding included, got {layers}")
     h = scaled(hidden, width)
-    common: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
-    blocks: list[nnx.Module] = [
-        Embedding(vocabulary, size, masked=masked, positions=positions, dropout=dropout, **common)
-    ]
+    common: dict[str, Any] = {"dropout": dropout, "rngs": options["rngs"], "dtype": options.get("dtype")}
+    blocks: list[nnx.Module] = [Embedding(vocabulary, size, masked=masked, positions=positions, **common)]
     for _ in range(layers - 1):
-        blocks.append(Encoder(size, heads, h, norm=norm, dropout=dropout, init=init, library=library, **common))
-    return [*blocks, TextClassifier(size, h, num_classes, init=init, library=library, **common)]
+        blocks.append(Encoder(size, heads, h, norm=norm, dropout=dropout, **options))
+    return [*blocks, TextClassifier(size, h, num_classes, **options)]

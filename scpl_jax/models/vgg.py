@@ -1,12 +1,12 @@
 """VGG as a list of blocks: convolution, batch norm, ReLU, where due a 2 x 2 max pool."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 from flax import nnx
 
-from scpl_jax.models.layers import Classifier, batch_norm, conv, scaled
+from scpl_jax.models.layers import Classifier, LayerOptions, batch_norm, conv, scaled
 
 VGG8_LAYERS: tuple[int | Literal["M"], ...] = (128, 256, "M", 256, 512, "M", 512, "M", 512, "M")
 
@@ -14,19 +14,9 @@ VGG8_LAYERS: tuple[int | Literal["M"], ...] = (128, 256, "M", 256, 512, "M", 512
 class VGGBlock(nnx.Module):
     """3 x 3 convolution without bias, batch norm, ReLU, and a 2 x 2 max pool if ``pool``: NHWC to NHWC."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        pool: bool,
-        rngs: nnx.Rngs,
-        init: str = "torch",
-        dtype: Any = None,
-        library: str = "xla",
-    ):
-        self.conv = conv(in_channels, out_channels, 3, rngs=rngs, init=init, dtype=dtype, library=library)
-        self.norm = batch_norm(out_channels, rngs=rngs, dtype=dtype)
+    def __init__(self, in_channels: int, out_channels: int, *, pool: bool, **options: Unpack[LayerOptions]):
+        self.conv = conv(in_channels, out_channels, 3, **options)
+        self.norm = batch_norm(out_channels, rngs=options["rngs"], dtype=options.get("dtype"))
         self.pool = pool
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -42,10 +32,7 @@ def vgg(
     *,
     hidden: int,
     image_shape: tuple[int, int, int] = (32, 32, 3),
-    init: str = "torch",
-    dtype: Any = None,
-    library: str = "xla",
-    rngs: nnx.Rngs,
+    **options: Unpack[LayerOptions],
 ) -> list[nnx.Module]:
     """A VGG network as a list of blocks; the last one is the classifier (flatten, linear, sigmoid, linear).
 
@@ -54,10 +41,7 @@ def vgg(
       num_classes: width of the logits.
       hidden: width of the classifier's hidden layer.
       image_shape: (height, width, channels) of the input, in pixels.
-      init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; parameters are float32. None: that of the input.
-      library: what computes convolutions and matrix products on the CPU, one of ``scpl_jax.models.LIBRARIES``.
-      rngs: source of randomness.
+      **options: see :class:`scpl_jax.models.LayerOptions`.
 
     Raises:
       ValueError: the image is too small for the number of pools.
@@ -75,20 +59,19 @@ def vgg(
             f"the network halves an image {pools} times and needs at least {2**pools} x {2**pools} pixels, "
             f"got {height} x {width_px}; give larger images"
         )
-    common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype, "library": library}
     blocks: list[nnx.Module] = []
     for index, layer in enumerate(layers):
         if layer == "M":
             continue
         pool = index + 1 < len(layers) and layers[index + 1] == "M"
-        blocks.append(VGGBlock(channels, layer, pool=pool, **common))
+        blocks.append(VGGBlock(channels, layer, pool=pool, **options))
         channels = layer
     shape = (height >> pools, width_px >> pools, channels)
-    blocks.append(Classifier(shape, num_classes, hidden=hidden, **common))
+    blocks.append(Classifier(shape, num_classes, hidden=hidden, **options))
     return blocks
 
 
-def vgg8(num_classes: int = 10, *, width: float = 1.0, rngs: nnx.Rngs, **options: Any) -> list[nnx.Module]:
+def vgg8(num_classes: int = 10, *, width: float = 1.0, **options: Any) -> list[nnx.Module]:
     """The VGG8 of the SCPL paper: six convolution blocks and the classifier.
 
     Channels 128, 256, pool, 256, 512, pool, 512, pool, 512, pool; classifier with 2500 hidden units; all x ``width``.
@@ -96,8 +79,7 @@ def vgg8(num_classes: int = 10, *, width: float = 1.0, rngs: nnx.Rngs, **options
     Args:
       num_classes: width of the logits.
       width: multiplier of every number of channels and of the hidden units.
-      rngs: source of randomness.
-      **options: ``image_shape``, ``init``, ``dtype``, ``library`` as for :func:`vgg`.
+      **options: ``image_shape`` as for :func:`vgg`, and those of :class:`scpl_jax.models.LayerOptions`.
 
     Example:
       >>> from flax import nnx
@@ -105,4 +87,4 @@ def vgg8(num_classes: int = 10, *, width: float = 1.0, rngs: nnx.Rngs, **options
       7
     """
     layers = [layer if layer == "M" else scaled(layer, width) for layer in VGG8_LAYERS]
-    return vgg(layers, num_classes, hidden=scaled(2500, width), rngs=rngs, **options)
+    return vgg(layers, num_classes, hidden=scaled(2500, width), **options)

@@ -121,8 +121,7 @@ class Associated(Objective):
         "all" stages' (as in that for images).
       first_loss: of stage 0's autoencoder: "cross-entropy" of h's output as logits or, as in the released code for
         images, "mse".
-      init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; None: float32, or wider as the features. The losses are at least float32.
+      init, dtype: see :class:`scpl_jax.models.LayerOptions`. The losses are at least float32.
 
     Raises:
       ValueError: a value out of range, at construction.

@@ -26,7 +26,6 @@ class Exit(Protocol):
 
     def logits(self, features: Any) -> jax.Array:
         """Features (N, ...) to (N, classes)."""
-        ...
 
 
 class Objective(abc.ABC):
@@ -152,11 +151,7 @@ def one_array(features: Any, who: str) -> jax.ShapeDtypeStruct:
 
 
 def check_classes(num_classes: int) -> None:
-    """Refuse a number of classes below 1.
-
-    Raises:
-      ValueError: it is.
-    """
+    """Refuse a number of classes below 1, by a ValueError."""
     if num_classes < 1:
         raise ValueError(f"the number of classes must be at least 1, got {num_classes}")
 

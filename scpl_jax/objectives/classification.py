@@ -28,7 +28,6 @@ class CrossEntropy(Objective):
 
     def build(self, features: Any, *, rngs: nnx.Rngs) -> None:
         """Nothing to build: the classifier is one of the network's blocks."""
-        return
 
 
 class LocalClassification(nnx.Module):
@@ -58,8 +57,7 @@ class LocalClassifier(Objective):
       hidden: sizes of hidden layers; none for a linear classifier.
       pool: average a feature map down to this side first; 0 for none.
       detach: train only the classifier: none of its gradient reaches the stage's blocks.
-      init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; None: float32, or wider as the features. The loss is at least float32.
+      init, dtype: see :class:`scpl_jax.models.LayerOptions`. The loss is at least float32.
 
     Raises:
       ValueError: a value out of range, at construction.
@@ -85,13 +83,7 @@ class LocalClassifier(Objective):
 
     def build(self, features: Any, *, rngs: nnx.Rngs) -> LocalClassification:
         """The classifier for features of this shape, with its loss."""
-        head = ProjectionHead(
-            one_array(features, "LocalClassifier").shape[1:],
-            "mlp" if self.hidden else "linear",
-            (*self.hidden, self.num_classes),
-            self.pool,
-            rngs=rngs,
-            init=self.init,
-            dtype=self.dtype,
-        )
+        shape, dims = one_array(features, "LocalClassifier").shape[1:], (*self.hidden, self.num_classes)
+        kind = "mlp" if self.hidden else "linear"
+        head = ProjectionHead(shape, kind, dims, self.pool, rngs=rngs, init=self.init, dtype=self.dtype)
         return LocalClassification(head, self.detach)

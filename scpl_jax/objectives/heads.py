@@ -3,13 +3,13 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.models.layers import batch_norm, linear
+from scpl_jax.models.layers import LayerOptions, batch_norm, linear
 
 # Default layer sizes per kind; the reference's names are i, l, m, mb and SimSiamMLP.
 _DEFAULT_DIMS: dict[str, tuple[int, ...]] = {
@@ -33,13 +33,12 @@ class _Layer(nnx.Module):
         relu: bool,
         norm: bool = False,
         affine: bool = True,
-        rngs: nnx.Rngs,
-        init: str,
-        dtype: Any,
+        **options: Unpack[LayerOptions],
     ):
         # Batch norm takes the mean out, so a bias before it would do nothing.
-        self.linear = linear(in_features, out_features, use_bias=not norm, rngs=rngs, init=init, dtype=dtype)
-        self.norm = nnx.List([batch_norm(out_features, affine=affine, rngs=rngs, dtype=dtype)] if norm else [])
+        self.linear = linear(in_features, out_features, use_bias=not norm, **options)
+        of_norm: dict[str, Any] = {"rngs": options["rngs"], "dtype": options.get("dtype")}
+        self.norm = nnx.List([batch_norm(out_features, affine=affine, **of_norm)] if norm else [])
         self.relu = relu
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -107,9 +106,7 @@ class ProjectionHead(nnx.Module):
       dims: sizes of the layers; None: 512 and 1024 (``linear``: 1024). ``linear`` takes one, ``simsiam`` two, ``mlp``
         and ``mlp-bn`` two or more.
       pool: average a feature map down to pool x pool, or to (height, width), before the first layer; 0: not at all.
-      rngs: source of randomness.
-      init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; parameters are float32. None: float32, or wider as the features.
+      **options: see :class:`scpl_jax.models.LayerOptions`.
 
     Raises:
       ValueError: an unknown kind, the wrong number of sizes, or one below 1.
@@ -128,23 +125,19 @@ class ProjectionHead(nnx.Module):
         kind: str = "mlp",
         dims: Sequence[int] | None = None,
         pool: int | tuple[int, int] = 0,
-        *,
-        rngs: nnx.Rngs,
-        init: str = "torch",
-        dtype: Any = None,
+        **options: Unpack[LayerOptions],
     ):
         sizes = check_head(kind, dims, pool)
         self.pool = pool if len(in_shape) == 3 else 0
         if self.pool:
             height, width, channels = in_shape
             in_shape = (*pooled_size(pool, height, width), channels)
-        common: dict[str, Any] = {"rngs": rngs, "init": init, "dtype": dtype}
         if kind == "simsiam":
             sizes = (sizes[0], *sizes)
         norm = kind in ("mlp-bn", "simsiam")
         pairs = list(itertools.pairwise((math.prod(in_shape), *sizes)))
-        layers = [_Layer(a, b, relu=True, norm=norm, **common) for a, b in pairs[:-1]]
-        layers += [_Layer(a, b, relu=False, norm=kind == "simsiam", affine=False, **common) for a, b in pairs[-1:]]
+        layers = [_Layer(a, b, relu=True, norm=norm, **options) for a, b in pairs[:-1]]
+        layers += [_Layer(a, b, relu=False, norm=kind == "simsiam", affine=False, **options) for a, b in pairs[-1:]]
         self.layers = nnx.List(layers)
 
     def pooled(self, features: jax.Array) -> jax.Array:

@@ -49,8 +49,7 @@ class InfoReg(Objective):
       dims: layer sizes of the head, linear with batch norm and ReLU between them; two or more.
       pool: average a feature map down to this side before the head; 0 for none.
       classifier_weight: of the classifier's cross-entropy.
-      init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; None: float32, or wider as the features. The losses are at least float32.
+      init, dtype: see :class:`scpl_jax.models.LayerOptions`. The losses are at least float32.
 
     Raises:
       ValueError: a value out of range, at construction.

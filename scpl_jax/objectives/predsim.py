@@ -45,8 +45,7 @@ class PredSim(Objective):
       num_classes: number of classes, at least 1.
       weights: of prediction and of similarity matching.
       pool: average a feature map down to this side, or these (height, width), before the classifier; 0 for none.
-      init: initial distribution, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the computation; None: float32, or wider as the features. The losses are at least float32.
+      init, dtype: see :class:`scpl_jax.models.LayerOptions`. The losses are at least float32.
 
     Raises:
       ValueError: a value out of range, at construction.

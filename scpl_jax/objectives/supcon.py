@@ -35,8 +35,7 @@ class SupCon(Objective):
       head_pool: average a feature map down to this side before the head; 0 for none, as in the paper.
       count_anchor: the loss of the released code, see :func:`scpl_jax.losses.supervised_contrastive`.
       classifier_gradient: let the classifier's gradient into the last stage (the paper does not).
-      init: initial distribution of the head, one of ``scpl_jax.models.INITIALISERS``.
-      dtype: dtype of the head's computation; None: float32, or wider as the features. The loss is at least float32.
+      init, dtype: of the head, see :class:`scpl_jax.models.LayerOptions`. The loss is at least float32.
 
     Raises:
       ValueError: a value out of range, at construction.
@@ -65,13 +64,6 @@ class SupCon(Objective):
 
     def build(self, features: Any, *, rngs: nnx.Rngs) -> SupConLoss:
         """The head for features of this shape, with its loss."""
-        head = ProjectionHead(
-            one_array(features, "SupCon").shape[1:],
-            self.head,
-            self.head_dims,
-            self.head_pool,
-            rngs=rngs,
-            init=self.init,
-            dtype=self.dtype,
-        )
+        shape, of_head = one_array(features, "SupCon").shape[1:], (self.head, self.head_dims, self.head_pool)
+        head = ProjectionHead(shape, *of_head, rngs=rngs, init=self.init, dtype=self.dtype)
         return SupConLoss(head, self.temperature, self.count_anchor)

@@ -15,22 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from scpl_jax.losses.labels import is_kept
+from scpl_jax.pipeline import step_parts
 from scpl_jax.pipeline.compilation import Builder, Program, abstract
-from scpl_jax.pipeline.groups import Group
-from scpl_jax.pipeline.pacing import Pacer
-from scpl_jax.pipeline.placement import batch_sharding, replicated
+from scpl_jax.pipeline.placement import Group, batch_sharding, replicated
 from scpl_jax.pipeline.schedule import gpipe
-from scpl_jax.pipeline.step_parts import (
-    UPDATE_OPTIONS,
-    Metrics,
-    Record,
-    States,
-    StepSettings,
-    flag_of,
-    is_apart,
-    needed_bytes,
-    zeros_of,
-)
+from scpl_jax.pipeline.step_parts import Metrics, Record, States, StepPrograms, StepSettings, flag_of
 from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages import backprop
 from scpl_jax.stages.decouple import Stage
@@ -57,24 +46,13 @@ def _split(micro_batches: int, message: Any, labels: Any, _: jax.Array) -> tuple
 
 
 def _parts(states: Sequence[StageState]) -> Parts:
-    return (
-        tuple(state.params for state in states),
-        tuple(state.rest for state in states),
-        tuple(state.opt_state for state in states),
-        tuple(state.totals for state in states),
-    )
+    params, rest, opt_state, totals = zip(*((s.params, s.rest, s.opt_state, s.totals) for s in states), strict=True)
+    return params, rest, opt_state, totals
 
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """A group's backward passes and update: pure functions of what is settled once.
-
-    Attributes:
-      stages: of the group.
-      first: whether there is no group before it.
-      last: whether it has the classifier.
-      settings: of the step.
-    """
+    """A group's backward passes and update: pure functions of what is settled once; the last one has the classifier."""
 
     stages: tuple[Stage, ...]
     first: bool
@@ -118,7 +96,7 @@ class _Group:
         return sums if self.last else (sums, {})
 
 
-class BackpropPrograms:
+class BackpropPrograms(StepPrograms):
     """The programs of one step, compiled for batches of one shape.
 
     Args:
@@ -126,11 +104,7 @@ class BackpropPrograms:
       groups: neighbouring stages; the last group has the classifier.
       settings: of the step.
       states: state of each stage.
-      message: input of the first stage, shapes and dtypes.
-      labels: likewise.
-
-    Attributes:
-      memory: for the sums of each group whose update is a program of its own; a step donates it and gives it back.
+      message, labels: what the first stage is given, shapes and dtypes.
     """
 
     def __init__(
@@ -142,8 +116,9 @@ class BackpropPrograms:
         message: Any,
         labels: Any,
     ):
+        super().__init__(groups)
         micro_batches, remat, final = settings.micro_batches, settings.remat, len(groups) - 1
-        self._groups, self._micro_batches, self._pacer = groups, micro_batches, Pacer(groups)
+        self._micro_batches = micro_batches
         self._schedule = gpipe(len(groups), micro_batches)
         self._parts = [_Group(group.stages, i == 0, i == final, settings) for i, group in enumerate(groups)]
         self._carries = [_first_carry(group) for group in groups]
@@ -182,9 +157,6 @@ class BackpropPrograms:
         builder.compile()
 
         self._backward: list[dict[tuple[bool, bool], Program]] = []
-        self._updates: list[Program | None] = []
-        # Where updates are apart, memory for the sums of gradients and metrics, the same in every step.
-        self.memory: list[Any] = []
         cotangent: Any = None
         for index in reversed(range(len(groups))):
             group, place = groups[index], batch_sharding(groups[index].mesh)
@@ -192,11 +164,11 @@ class BackpropPrograms:
                 given = (abstract(message, place), (abstract(labels, place), labelled))
             else:
                 given = (self._forward[index].outputs[1], abstract(cotangent, place))
-            apart = is_apart(parts_of[index][0], group.mesh)
+            apart = step_parts.is_apart(parts_of[index][0], group.mesh)
             kinds = {(m == 0, m == micro_batches - 1 and not apart) for m in range(micro_batches)}
             programs: dict[tuple[bool, bool], Program] = {}
             total: Any = self._sums_of(index, (*parts_of[index], carry_of[index], *given)) if apart else None
-            self.memory.insert(0, zeros_of(total))
+            self.memory.insert(0, step_parts.zeros_of(total))
             # In the order first, middle, last: the first one's output tells the shape of the sums.
             for begins, ends in sorted(kinds, key=lambda kind: (kind[1], not kind[0])):
                 loss = loss_of[index] if ends else None
@@ -213,14 +185,8 @@ class BackpropPrograms:
                 total = total if ends else sums
             update: Program | None = None
             if apart:
-                update, _ = builder.add(
-                    self._parts[index].update,
-                    group.mesh,
-                    (parts_of[index], carry, *self._parts[index].gradient(total), flag_of(group), loss_of[index]),
-                    (False, False),
-                    donate=(0,),
-                    options=UPDATE_OPTIONS,
-                )
+                outcome = (carry, *self._parts[index].gradient(total), flag_of(group), loss_of[index])
+                update = self._add_update(builder, group, self._parts[index].update, parts_of[index], *outcome)
             self._backward.insert(0, programs)
             self._updates.insert(0, update)
 
@@ -234,7 +200,7 @@ class BackpropPrograms:
     def temporary_bytes(self) -> list[int]:
         """What the largest program of each group needs beside arguments and results, and the memory of its sums."""
         grouped = zip([*self._forward, None], self._updates, self._backward, self.memory, strict=True)
-        return [needed_bytes((*some, *backward.values()), memory) for *some, backward, memory in grouped]
+        return [step_parts.needed_bytes((*some, *backward.values()), memory) for *some, backward, memory in grouped]
 
     def _carry(self, index: int, states: States) -> backprop.Carry:
         """What the first micro-batch of a group begins with."""
@@ -259,21 +225,18 @@ class BackpropPrograms:
         loss: Any = None
         for task in self._schedule:
             index, m = task.stage, task.micro_batch
-            place = batch_sharding(groups[index].mesh)
+            place, taken = batch_sharding(groups[index].mesh), given.pop((index, m))
             if task.kind == "forward":
-                taken = given.pop((index, m))
-                self._pacer.before(groups[index])
+                self._before(groups[index])
                 message, saved[index, m], carries[index] = self._forward[index](parts[index][0], carries[index], taken)
-                self._pacer.after(groups[index], message)
-                _tell(record, f"forward {m}", groups[index], taken, message)
+                self._after(record, f"forward {m}", groups[index], taken, message)
                 given[index + 1, m] = hand_over(message, batch_sharding(groups[index + 1].mesh))
             else:
-                taken = given.pop((index, m))
                 if task.kind == "forward_backward":
                     pair = (taken, (hand_over(targets[m], place), labelled))
                 else:
                     pair = (saved.pop((index, m)), taken)
-                self._pacer.before(groups[index])
+                self._before(groups[index])
                 update = self._updates[index]
                 program = self._backward[index][m == 0, m == final and update is None]
                 told = loss if m == final else None
@@ -284,8 +247,7 @@ class BackpropPrograms:
                 elif task.kind == "forward_backward":
                     carries[index] = rest
                 gave = gave or rest
-                self._pacer.after(groups[index], gave)
-                _tell(record, f"{task.kind} {m}", groups[index], taken, gave)
+                self._after(record, f"{task.kind} {m}", groups[index], taken, gave)
                 if index:
                     given[index - 1, m] = hand_over(gave, batch_sharding(groups[index - 1].mesh))
                 if index and m == final and self._hands_loss:
@@ -294,20 +256,13 @@ class BackpropPrograms:
                     loss = hand_over(loss, replicated(groups[index - 1].mesh))
                 if m == final and update is not None:
                     # Behind the message: the group before waits for that, nobody for the update.
-                    self._pacer.before(groups[index])
+                    self._before(groups[index])
                     self.memory[index] = sums[index]
                     own = self._parts[index].gradient(sums[index])
                     outcomes[index] = update(parts[index], rest, *own, flags[index], told)
-                    self._pacer.after(groups[index], outcomes[index][1])
-                    _tell(record, f"update {m}", groups[index], (), outcomes[index][1])
+                    self._after(record, f"update {m}", groups[index], (), outcomes[index][1])
         new = tuple(state for some, _ in outcomes for state in some)
         return new, [values for _, some in outcomes for values in some]
-
-
-def _tell(record: Record | None, task: str, group: Group, taken: Any, gave: Any) -> None:
-    """Say what was dispatched, before anything can wait: who watches must be there when it begins."""
-    if record is not None:
-        record(task, group, taken, gave)
 
 
 def _first_carry(group: Group) -> tuple[Any, Any]:

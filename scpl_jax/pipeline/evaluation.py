@@ -14,9 +14,8 @@ from jax.sharding import Mesh
 from scpl_jax.objectives import Objective
 from scpl_jax.pipeline.compilation import Builder, Program, abstract
 from scpl_jax.pipeline.exits import StopRule, count, zero
-from scpl_jax.pipeline.groups import Group
 from scpl_jax.pipeline.local_programs import States
-from scpl_jax.pipeline.placement import batch_sharding, replicated
+from scpl_jax.pipeline.placement import Group, batch_sharding, replicated
 from scpl_jax.pipeline.transfer import hand_over, to_devices
 from scpl_jax.stages.decouple import Stage
 from scpl_jax.stages.step import evaluate, pooled_features, read_back
@@ -25,19 +24,10 @@ Prepare = Callable[[Any], Any]
 
 
 class _Pass:
-    """All groups forward in evaluation mode, compiled for batches of one shape.
+    """All groups forward in evaluation mode; see :class:`EvaluationPrograms` for the rest.
 
-    Args:
-      builder: what compiles them.
-      groups: the groups, in order.
-      states: state of each stage; shapes and dtypes are used.
-      images: a batch; likewise.
-      prepare: images -> message, or None.
-      run: (stages, their values, message) -> (message for the next group, what is wanted of these stages).
-      batched: whether the latter is split over the batch, or the same on every device.
-
-    Attributes:
-      outputs: shapes of what is wanted of each group.
+    ``run`` makes of (stages, their values, message) (message for the next group, what is wanted of these stages);
+    ``batched`` says whether the latter is split over the batch or the same on every device; ``outputs`` is its shapes.
     """
 
     def __init__(
@@ -56,8 +46,7 @@ class _Pass:
         self._prepare: Program | None = None
         message = abstract(images, batch_sharding(groups[0].mesh))
         if prepare is not None:
-            function = functools.partial(_tuple_of, prepare)
-            self._prepare, (message,) = builder.add(function, groups[0].mesh, (message,), (True,))
+            self._prepare, (message,) = builder.add(lambda x: (prepare(x),), groups[0].mesh, (message,), (True,))
         for group in groups:
             arguments = (_shapes(states, group), abstract(message, batch_sharding(group.mesh)))
             step = functools.partial(run, group.stages)
@@ -82,8 +71,7 @@ class EvaluationPrograms:
 
     Args:
       groups: the groups, in order.
-      states: state of each stage; shapes and dtypes are used.
-      images: a batch; likewise.
+      states, images: of each stage, and a batch; shapes and dtypes are used.
       prepare: images -> message, or None.
       rules: when an example may stop at an early exit.
 
@@ -101,7 +89,7 @@ class EvaluationPrograms:
         prepare: Prepare | None,
         rules: Sequence[StopRule] = (),
     ) -> None:
-        self._groups, self._rules = groups, tuple(rules)
+        self._groups = groups
         objective = groups[0].stages[0].objective
         builder = Builder()
         self._forward = _Pass(builder, groups, states, images, prepare, _forward, batched=True)
@@ -113,13 +101,12 @@ class EvaluationPrograms:
             outputs = self._add_way_back(builder, states, found)
         self.mesh: Mesh = groups[0 if objective.comes_back else -1].mesh
         self._count: Program | None = None
-        self._classes = 0
         if outputs:
             logits = abstract(outputs, batch_sharding(self.mesh))
             labels = jax.ShapeDtypeStruct(logits[0].shape[:1], jnp.int32, sharding=batch_sharding(self.mesh))
-            self._classes = logits[0].shape[-1]
+            self._zero = functools.partial(zero, len(self.exits), len(rules), logits[0].shape[-1])
             total = abstract(self._zero(), replicated(self.mesh))
-            function = functools.partial(_count, self._rules, objective)
+            function = functools.partial(_count, tuple(rules), objective)
             self._count, _ = builder.add(function, self.mesh, (total, logits, labels), (False,))
         builder.compile()
 
@@ -147,9 +134,6 @@ class EvaluationPrograms:
     def zero(self) -> Any:
         """The sums before the first batch, on their devices."""
         return to_devices(self._zero(), replicated(self.mesh))
-
-    def _zero(self) -> Any:
-        return zero(len(self.exits), len(self._rules), self._classes)
 
     def count(self, total: Any, exits: Sequence[jax.Array], labels: Any) -> Any:
         """Add a batch to :meth:`zero`; labels int32 on ``mesh``, -1 for an example to leave out."""
@@ -183,10 +167,6 @@ def _values(states: States, group: Group) -> list[tuple[Any, Any]]:
 
 def _shapes(states: States, group: Group) -> Any:
     return abstract(_values(states, group), replicated(group.mesh))
-
-
-def _tuple_of(function: Callable[[Any], Any], images: Any) -> tuple[Any]:
-    return (function(images),)
 
 
 def _count(rules: tuple[StopRule, ...], objective: Objective, total: Any, exits: Any, labels: jax.Array) -> tuple[Any]:

@@ -9,11 +9,9 @@ States are always those of a whole step: what would interrupt a step while it is
 fails in it marks the pipeline as broken.
 """
 
-import collections
-import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,28 +23,20 @@ from scpl_jax.losses.labels import IGNORE, class_indices
 from scpl_jax.pipeline import processes
 from scpl_jax.pipeline.backprop_programs import BackpropPrograms
 from scpl_jax.pipeline.compilation import Builder, Program, abstract, signature
-from scpl_jax.pipeline.evaluation import EvaluationPrograms, FeaturePrograms
-from scpl_jax.pipeline.exits import StopRule, summary
-from scpl_jax.pipeline.groups import group_stages
+from scpl_jax.pipeline.inference import Inference
 from scpl_jax.pipeline.local_programs import LocalPrograms
-from scpl_jax.pipeline.placement import batch_sharding, is_local, place, replicated, sub_meshes
-from scpl_jax.pipeline.placement import processes as processes_of
+from scpl_jax.pipeline.placement import group_stages, place, replicated, sub_meshes
 from scpl_jax.pipeline.signals import held_back
-from scpl_jax.pipeline.skips import Skip, StepSigns
 from scpl_jax.pipeline.step_parts import Record, StepSettings
-from scpl_jax.pipeline.transfer import hand_over, to_devices, to_program
+from scpl_jax.pipeline.transfer import to_devices, to_program
+from scpl_jax.pipeline.whole_steps import StepSigns
 from scpl_jax.stages.decouple import Stage
-from scpl_jax.stages.inputs import admit_inputs, admit_labels, labels_must_be, traced_for
-from scpl_jax.stages.step import StageState, initial_state, zero_totals
+from scpl_jax.stages.inputs import admit_inputs, admit_labels, traced_for
 
 Prepare = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
 
 
-class PipelineBrokenError(RuntimeError):
-    """A step failed while it ran, so that states are lost; the message says which one and what was saved last."""
-
-
-class Pipeline:
+class Pipeline(Inference):
     """Stages, their states and their optimizers on devices.
 
     Args:
@@ -137,46 +127,28 @@ class Pipeline:
     ):
         if not stages:
             raise ValueError("a pipeline needs at least one stage, got none")
-        if max_in_flight < 1:
-            raise ValueError(f"max_in_flight must be at least 1, got {max_in_flight}")
-        if micro_batches < 1:
-            raise ValueError(f"micro_batches must be at least 1, got {micro_batches}")
+        for name, number in (("max_in_flight", max_in_flight), ("micro_batches", micro_batches)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
         self.end_to_end = stages[0].end_to_end
         if not self.end_to_end and (micro_batches > 1 or remat):
             raise ValueError("micro_batches and remat are for backpropagation; stages with local losses need neither")
-        self.stages = tuple(stages)
         available = sub_meshes(processes.devices() if devices is None else devices, data_parallel, across_hosts)
-        self.meshes = place([s.cost for s in stages], available)
+        super().__init__(stages, place([s.cost for s in stages], available), optimizer, ignore)
         self.groups = group_stages(self.stages, self.meshes, self.end_to_end or fuse)
         self.settings = StepSettings(optimizer, skip_non_finite, micro_batches, remat)
         # Collectives of the CPU backend block threads that programs of another step need to get on with.
         blocking = jax.process_count() > 1 and data_parallel > 1 and micro_batches > 1
         self.max_in_flight = 1 if blocking and self.meshes[0].devices.flat[0].platform == "cpu" else max_in_flight
-        self.step = 0
-        self.saved: str | None = None
-        self._ignored = () if ignore is None else (ignore,)
-        self._broken: str | None = None
         self.active: int | None = None
         self.compile_seconds = 0.0
         self.record: Record | None = None
-        self.skipped: list[Skip] = []
-        self._states: tuple[StageState, ...] = tuple(
-            to_devices(initial_state(stage, optimizer), replicated(mesh))
-            for stage, mesh in zip(self.stages, self.meshes, strict=True)
-        )
-        self._in_flight: collections.deque[StepSigns] = collections.deque()
-        self._first = batch_sharding(self.meshes[0])
-        # The process of the first stage learns only from the last one how far the others are.
-        self._needs_token = processes_of(self.meshes[0]) != processes_of(self.meshes[-1])
         self._key = None if key is None else to_devices(key, replicated(self.meshes[0]))
         self._prepare, self._prepare_eval = prepare, prepare_eval
-        self._programs: dict[Any, Any] = {}
         self._flags = {
             wanted: [to_devices(np.array(wanted), replicated(group.mesh)) for group in self.groups]
             for wanted in (False, True)
         }
-
-    # Training
 
     def train_step(self, images: Any, labels: Any, *, with_norms: bool = False) -> list[dict[str, Any]]:
         """Dispatch one training step of every stage and return without waiting for it.
@@ -244,85 +216,11 @@ class Pipeline:
         labels = class_indices(labels)
         return self._admit(images, jax.ShapeDtypeStruct(labels.shape, labels.dtype))
 
-    def _signs(self, *values: jax.Array) -> list[jax.Array]:
-        """What this process must wait for to know that a step is done, here and (the last value) at the last stage."""
-        signs = [value for value in values if len(value.addressable_shards)]
-        if self._needs_token:
-            token = hand_over(values[-1], replicated(self.meshes[0]))
-            signs += [token] if is_local(self.meshes[0]) else []
-        return signs
-
-    def _bound(self, limit: int) -> None:
-        while len(self._in_flight) > limit:
-            oldest = self._in_flight[0]
-            try:
-                skipped, bad_labels = oldest.wait()
-            except Exception as error:
-                raise self._break(oldest.step, error) from error
-            with held_back():
-                self._in_flight.popleft()
-                self.skipped += skipped
-            if bad_labels:
-                raise ValueError(
-                    f"{labels_must_be(self.stages[0].classes, self._ignored)}; {bad_labels} labels of step "
-                    f"{oldest.step + 1} are not, and its updates were left out"
-                )
-
-    @property
-    def states(self) -> tuple[StageState, ...]:
-        """The state of each stage."""
-        return self._states
-
-    @states.setter
-    def states(self, states: Sequence[StageState]) -> None:
-        self._states = tuple(states)
-        if self._broken is not None:
-            self._broken = None
-            self._in_flight.clear()
-
-    def _break(self, step: int, error: BaseException) -> PipelineBrokenError:
-        """Mark the pipeline as broken by an error in a step, and say so."""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        # Of a traceback in an error the last line tells.
-        reason = " ... ".join(line[:250] for line in dict.fromkeys((lines[0], lines[-1])))
-        saved = "nothing was saved before" if self.saved is None else f"what was saved last is {self.saved}"
-        self._broken = (
-            f"the pipeline is broken: step {step + 1} failed while it ran ({reason}), and states are lost; "
-            f"{saved}; assign states of a whole step, such as those of a checkpoint, or build the pipeline again"
-        )
-        self._programs.clear()  # their memory for gradients may be lost, too
-        return PipelineBrokenError(self._broken)
-
-    def check_whole(self) -> None:
-        """Raise a :class:`PipelineBrokenError` if states were lost."""
-        if self._broken is not None:
-            raise PipelineBrokenError(self._broken)
-
-    def take_skipped(self) -> list[Skip]:
-        """The updates left out that have become known since the last call."""
-        skipped, self.skipped = self.skipped, []
-        return skipped
-
-    def wait(self) -> None:
-        """Wait until every step that was dispatched is done.
-
-        Raises:
-          PipelineBrokenError: one of them failed, now or before.
-          ValueError: labels of one of them, on a device, were none of the classes.
-        """
-        self.check_whole()
-        self._bound(0)
-        try:
-            jax.block_until_ready(self._states)
-        except Exception as error:
-            raise self._break(self.step - 1, error) from error
-
     def compile(self, images: Any, labels: Any) -> float:
         """Compile the training step for batches of this shape now instead of at the first step.
 
         Args:
-          images: as for :meth:`train_step`; only shapes and dtypes are used.
-          labels: likewise.
+          images, labels: as for :meth:`train_step`; only shapes and dtypes are used.
 
         Returns:
           The seconds it took; 0 if it was compiled already.
@@ -335,15 +233,14 @@ class Pipeline:
         """Memory that each group's step needs beside its state and its messages, by the compiler's account.
 
         Args:
-          images: as for :meth:`train_step`; only shapes and dtypes are used.
-          labels: likewise.
+          images, labels: as for :meth:`train_step`; only shapes and dtypes are used.
         """
         needed: list[int] = self._training_programs(*self._admit_shapes(images, labels))[1].temporary_bytes
         return needed
 
     def _training_programs(self, images: Any, labels: Any) -> tuple[Program | None, Any]:
         """(preparation or None, the step), compiled once for batches of this shape."""
-        key = ("train", signature((images, labels)))
+        key = signature((images, labels))
         if key not in self._programs:
             self._programs[key] = self._compile_training(images, labels)
         programs: tuple[Program | None, Any] = self._programs[key]
@@ -351,7 +248,7 @@ class Pipeline:
 
     def _compile_training(self, images: Any, labels: Any) -> tuple[Program | None, Any]:
         began = time.perf_counter()
-        self._check_batch(labels.shape[0], 1)
+        self._check_batch(labels.shape[0])
         builder = Builder()
         message, targets = abstract((images, labels), self._first)
         prepare: Program | None = None
@@ -367,151 +264,6 @@ class Pipeline:
         builder.compile()
         self.compile_seconds += time.perf_counter() - began
         return prepare, step
-
-    def _check_batch(self, size: int, micro_batches: int) -> None:
-        parts = micro_batches * self._first.mesh.shape["data"]
-        if size % parts:
-            what = f"{micro_batches} micro-batches on " if micro_batches > 1 else ""
-            raise ValueError(
-                f"a batch of {size} can't be split over {what}{self._first.mesh.shape['data']} devices a stage; "
-                f"choose a batch size that {parts} divides"
-            )
-
-    # Evaluation
-
-    def predict(self, images: Any) -> jax.Array:
-        """Logits (N, classes) of a batch in evaluation mode, without waiting for them: those of the last stage.
-
-        (Associated learning gives scores of the classes instead.)
-
-        Raises:
-          ValueError: the last stage can't tell classes, or the devices of a stage can't share the batch.
-        """
-        images = self._admit_images(images)
-        programs = self._evaluation_programs(images)
-        if not programs.exits or programs.exits[-1] != len(self.stages) - 1:
-            raise ValueError("the network has no classifier, so there are no logits")
-        return programs.predict_exits(self.states, to_devices(images, self._first))[-1]
-
-    def predict_exits(self, images: Any) -> dict[int, jax.Array]:
-        """Logits (N, classes) of every stage that can tell classes, by its number; otherwise as :meth:`predict`."""
-        images = self._admit_images(images)
-        programs = self._evaluation_programs(images)
-        logits = programs.predict_exits(self.states, to_devices(images, self._first))
-        return dict(zip(programs.exits, logits, strict=True))
-
-    def features(self, images: Any, side: int = 2) -> list[jax.Array]:
-        """What each stage hands on, in evaluation mode, as one vector an example; without waiting for it.
-
-        Args:
-          images: a batch; otherwise as :meth:`predict`.
-          side: feature maps are averaged down to side x side, in pixels; 0: not at all.
-
-        Returns:
-          One array (N, D) a stage, float32. Only processes that have the stage can read it.
-
-        Example:
-          >>> import jax.numpy as jnp, optax
-          >>> from flax import nnx
-          >>> from scpl_jax import SupCon, decouple
-          >>> blocks = [nnx.Linear(8, n, rngs=nnx.Rngs(0)) for n in (8, 3)]
-          >>> stages = decouple(blocks, 1, SupCon(head="identity"), jnp.ones((4, 8)), nnx.Rngs(1))
-          >>> [x.shape for x in Pipeline(stages, optax.adam(1e-3)).features(jnp.ones((4, 8)))]
-          [(4, 8)]
-        """
-        images = self._admit_images(images)
-        key = ("features", signature(images), side)
-        if key not in self._programs:
-            self._check_batch(jax.tree.leaves(images)[0].shape[0], 1)
-            with traced_for(images, None if self._prepare_eval else self.stages[0].example):
-                self._programs[key] = FeaturePrograms(self.groups, self.states, images, self._prepare_eval, side)
-        found: list[jax.Array] = self._programs[key](self.states, to_devices(images, self._first))
-        return found
-
-    def _evaluation_programs(self, images: Any, rules: Sequence[StopRule] = ()) -> EvaluationPrograms:
-        key = ("eval", signature(images), tuple(rules))
-        if key not in self._programs:
-            self._check_batch(jax.tree.leaves(images)[0].shape[0], 1)
-            with traced_for(images, None if self._prepare_eval else self.stages[0].example):
-                self._programs[key] = EvaluationPrograms(self.groups, self.states, images, self._prepare_eval, rules)
-        programs: EvaluationPrograms = self._programs[key]
-        return programs
-
-    def evaluate(self, batches: Iterable[tuple[Any, Any]], rules: Sequence[StopRule] = ()) -> dict[str, Any]:
-        """Accuracy and loss over batches of (images, labels); examples labelled ``ignore``, or -1, are left out.
-
-        Batches run through the stages one behind the other like in training.
-
-        Args:
-          batches: images as the network (or ``prepare_eval``) takes them, and class indices (N,) or (N, 1), integer.
-          rules: when an example may stop at an early exit.
-
-        Returns:
-          ``accuracy``, a fraction, and ``loss``, mean cross-entropy, of the last stage; ``examples``, their number;
-          ``confusion``: how many examples of each class (row) got each answer (column) from the last stage;
-          ``exits``: a dict of ``stage``, ``accuracy`` and ``share`` for each stage that can tell classes, where share
-          is the part of the network's cost up to there, local losses left out; ``stops``: for each rule the
-          ``accuracy``, and the mean ``share`` of the network that was needed. Every process gets them.
-
-        Raises:
-          ValueError: no example, a batch or labels that are not as they should be, or a network without classifier.
-        """
-        self.check_whole()
-        self._bound(0)  # so that what fails in a step is not said of the evaluation
-        total: Any = None
-        programs: EvaluationPrograms | None = None
-        pending: collections.deque[Any] = collections.deque()
-        for images, labels in batches:
-            images = self._admit_images(images)
-            programs = self._evaluation_programs(images, rules)
-            if not programs.exits or programs.exits[-1] != len(self.stages) - 1:
-                raise ValueError("the network has no classifier, so there is no accuracy")
-            # Whatever else is ignored, -1 says that an example only fills a batch up.
-            examples, classes = jax.tree.leaves(images)[0].shape[0], self.stages[0].classes
-            labels = admit_labels(labels, examples, classes, {IGNORE, *self._ignored})
-            labels = to_devices(labels, batch_sharding(programs.mesh))
-            exits = programs.predict_exits(self.states, to_devices(images, self._first))
-            total = programs.count(programs.zero() if total is None else total, exits, labels)
-            pending.append(self._signs(total["examples"]))
-            if len(pending) > self.max_in_flight:
-                jax.block_until_ready(pending.popleft())
-        if programs is None:
-            raise ValueError("there is no example to evaluate")
-        costs = [stage.cost - stage.loss_cost for stage in self.stages]
-        return summary(self._read(total, programs.mesh), programs.exits, costs)
-
-    def _admit_images(self, images: Any) -> Any:
-        """A batch to be evaluated at the door."""
-        self.check_whole()
-        return admit_inputs(images, None if self._prepare_eval else self.stages[0].example)
-
-    def _read(self, tree: Any, mesh: Any) -> Any:
-        """Values on one sub-mesh as Python numbers and lists, in every process."""
-        owner = processes_of(mesh)[0]
-        leaves, structure = jax.tree.flatten(tree)
-        own = [value.tolist() for value in jax.device_get(leaves)] if is_local(mesh) else None
-        return jax.tree.unflatten(structure, processes.gather(own)[owner])
-
-    # State
-
-    def totals(self) -> list[dict[str, float]]:
-        """The sums since :meth:`reset_totals`, one dict a stage, in every process; waits for them."""
-        self.check_whole()
-        self._bound(0)
-        own = [
-            {name: value.item() for name, value in jax.device_get(state.totals).items()} if is_local(mesh) else None
-            for state, mesh in zip(self.states, self.meshes, strict=True)
-        ]
-        gathered = processes.gather(own)
-        return [gathered[processes_of(mesh)[0]][index] for index, mesh in enumerate(self.meshes)]
-
-    def reset_totals(self) -> None:
-        """Start the running sums of loss and accuracy afresh, as at the start of an epoch."""
-        self.check_whole()
-        self._states = tuple(
-            dataclasses.replace(state, totals=to_devices(zero_totals(stage), replicated(mesh)))
-            for stage, state, mesh in zip(self.stages, self._states, self.meshes, strict=True)
-        )
 
 
 def _call(record: Record, failed: list[Exception], *about: Any) -> None:

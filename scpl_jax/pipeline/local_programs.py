@@ -7,33 +7,17 @@ from typing import Any
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from scpl_jax.pipeline import step_parts
 from scpl_jax.pipeline.compilation import Builder, Program, abstract
-from scpl_jax.pipeline.groups import Group
-from scpl_jax.pipeline.pacing import Pacer
-from scpl_jax.pipeline.placement import batch_sharding, replicated
-from scpl_jax.pipeline.step_parts import (
-    UPDATE_OPTIONS,
-    Metrics,
-    Record,
-    States,
-    StepSettings,
-    flag_of,
-    is_apart,
-    needed_bytes,
-    zeros_of,
-)
+from scpl_jax.pipeline.placement import Group, batch_sharding, replicated
+from scpl_jax.pipeline.step_parts import Metrics, Record, States, StepPrograms, StepSettings, flag_of
 from scpl_jax.pipeline.transfer import hand_over
 from scpl_jax.stages.decouple import Stage
 from scpl_jax.stages.step import StageState, apply_gradient, gradients
 
 
 def _local_step(
-    stages: Sequence[Stage],
-    settings: StepSettings,
-    states: States,
-    message: Any,
-    labels: jax.Array,
-    with_norms: Any,
+    stages: Sequence[Stage], settings: StepSettings, states: States, message: Any, labels: jax.Array, with_norms: Any
 ) -> tuple[States, Any, Metrics]:
     """One step of neighbouring stages, one behind the other; their updates do not depend on one another."""
     params, rests = _read(states)
@@ -68,11 +52,7 @@ def _kept_barrier(message: Any) -> Any:
 
 
 def _update(
-    settings: StepSettings,
-    states: States,
-    found: Sequence[Any],
-    outcomes: Sequence[Any],
-    with_norms: Any,
+    settings: StepSettings, states: States, found: Sequence[Any], outcomes: Sequence[Any], with_norms: Any
 ) -> tuple[States, Metrics]:
     """Each stage's update by what :func:`_gradients` returns."""
     new, metrics = [], []
@@ -84,13 +64,10 @@ def _update(
     return tuple(new), metrics
 
 
-class LocalPrograms:
+class LocalPrograms(StepPrograms):
     """A training step of stages that are trained by local losses: a program a group, or two.
 
     See :func:`~scpl_jax.pipeline.step_parts.is_apart`.
-
-    Attributes:
-      memory: of the gradients of each group whose update is a program of its own; a step donates it and gives it back.
     """
 
     def __init__(
@@ -102,17 +79,14 @@ class LocalPrograms:
         message: Any,
         labels: Any,
     ):
-        self._groups, self._pacer = groups, Pacer(groups)
+        super().__init__(groups)
         self._steps: list[Program] = []
-        self._updates: list[Program | None] = []
-        # Gradients lie in the same memory in every step; batches under way would each take as much otherwise.
-        self.memory: list[Any] = []
         for group in groups:
             message, labels = abstract((message, labels), batch_sharding(group.mesh))
             own = abstract(states[group.members], replicated(group.mesh))
             params, rests = _read(own)
             update: Program | None = None
-            if is_apart(params, group.mesh):
+            if step_parts.is_apart(params, group.mesh):
                 program, (found, message, outcomes) = builder.add(
                     functools.partial(_gradients, group.stages),
                     group.mesh,
@@ -120,14 +94,8 @@ class LocalPrograms:
                     (False, True, False),
                     donate=(2,),
                 )
-                update, _ = builder.add(
-                    functools.partial(_update, settings),
-                    group.mesh,
-                    (own, found, outcomes, flag_of(group)),
-                    (False, False),
-                    donate=(0,),
-                    options=UPDATE_OPTIONS,
-                )
+                run = functools.partial(_update, settings)
+                update = self._add_update(builder, group, run, own, found, outcomes, flag_of(group))
             else:
                 program, (_, message, _) = builder.add(
                     functools.partial(_local_step, group.stages, settings),
@@ -138,14 +106,13 @@ class LocalPrograms:
                 )
             self._steps.append(program)
             self._updates.append(update)
-            self.memory.append(None if update is None else zeros_of(params))
+            self.memory.append(None if update is None else step_parts.zeros_of(params))
 
     @property
     def temporary_bytes(self) -> list[int]:
         """What each group's larger program needs beside arguments and results, and the memory of its gradients."""
-        return [
-            needed_bytes(some, memory) for *some, memory in zip(self._steps, self._updates, self.memory, strict=True)
-        ]
+        grouped = zip(self._steps, self._updates, self.memory, strict=True)
+        return [step_parts.needed_bytes(programs, memory) for *programs, memory in grouped]
 
     def __call__(
         self,
@@ -167,25 +134,21 @@ class LocalPrograms:
         for index, group in enumerate(trained):
             own = states[group.members]
             given, step, update = message, self._steps[index], self._updates[index]
-            self._pacer.before(group)
+            self._before(group)
             if update is None:
                 updated, message, values = step(own, message, labels, flags[index])
                 gave: Any = values
             else:
                 found, message, outcomes = step(*_read(own), self.memory[index], message, labels)
                 gave = [values for _, values in outcomes]
-            self._pacer.after(group, message)
-            if record is not None:  # before anything can wait: who watches must be there when it begins
-                record("step", group, given, gave)
+            self._after(record, "step", group, given, gave)
             if index + 1 < len(trained):
                 # Before an update of its own: the next stage waits for its message, nobody for the update.
                 message, labels = hand_over((message, labels), batch_sharding(trained[index + 1].mesh))
             if update is not None:
-                self._pacer.before(group)
+                self._before(group)
                 updated, values = update(own, found, outcomes, flags[index])
-                self._pacer.after(group, values)
-                if record is not None:
-                    record("update", group, (), values)
+                self._after(record, "update", group, (), values)
                 self.memory[index] = found
             new.extend(updated)
             metrics.extend(values)

@@ -62,12 +62,7 @@ def one_forward_one_backward(stages: int, micro_batches: int) -> tuple[Task, ...
     Stage s goes forward for at most ``stages - s`` micro-batches before it takes the first one backward, so it stores
     the activations of that many only, where GPipe stores those of all. The bubble is the same as GPipe's.
 
-    Args:
-      stages: number of stages, at least 1.
-      micro_batches: number of micro-batches, at least 1.
-
-    Raises:
-      ValueError: fewer than one of either.
+    Arguments and errors are those of :func:`gpipe`.
 
     Example:
       >>> [(task.kind[0], task.stage, task.micro_batch) for task in one_forward_one_backward(2, 3) if task.stage == 0]

@@ -11,9 +11,8 @@ from jax.sharding import Mesh
 
 from scpl_jax.kernels import thresholds
 from scpl_jax.kernels.xla_flags import FUSION_EMITTERS, is_without_fusion_emitters
-from scpl_jax.pipeline.compilation import Program, abstract
-from scpl_jax.pipeline.groups import Group
-from scpl_jax.pipeline.placement import replicated
+from scpl_jax.pipeline.compilation import Builder, Program, abstract
+from scpl_jax.pipeline.placement import Group, replicated
 from scpl_jax.pipeline.transfer import to_devices
 from scpl_jax.stages.step import StageState
 
@@ -34,14 +33,7 @@ def flag_of(group: Group) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """How a training step is made.
-
-    Attributes:
-      optimizer: Optax optimizer; each stage has a state of its own.
-      skip_non_finite: leave out updates by bad numbers.
-      micro_batches: for backpropagation: number of parts of a batch; it and the sub-meshes must divide the batch.
-      remat: for backpropagation: compute activations again in the backward pass instead of keeping them.
-    """
+    """How a training step is made, by arguments of :class:`scpl_jax.Pipeline`."""
 
     optimizer: optax.GradientTransformation
     skip_non_finite: bool = True
@@ -63,8 +55,48 @@ def is_apart(params: Any, mesh: Mesh) -> bool:
     )
 
 
+class StepPrograms:
+    """The programs of a training step, compiled for batches of one shape, and when each is dispatched.
+
+    The CPU backend sends a message to another process on a thread that also computes, and goes on with the next program
+    of the device first if that has been dispatched already: a message could leave only when the device has nothing more
+    to do. So in a run of several processes a CPU device gets its next program when the one before has ended. Receiving
+    is not held up by this: it has been asked for before. On all other backends, and in one process, nothing waits.
+
+    Attributes:
+      memory: of each group whose update is a program of its own, for gradients, and metrics where they are summed; a
+        step donates it and gives it back. In the same place in every step: batches under way would each take as much.
+    """
+
+    def __init__(self, groups: Sequence[Group]):
+        self._groups = groups
+        self._updates: list[Program | None] = []
+        self.memory: list[Any] = []
+        self._waits = groups[0].mesh.devices.flat[0].platform == "cpu" and jax.process_count() > 1
+        self._last: dict[Mesh, Any] = {}
+
+    def _add_update(self, builder: Builder, group: Group, function: Callable[..., Any], *arguments: Any) -> Program:
+        """Plan an update of its own, which takes over its first argument."""
+        return builder.add(function, group.mesh, arguments, (False, False), donate=(0,), options=UPDATE_OPTIONS)[0]
+
+    def _before(self, group: Group) -> None:
+        """Call before a program of the group is dispatched, and after its inputs have been asked for."""
+        if self._waits and group.mesh in self._last:
+            jax.block_until_ready(self._last.pop(group.mesh))
+
+    def _after(self, record: Record | None, task: str, group: Group, taken: Any, gave: Any) -> None:
+        """Call after it was dispatched, before anything can wait: who watches must be there when it begins.
+
+        ``gave`` is of outputs that no other program takes over.
+        """
+        if self._waits:
+            self._last[group.mesh] = gave
+        if record is not None:
+            record(task, group, taken, gave)
+
+
 def zeros_of(tree: Any) -> Any:
-    """Zeros where the shapes, dtypes and placements of :func:`~scpl_jax.pipeline.groups.abstract` say."""
+    """Zeros where the shapes, dtypes and placements of :func:`~scpl_jax.pipeline.compilation.abstract` say."""
     return jax.tree.map(lambda x: to_devices(np.zeros(x.shape, x.dtype), x.sharding), tree)
 
 

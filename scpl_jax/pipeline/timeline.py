@@ -11,8 +11,7 @@ import jax
 
 from scpl_jax.pipeline import processes
 from scpl_jax.pipeline.executor import Pipeline
-from scpl_jax.pipeline.groups import Group
-from scpl_jax.pipeline.placement import is_local
+from scpl_jax.pipeline.placement import Group, is_local
 
 
 @dataclasses.dataclass(frozen=True)

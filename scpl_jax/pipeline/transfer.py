@@ -31,12 +31,8 @@ def to_program(tree: Any, sharding: NamedSharding) -> Any:
 
     A compiled program does that in less of the host's time than ``jax.device_put``.
 
-    Args:
-      tree: pytree of arrays.
-      sharding: where the program expects them.
-
-    Returns:
-      The same tree, of NumPy arrays or of arrays with that sharding.
+    Arguments are those of :func:`to_devices`; the result is the same tree, of NumPy arrays or of arrays with that
+    sharding.
     """
     if not sharding.is_fully_addressable:
         return to_devices(tree, sharding)

@@ -23,7 +23,7 @@ from scpl_jax.losses import cross_entropy
 from scpl_jax.losses.labels import indices_on_device, is_kept, is_outside
 from scpl_jax.stages.decouple import Stage, StageModule
 from scpl_jax.stages.step import StageState, apply_gradient
-from scpl_jax.stages.variables import check_kept, split
+from scpl_jax.stages.variables import check_kept, floating_leaves, split
 
 Group = Sequence[Stage]
 
@@ -75,10 +75,7 @@ def _merge_moments(
     for path, (mean, squares) in moments.items():
         new_mean, new_variance = norms[path].mean[...], norms[path].var[...]
         delta = new_mean - mean
-        merged[path] = (
-            mean + delta / count,
-            squares + new_variance + delta**2 * ((count - 1) / count),
-        )
+        merged[path] = (mean + delta / count, squares + new_variance + delta**2 * ((count - 1) / count))
     return merged
 
 
@@ -108,27 +105,13 @@ def _blocks(
     return message, Carry(tuple(rests), tuple(moments), carry.count + 1), metrics
 
 
-def _differentiable(message: Any) -> tuple[list[Any], Any]:
-    """The floating leaves of a message and a function that puts the others back beside them."""
-    leaves, structure = jax.tree.flatten(message)
-    floating = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-
-    def put_back(some: list[Any]) -> Any:
-        rest = iter(some)
-        return jax.tree.unflatten(
-            structure, [next(rest) if f else leaf for leaf, f in zip(leaves, floating, strict=True)]
-        )
-
-    return [leaf for leaf, f in zip(leaves, floating, strict=True) if f], put_back
-
-
 def _linearise(group: Group, params: Sequence[Any], carry: Carry, message: Any, first: bool) -> Any:
     """(message, function from its gradient to those of parameters and input, carry) of a group before the last."""
-    inputs, put_back = _differentiable(message)
+    inputs, put_back = floating_leaves(message)
 
     def outputs(params: Any, inputs: Any) -> Any:
         result, new_carry, _ = _blocks(group, params, carry, put_back(inputs), None)
-        return _differentiable(result)[0], (result, new_carry)
+        return floating_leaves(result)[0], (result, new_carry)
 
     if first:  # nobody wants the gradient of the network's input
         _, vjp, (result, carry) = jax.vjp(lambda p: outputs(p, inputs), tuple(params), has_aux=True)
@@ -170,10 +153,7 @@ def backward(
     """One micro-batch backward through a group before the last.
 
     Args:
-      group: its stages (static).
-      first: whether it is the first group (static); it hands nothing back.
-      remat: as for :func:`forward` (static).
-      params: parameters of each stage.
+      group, first, remat, params: as for :func:`forward`; the first group hands nothing back.
       saved: from :func:`forward`.
       cotangent: gradient of the message that the group handed on: a list, one array for each floating leaf.
       total: sum of the gradients so far, or None.
@@ -204,10 +184,7 @@ def forward_backward(
 
     Args:
       group: its stages, the last one with the classifier (static).
-      first: whether there is no group before it (static).
-      params: parameters of each stage.
-      carry: from the micro-batch before, or :func:`initial_carry`.
-      message: what the group before handed on.
+      first, params, carry, message: as for :func:`forward`.
       labels: class indices, shape (n,) or (n, 1), integer; -1 for examples that the loss leaves out.
       labelled: number of examples of the whole batch that it does not leave out; None where this is all of it. The
         step's loss is the mean over them.
@@ -216,7 +193,7 @@ def forward_backward(
     Returns:
       (gradient of the message, (sum of the gradients, sum of the metrics), carry).
     """
-    inputs, put_back = _differentiable(message)
+    inputs, put_back = floating_leaves(message)
     labels = indices_on_device(labels)
     share: Any = 1
     if labelled is not None:

@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from scpl_jax.stages.variables import split
+from scpl_jax.objectives import Objective
+from scpl_jax.objectives.base import summary_of
+from scpl_jax.stages.variables import floating_leaves, split
 
 # One byte of memory traffic weighs as much as this many floating-point operations. On one core of a Xeon the training
 # times of VGG8's blocks (batch 64, width 0.25) are 10 ms a GFLOP + 0.1 ms a MB of the forward pass's operands, to 10 %:
@@ -158,15 +160,11 @@ def measured_cost(
         return jnp.arange(x.size, dtype=x.dtype).reshape(x.shape) % 2
 
     first, *others = (jax.tree.map(fill, tree) for tree in inputs)
-    leaves, structure = jax.tree.flatten(first)
-    floating = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    floating, put_back = floating_leaves(first)
 
     def loss(params: Any, floating: list[jax.Array]) -> jax.Array:
-        some = iter(floating)
-        message = [next(some) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf for leaf in leaves]
-        module = nnx.merge(graphdef, params, rest, copy=True)
-        outputs = call(module, jax.tree.unflatten(structure, message), *others)
-        values = [x for x in jax.tree.leaves(outputs) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        outputs = call(nnx.merge(graphdef, params, rest, copy=True), put_back(floating), *others)
+        values, _ = floating_leaves(outputs)
         # Not linear in the outputs: XLA would do without them otherwise.
         return sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in values), jnp.float32(0))
 
@@ -191,3 +189,63 @@ def measured_cost(
             times.append(time.perf_counter() - began)
         seconds.append(statistics.median(times))
     return MeasuredCost(*seconds)
+
+
+def build_loss(objective: Objective, features: Any, rngs: nnx.Rngs, companion: Any) -> nnx.Module | None:
+    """The local loss of a stage whose blocks return ``features``; arguments as for :meth:`scpl_jax.Objective.build`.
+
+    ``companion`` is what comes along from the stage before, shapes and dtypes; None: nothing, or there is none before.
+    """
+    extra: dict[str, Any] = {} if companion is None else {"companion": companion}
+    return objective.build(summary_of(features), rngs=rngs, **extra)
+
+
+class Prices:
+    """Costs of stages from those of their parts, each of which is estimated or measured once.
+
+    Args:
+      blocks: of the network, without its classifier.
+      classifier: the last block, or None.
+      inputs: shapes and dtypes of what each block and the classifier are given.
+      end_to_end: whether stages hand gradients back.
+      measured: in seconds on this machine instead of the compiler's estimate.
+
+    Attributes:
+      labels: shape and dtype of a batch's labels.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nnx.Module],
+        classifier: nnx.Module | None,
+        inputs: Sequence[Any],
+        *,
+        end_to_end: bool,
+        measured: bool,
+    ):
+        self.labels = jax.ShapeDtypeStruct((jax.tree.leaves(inputs[0])[0].shape[0],), "int32")
+        self._cost_of: Any = measured_cost if measured else module_cost
+        self._inputs, self._end_to_end = inputs, end_to_end
+        self._blocks = [self._cost_of(block, x) for block, x in zip(blocks, inputs[:-1], strict=True)]
+        # Its input is detached or not; the difference is one product of many.
+        self._classifier = 0.0 if classifier is None else self._cost_of(classifier, inputs[-1]).training()
+        self._losses: dict[tuple[int, int], float] = {}
+
+    def of_loss(self, stop: int, objective: Objective, index: int, companion: Any) -> float:
+        """A training step of the local loss behind block ``stop`` - 1, as that of stage ``index``."""
+        if (stop, index) not in self._losses:
+            features = summary_of(self._inputs[stop])
+            loss = build_loss(objective, features, nnx.Rngs(0), companion if index else None)
+            given = (features, self.labels, companion)
+            cost = 0.0 if loss is None else self._cost_of(loss, *given, call=objective.local_loss).training()
+            self._losses[stop, index] = cost
+        return self._losses[stop, index]
+
+    def of_stage(self, start: int, stop: int, objective: Objective, index: int, companion: Any) -> float:
+        """A training step of the stage with the blocks from ``start`` to ``stop`` - 1, local loss included."""
+        # The first block of a stage needs no gradient of its input, unless it has to be handed back.
+        handed_back = self._end_to_end and start > 0
+        costs = enumerate(self._blocks[start:stop])
+        total: float = sum(c.training(input_gradient=index > 0 or handed_back) for index, c in costs)
+        total += self.of_loss(stop, objective, index, companion)
+        return total + (self._classifier if stop == len(self._blocks) else 0.0)

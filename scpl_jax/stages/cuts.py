@@ -6,11 +6,7 @@ from collections.abc import Callable, Sequence
 
 
 def check_num_stages(num_stages: int, num_blocks: int) -> None:
-    """A number of stages must lie between 1 and the number of blocks.
-
-    Raises:
-      ValueError: it does not.
-    """
+    """Refuse, by a ValueError, a number of stages that is not between 1 and the number of blocks."""
     if not 1 <= num_stages <= num_blocks:
         raise ValueError(
             f"the number of stages must be from 1 to {num_blocks}, the number of blocks that can be cut, "

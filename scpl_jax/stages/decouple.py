@@ -10,10 +10,10 @@ from flax import nnx
 
 from scpl_jax.objectives import Objective
 from scpl_jax.objectives.base import Accompanied, classes_of, common_classes, summary_of
+from scpl_jax.stages.cost import Prices, build_loss
 from scpl_jax.stages.cuts import balanced_cut, check_cut, check_num_stages, even_cut
 from scpl_jax.stages.first_call import output_of
 from scpl_jax.stages.inputs import admit_inputs
-from scpl_jax.stages.prices import Prices, build_loss
 from scpl_jax.stages.variables import separate_rngs, split
 
 
@@ -69,11 +69,7 @@ class Stage:
 
 
 def _number_of_classes(logits: Any) -> int:
-    """Number of classes of the network's own classifier, by what it returns.
-
-    Raises:
-      ValueError: these are no logits (N, classes).
-    """
+    """Number of classes of the network's own classifier, by what it returns, which must be logits (N, classes)."""
     leaves = jax.tree.leaves(logits)
     if len(leaves) != 1 or leaves[0].ndim != 2:
         raise ValueError(

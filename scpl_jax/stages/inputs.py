@@ -37,10 +37,7 @@ def admit_inputs(inputs: Any, example: Any = None) -> Any:
       ValueError: the arrays of a batch must have the same number of examples, got n (3,), x (4, 2); check that each ...
     """
     inputs = jax.tree.map(_as_array, inputs, is_leaf=_is_list_of_numbers)
-    named = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(inputs)[0]
-    ]
+    named = _named(inputs)
     shapes = ", ".join(f"{name} {tuple(leaf.shape)}".strip() for name, leaf in named)
     if not named or min(leaf.ndim for _, leaf in named) < 1:
         raise ValueError(
@@ -93,13 +90,13 @@ def _kind(dtype: Any) -> str:
     return next((name for name, kind in kinds if jnp.issubdtype(dtype, kind)), str(dtype))
 
 
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in paths]
+
+
 def _describe(tree: Any) -> str:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    parts = []
-    for path, leaf in leaves:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        parts.append(f"{name} {leaf.dtype} {tuple(leaf.shape)}".strip())
-    return ", ".join(parts)
+    return ", ".join(f"{name} {leaf.dtype} {tuple(leaf.shape)}".strip() for name, leaf in _named(tree))
 
 
 def _check_alike(inputs: Any, example: Any) -> None:

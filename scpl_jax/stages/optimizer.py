@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scpl_jax.stages.variables import same_structure
+from scpl_jax.stages.variables import named, same_structure
 
 
 def initial_optimizer_state(optimizer: optax.GradientTransformation, params: Any) -> Any:
@@ -102,10 +102,7 @@ def _shapes(optimizer: optax.GradientTransformation, params: Any, state: Any) ->
 def _difference(before: Any, after: Any, *, dtypes: bool = True) -> str | None:
     """What is not as it was, in words."""
     old, new = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="."): f"{x.dtype if dtypes else ''}{list(x.shape)}"
-            for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
-        }
+        {name: f"{x.dtype if dtypes else ''}{list(x.shape)}" for name, x in named([tree]).items()}
         for tree in (before, after)
     )
     for name in [*old, *new]:

@@ -30,8 +30,8 @@ class StageState:
       opt_state: state of the stage's Optax optimizer.
       totals: sums since :func:`zero_totals`, scalars: ``loss`` (where the stage has one) and, in the last stage,
         ``classifier_loss`` (sums of batch means), ``correct`` and ``examples`` (counts of labelled examples),
-        ``batches``, and ``skipped``,
-        the updates left out by :func:`apply_gradient`, whose batches are in none of the others.
+        ``batches``, and ``skipped``, the updates left out by :func:`apply_gradient`, whose batches are in none of the
+        others.
     """
 
     params: Any
@@ -42,28 +42,20 @@ class StageState:
 
 def zero_totals(stage: Stage) -> dict[str, jax.Array]:
     """The running sums at the start of an epoch."""
+    module: StageModule = nnx.merge(stage.train_graph, stage.params, stage.rest, copy=True)
+    has_classifier = module.classifier is not None
     totals = {"batches": jnp.int32(0), "skipped": jnp.int32(0)}
-    if not stage.end_to_end or has_classifier(stage):
+    if not stage.end_to_end or has_classifier:
         totals["loss"] = jnp.float32(0)
-    if has_classifier(stage):
+    if has_classifier:
         totals |= {"classifier_loss": jnp.float32(0), "correct": jnp.int32(0), "examples": jnp.int32(0)}
     return totals
-
-
-def has_classifier(stage: Stage) -> bool:
-    """Whether the stage holds the network's classifier."""
-    module: StageModule = nnx.merge(stage.train_graph, stage.params, stage.rest, copy=True)
-    return module.classifier is not None
 
 
 def initial_state(stage: Stage, optimizer: optax.GradientTransformation) -> StageState:
     """The state before the first step.
 
     The arrays are copies: steps donate their state, and the stage must stay usable.
-
-    Args:
-      stage: the stage.
-      optimizer: its Optax optimizer.
 
     Raises:
       ValueError: the optimizer needs more than gradients, parameters and the loss's value.
@@ -121,12 +113,9 @@ def gradients(
     """Gradient of the stage's loss with respect to its own parameters.
 
     Args:
-      stage: the stage.
-      params: its parameters.
-      rest: its other variables.
+      stage, params, rest, labels: as for :func:`stage_loss`.
       message: what the stage before handed on (for stage 0 the network's input). It is detached here: whatever computed
         it gets no gradient.
-      labels: class indices, as for :func:`stage_loss`.
 
     Returns:
       (gradient, a tree like ``params``; (message for the next stage, other variables after the step, metrics)). Metrics
@@ -190,9 +179,8 @@ def train_step(
       of :func:`apply_gradient` added).
     """
     gradient, (features, rest, metrics) = gradients(stage, state.params, state.rest, message, labels)
-    state, metrics = apply_gradient(
-        optimizer, state, gradient, rest, metrics, with_norms, skip_non_finite=skip_non_finite
-    )
+    outcome = (gradient, rest, metrics, with_norms)
+    state, metrics = apply_gradient(optimizer, state, *outcome, skip_non_finite=skip_non_finite)
     return state, features, metrics
 
 
@@ -271,9 +259,7 @@ def evaluate(stage: Stage, params: Any, rest: Any, message: Any) -> tuple[Any, j
     """Forward pass in evaluation mode.
 
     Args:
-      stage: the stage.
-      params: its parameters.
-      rest: its other variables.
+      stage, params, rest: as for :func:`stage_loss`.
       message: features that the stage before handed on; never with a companion, which training only knows.
 
     Returns:
@@ -309,9 +295,8 @@ def read_back(stage: Stage, params: Any, rest: Any, answer: Any) -> Any:
     """An answer of this stage, or of the next as that has read it back, as the stage before sees it.
 
     Args:
-      stage: a stage whose objective's answers come back, see :meth:`scpl_jax.Objective.read_back`.
-      params: its parameters.
-      rest: its other variables.
+      stage, params, rest: as for :func:`stage_loss`; the objective is one whose answers come back, see
+        :meth:`scpl_jax.Objective.read_back`.
       answer: of :func:`evaluate` with this stage, or of this function with the next one.
     """
     module: StageModule = nnx.merge(stage.eval_graph, params, rest, copy=True)

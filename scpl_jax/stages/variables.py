@@ -1,5 +1,6 @@
 """A module's variables: what is trained, the rest, and that running the module keeps what there is of them."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +59,25 @@ def _as_array(path: Any, value: Any) -> Any:
 
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def floating_leaves(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """The leaves that a gradient can be computed of, and a function that puts others in their place.
+
+    Example:
+      >>> leaves, put_back = floating_leaves({"mask": jnp.array([True]), "x": jnp.array([1.0])})
+      >>> len(leaves), put_back([2.0])["x"]
+      (1, 2.0)
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    floating = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+
+    def put_back(some: Sequence[Any]) -> Any:
+        new = iter(some)
+        found = [next(new) if f else leaf for leaf, f in zip(leaves, floating, strict=True)]
+        return jax.tree.unflatten(structure, found)
+
+    return [leaf for leaf, f in zip(leaves, floating, strict=True) if f], put_back
 
 
 def named(state: Any) -> dict[str, Any]:

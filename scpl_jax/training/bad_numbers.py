@@ -14,7 +14,7 @@ import numpy as np
 
 from scpl_jax.data import Examples
 from scpl_jax.pipeline import processes
-from scpl_jax.pipeline.skips import Skip
+from scpl_jax.pipeline.whole_steps import Skip
 from scpl_jax.training.run_dir import RunDirectory
 from scpl_jax.training.run_error import RunError
 from scpl_jax.training.writing import reason_of, whole_file

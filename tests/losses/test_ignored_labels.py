@@ -7,8 +7,7 @@ import pytest
 from closeness import assert_close
 
 from scpl_jax.losses import cross_entropy, information_regularisation, similarity_matching, supervised_contrastive
-from scpl_jax.losses.contrastive_blocks import blockwise_loss
-from scpl_jax.losses.contrastive_loss import plain_loss
+from scpl_jax.losses.contrastive_loss import blockwise_loss, plain_loss
 from scpl_jax.losses.labels import class_indices
 from scpl_jax.losses.rows import unit_rows
 

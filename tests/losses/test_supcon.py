@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
 from scpl_jax.losses import supervised_contrastive
-from scpl_jax.losses.contrastive_blocks import blockwise_loss
+from scpl_jax.losses.contrastive_loss import blockwise_loss
 from scpl_jax.losses.rows import unit_rows
 
 # Of the largest similarity, which is one over the temperature.

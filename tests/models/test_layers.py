@@ -10,8 +10,7 @@ from flax import nnx
 from jax import lax
 
 from scpl_jax.kernels.pooling import max_pool_2x2
-from scpl_jax.models.initial import uniform
-from scpl_jax.models.layers import INITIALISERS, kernel_init
+from scpl_jax.models.layers import INITIALISERS, kernel_init, uniform
 
 
 def of_windows(images):

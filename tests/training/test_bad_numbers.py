@@ -14,7 +14,7 @@ from closeness import assert_close
 from flax import nnx
 
 import scpl_jax as scpl
-from scpl_jax.pipeline.skips import Skip
+from scpl_jax.pipeline.whole_steps import Skip
 from scpl_jax.stages.step import apply_gradient, gradients, initial_state
 from scpl_jax.training.bad_numbers import BadNumbersError, SkipWatch, stop_run
 from scpl_jax.training.run_dir import RunDirectory
