@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scpl_jax.benchmarks.throughput_options import Options
-from scpl_jax.benchmarks.workloads import TEXT_MODELS
+from scpl_jax.benchmarks.throughput_options import TEXT_MODELS, Options
+from scpl_jax.cli.building import dtype_of
 from scpl_jax.data import Dataset, TextDataset, make_augment
 from scpl_jax.data.dataset import Examples
 from scpl_jax.data.text.ragged import Texts
@@ -45,7 +45,7 @@ def data_paths(options: Options) -> dict[str, Callable[[], None]]:
         f"input, {kind} augmentation": functools.partial(
             _several,
             _endless(dataset, options.batch_size),
-            _folded(make_augment(kind, mean=_MEAN, std=_STD, dtype=options.dtype or jnp.float32)),
+            _folded(make_augment(kind, mean=_MEAN, std=_STD, dtype=dtype_of(options.precision) or jnp.float32)),
             options.steps,
         )
         for kind in ("basic", "strong")

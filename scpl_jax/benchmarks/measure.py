@@ -1,9 +1,9 @@
 """What the throughput experiment measures in one process (of one or several)."""
 
 import dataclasses
+import functools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,12 +19,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from scpl_jax.benchmarks.workloads import Workload
+from scpl_jax.benchmarks.throughput_options import Workload
+from scpl_jax.cli.environment import device_peak_bytes, process_peak_bytes
 from scpl_jax.objectives import CrossEntropy, Objective
 from scpl_jax.pipeline import Pipeline, Span, Timeline, processes
 from scpl_jax.pipeline.placement import is_local
 from scpl_jax.stages import Stage, decouple
 from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import write_json
 
 # Steps before those that are timed: the pipeline fills.
 _FILL = 4
@@ -102,27 +104,18 @@ def pipelines(network: Network, methods: Sequence[str], placement: dict[str, Any
     programs: " fused" or " separate", without it as in a training run."""
     made: dict[str, Pipeline] = {}
     for method in methods:
-        options = dict(placement)
         name, *more = method.split()
+        stages, options = network.end_to_end, dict(placement)
         if name == "scpl" or name in network.others:
-            # The sub-meshes are those of SCPL's stages for all.
-            stages = network.local if name == "scpl" else _priced_like(network.others[name], network.local)
-            fuse = next((_FUSE[word] for word in more if word in _FUSE), None)
-            made[method] = Pipeline(stages, optax.adam(1e-3), fuse=fuse, **options)
+            stages = network.local if name == "scpl" else network.others[name]
+            options["fuse"] = next((_FUSE[word] for word in more if word in _FUSE), None)
         else:
-            micro_batches = next((int(word) for word in more if word.isdigit()), 1)
-            made[method] = Pipeline(
-                _priced_like(network.end_to_end, network.local),
-                optax.adam(1e-3),
-                micro_batches=micro_batches,
-                remat="remat" in more,
-                **options,
-            )
+            options["micro_batches"] = next((int(word) for word in more if word.isdigit()), 1)
+            options["remat"] = "remat" in more
+        # The sub-meshes are those of SCPL's stages for all.
+        priced = [dataclasses.replace(a, cost=b.cost) for a, b in zip(stages, network.local, strict=True)]
+        made[method] = Pipeline(priced, optax.adam(1e-3), **options)
     return made
-
-
-def _priced_like(stages: Sequence[Stage], other: Sequence[Stage]) -> list[Stage]:
-    return [dataclasses.replace(stage, cost=like.cost) for stage, like in zip(stages, other, strict=True)]
 
 
 def own_parts(pipeline: Pipeline, stages: Sequence[Stage]) -> list[tuple[Pipeline, int]]:
@@ -143,7 +136,9 @@ def message_before(stages: Sequence[Stage], index: int, inputs: np.ndarray) -> A
     if index == 0:
         return inputs
     rng = np.random.default_rng(index)
-    message = _messages(stages, inputs)[index]
+    message: Any = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+    for stage in stages[:index]:
+        message = jax.eval_shape(functools.partial(_through, stage), stage.params, stage.rest, message)
 
     def noise(x: jax.ShapeDtypeStruct) -> np.ndarray:
         return np.ones(x.shape, bool) if x.dtype == bool else np.maximum(rng.normal(size=x.shape), 0).astype(x.dtype)
@@ -151,21 +146,10 @@ def message_before(stages: Sequence[Stage], index: int, inputs: np.ndarray) -> A
     return jax.tree.map(noise, message)
 
 
-def _messages(stages: Sequence[Stage], inputs: np.ndarray) -> list[Any]:
-    """Shapes and dtypes of what each stage is given."""
-    messages: list[Any] = [jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)]
-    for stage in stages[:-1]:
-        messages.append(jax.eval_shape(_blocks_of(stage), stage.params, stage.rest, messages[-1]))
-    return messages
-
-
-def _blocks_of(stage: Stage) -> Callable[..., Any]:
-    def run(params: Any, rest: Any, message: Any) -> Any:
-        for block in nnx.merge(stage.eval_graph, params, rest, copy=True).blocks:
-            message = block(message)
-        return message
-
-    return run
+def _through(stage: Stage, params: Any, rest: Any, message: Any) -> Any:
+    for block in nnx.merge(stage.eval_graph, params, rest, copy=True).blocks:
+        message = block(message)
+    return message
 
 
 def seconds_a_step(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_flight: int) -> float:
@@ -268,8 +252,7 @@ def resident_bytes() -> int:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return process_peak_bytes()
 
 
 def peak_bytes(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_flight: int) -> int:
@@ -279,8 +262,7 @@ def peak_bytes(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_
         for _ in range(_FILL + steps):
             pipeline.train_step(inputs, labels)
         pipeline.wait()
-    stats = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
-    return max(stats) or memory.peak
+    return device_peak_bytes() or memory.peak
 
 
 def in_own_process(benchmark: str, arguments: Sequence[str], what: str, **variables: str) -> Any:
@@ -301,6 +283,13 @@ def in_own_process(benchmark: str, arguments: Sequence[str], what: str, **variab
     if done.returncode:
         raise RunError(f"the measurement of {what} ended with status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def write_numbers(options: Any, found: dict[str, Any], without: str = "output") -> None:
+    """Write numbers to the file that ``--output`` names, if any, behind the options but files and ``without``."""
+    if options.output is not None:
+        asked = {k: v for k, v in dataclasses.asdict(options).items() if k != without and not isinstance(v, Path)}
+        write_json(options.output, {"options": asked, **found})
 
 
 def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

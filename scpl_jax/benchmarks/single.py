@@ -25,6 +25,8 @@ from scpl_jax.benchmarks import measure
 from scpl_jax.benchmarks.flops import matrix_flops
 from scpl_jax.benchmarks.input_path import data_paths
 from scpl_jax.benchmarks.throughput_options import Options
+from scpl_jax.cli.building import dtype_of
+from scpl_jax.cli.environment import device_peak_bytes
 from scpl_jax.cli.run_options import as_arguments
 from scpl_jax.kernels import onednn
 from scpl_jax.losses import cross_entropy
@@ -153,8 +155,7 @@ def memory_of(options: Options) -> dict[str, int]:
     del network  # the stages of the other methods
     pipeline.compile(inputs, labels)
     peak = measure.peak_bytes(pipeline, inputs, labels, options.steps, options.max_in_flight)
-    on_device = any(device.memory_stats() for device in jax.local_devices())
-    return {"peak_memory_bytes": peak, "memory_before_bytes": 0 if on_device else before}
+    return {"peak_memory_bytes": peak, "memory_before_bytes": 0 if device_peak_bytes() else before}
 
 
 def _train(pipeline: Pipeline, network: measure.Network, steps: int) -> None:
@@ -170,12 +171,13 @@ def _with_torch(options: Options) -> bool:
 def _products(options: Options) -> tuple[dict[str, Callable[[], object]], float]:
     """A product of large square matrices by each library at hand, in the precision asked for, and its operations."""
     side = _SIDE.get(jax.default_backend(), _LARGE)
-    matrix = jax.random.normal(jax.random.key(0), (side, side), options.dtype or jnp.float32)
+    matrix = jax.random.normal(jax.random.key(0), (side, side), dtype_of(options.precision) or jnp.float32)
     multiply: dict[str, Callable[..., jax.Array]] = {"product by XLA": jnp.matmul}
     if jax.default_backend() == "cpu" and onednn.available() and onednn.usable(matrix):
         multiply["product by oneDNN"] = onednn.matmul
     products: dict[str, Callable[[], object]] = {
-        name: functools.partial(_multiply, jax.jit(function), matrix) for name, function in multiply.items()
+        name: functools.partial(lambda product: jax.block_until_ready(product(matrix, matrix)), jax.jit(function))
+        for name, function in multiply.items()
     }
     if _with_torch(options):
         from scpl_jax.benchmarks.torch_steps import torch_product
@@ -184,10 +186,6 @@ def _products(options: Options) -> tuple[dict[str, Callable[[], object]], float]
     for product in products.values():
         product()  # compiled and warm
     return products, 2.0 * side**3
-
-
-def _multiply(function: Callable[..., jax.Array], matrix: jax.Array) -> None:
-    function(matrix, matrix).block_until_ready()
 
 
 def _flops_of_local(stages: tuple[Stage, ...], network: measure.Network) -> float:

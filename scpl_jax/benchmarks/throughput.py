@@ -22,8 +22,7 @@ from scpl_jax.analysis.timeline_figure import draw
 from scpl_jax.benchmarks import measure, speed_report
 from scpl_jax.benchmarks.single import measure_single, memory_of
 from scpl_jax.benchmarks.single import show as show_single
-from scpl_jax.benchmarks.throughput_options import Options
-from scpl_jax.benchmarks.workloads import TEXT_MODELS, Workload
+from scpl_jax.benchmarks.throughput_options import TEXT_MODELS, Options, Workload
 from scpl_jax.cli.building import devices_of
 from scpl_jax.cli.command_line import join, parse_options, run
 from scpl_jax.cli.environment import versions
@@ -202,11 +201,10 @@ def _main_single(options: Options) -> int:
 
 
 def _write(options: Options, result: dict[str, Any]) -> None:
-    if options.output is not None:
-        settings = {name: value for name, value in dataclasses.asdict(options).items() if not isinstance(value, Path)}
+    if options.output is not None:  # or JAX would not be needed here
         devices = {"device_kind": jax.devices()[0].device_kind, "cores": os.cpu_count()}
         found = versions("torch") if any("PyTorch" in name for name in result["methods"]) else versions()
-        write_json(options.output, {"options": settings, **result, **devices, "versions": found})
+        measure.write_numbers(options, {**result, **devices, "versions": found})
 
 
 if __name__ == "__main__":

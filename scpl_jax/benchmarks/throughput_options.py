@@ -1,26 +1,50 @@
-"""Options of the throughput experiment, and what they come to."""
+"""Options of the throughput experiment, and what they come to: a network, and a batch of noise for it."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
-from scpl_jax.benchmarks.workloads import Workload, images, texts
+from scpl_jax.cli.building import cut_of, dtype_of
 from scpl_jax.cli.image_options import Options as ImageOptions
 from scpl_jax.cli.library import resolve_library
-from scpl_jax.cli.methods import END_TO_END, check_method
-from scpl_jax.cli.option_groups import PRECISIONS
-from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, Unset, at_least, check_values, default, integers
+from scpl_jax.cli.methods import END_TO_END, Rule, check_method, rule_of
+from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, Unset, at_least, check_values, default
+from scpl_jax.cli.run_options import PRECISIONS
 from scpl_jax.cli.text_options import TEXT_MODELS, TextOptions
-from scpl_jax.models import LIBRARIES, MODELS, paper_cut
+from scpl_jax.models import LIBRARIES, MODELS, build_model, lstm, paper_cut, transformer
 from scpl_jax.objectives import HEADS
 from scpl_jax.training.run_error import RunError
 
 KNOWN = ("scpl", *END_TO_END)
 METHODS = "scpl,scpl synchronous,bp,gpipe 2,gpipe 4,gpipe 8,gpipe 4 remat"
 SINGLE = "scpl,scpl fused,bp"
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A network and a batch for it.
+
+    Attributes:
+      unit: what an example is, in the plural.
+      inputs: a batch, the examples along the first axis.
+      labels: its labels, int32.
+      blocks: makes the network.
+      rule: from the name of a learning rule, as for ``--method``, and the number of stages to its objectives.
+      tokens: of an example, where it is a text.
+    """
+
+    unit: str
+    inputs: np.ndarray
+    labels: np.ndarray
+    blocks: Callable[[nnx.Rngs], list[nnx.Module]]
+    rule: Callable[[str, int], Rule]
+    tokens: int | None = None
 
 
 @dataclasses.dataclass
@@ -112,10 +136,7 @@ class Options:
                 raise RunError(f"--method {method!r} is unknown; choose from scpl, scpl synchronous, bp, gpipe 4, ...")
             if words[0] == "gpipe" and len(numbers) != 1:
                 raise RunError(f"--method {method!r} needs a number of micro-batches, as gpipe 4")
-        if self.cut == "paper" and self.stages != 4:
-            raise RunError(f"--cut paper is defined for 4 stages, got --stages {self.stages}; use auto or even")
-        if self.cut not in ("auto", "even", "paper"):
-            integers(self.cut, "--cut")
+        self.cut_positions()
         if self.single and (self.processes != 1 or self.devices not in (None, 1) or self.data_parallel != 1):
             raise RunError("--single is about one device; leave --processes, --devices and --data-parallel out")
         if self.single and any(method.split()[:1] == ["gpipe"] for method in self.methods):
@@ -137,27 +158,48 @@ class Options:
         return list(dict.fromkeys(name for method in self.methods if (name := method.split()[0]) not in KNOWN))
 
     def workload(self) -> Workload:
-        """The network and the batch that are measured."""
+        """The network and the batch that are measured: images of ten classes, or texts of two, all of the same length.
+
+        Example:
+          >>> workload = Options(width=0.1, batch_size=4, head="linear").workload()
+          >>> workload.inputs.shape, workload.rule("scpl", 2).objectives[0].head
+          ((4, 32, 32, 3), 'linear')
+        """
+        rng, is_text = np.random.default_rng(0), self.model in TEXT_MODELS
+        if is_text:
+            inputs = rng.integers(2, self.vocabulary, (self.batch_size, self.length)).astype(np.int32)
+        else:
+            inputs = rng.normal(size=(self.batch_size, self.image_size, self.image_size, 3)).astype(np.float32)
+        classes = 2 if is_text else 10
+        labels = rng.integers(0, classes, self.batch_size).astype(np.int32)
         asked = self.library or (None if self.single else "xla")
         library = resolve_library(asked, split=self.data_parallel > 1, precision=self.precision)
-        computed: dict[str, Any] = {"dtype": self.dtype, "library": library}
+        return Workload(
+            unit="texts" if is_text else "images",
+            inputs=inputs,
+            labels=labels,
+            blocks=functools.partial(self._blocks, classes, library),
+            rule=functools.partial(self._rule, classes),
+            tokens=self.length if is_text else None,
+        )
+
+    def _blocks(self, classes: int, library: str, rngs: nnx.Rngs) -> list[nnx.Module]:
+        dtype = dtype_of(self.precision)
+        common: dict[str, Any] = {"width": self.width, "dtype": dtype, "library": library, "rngs": rngs}
         if self.model not in TEXT_MODELS:
-            heads = ImageOptions(head=self.head, head_dims=self.head_dims, head_pool=self.head_pool)
-            return images(self.model, self.width, self.batch_size, heads, self.image_size, **computed)
-        names = ("layers", "vocabulary", "embedding_size", "heads", "head", "head_dims")
-        others = {name: getattr(self, name) for name in names}
-        return texts(self.model, self.width, self.batch_size, TextOptions(**others), self.length, **computed)
+            return build_model(self.model, classes, image_shape=(self.image_size, self.image_size, 3), **common)
+        common |= {"vocabulary": self.vocabulary, "layers": self.layers, "size": self.embedding_size}
+        return lstm(classes, **common) if self.model == "lstm" else transformer(classes, heads=self.heads, **common)
 
-    def cut_positions(self) -> str | tuple[int, ...]:
+    def _rule(self, classes: int, method: str, stages: int) -> Rule:
+        asked: dict[str, Any] = {"method": method, "stages": stages, "head": self.head, "head_dims": self.head_dims}
+        is_text = self.model in TEXT_MODELS
+        options = TextOptions(**asked) if is_text else ImageOptions(head_pool=self.head_pool, **asked)
+        return rule_of(options, classes, dtype_of(self.precision))
+
+    def cut_positions(self) -> str | Sequence[int]:
         """The cut, that of the paper by its positions."""
-        if self.cut == "paper":
-            return (1, 2, 3) if self.model in TEXT_MODELS else paper_cut(self.model)
-        return self.cut if self.cut in ("auto", "even") else integers(self.cut, "--cut") or ()
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the computation; None for float32."""
-        return jnp.bfloat16 if self.precision == "bfloat16" else None
+        return cut_of(self.cut, self.stages, lambda: (1, 2, 3) if self.model in TEXT_MODELS else paper_cut(self.model))
 
     def use_precision(self) -> None:
         """Let matrix products of float32 be as exact as asked for, in the whole process."""

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from scpl_jax.benchmarks import measure
 from scpl_jax.benchmarks import torch_networks as networks
-from scpl_jax.benchmarks.throughput_options import Options
-from scpl_jax.benchmarks.workloads import TEXT_MODELS
+from scpl_jax.benchmarks.throughput_options import TEXT_MODELS, Options
 from scpl_jax.training.run_error import RunError
 
 
