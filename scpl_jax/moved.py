@@ -26,6 +26,7 @@ experiments benchmarks speed_report throughput throughput_options torch_networks
 experiments benchmarks workloads=throughput_options
 experiments cli building command_line library methods options=image_options run_options tasks=building text_options
 experiments cli machine=environment
+experiments experiments reuse=cells
 """
 MOVED: dict[str, str] = {}
 for _line in _MOVES.strip().splitlines():
