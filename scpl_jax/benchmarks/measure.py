@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from scpl_jax.benchmarks.throughput_options import Workload
+from scpl_jax.benchmarks.throughput_options import Options
 from scpl_jax.cli.environment import device_peak_bytes, process_peak_bytes
 from scpl_jax.objectives import CrossEntropy, Objective
 from scpl_jax.pipeline import Pipeline, Span, Timeline, processes
@@ -72,23 +72,20 @@ class Network:
     labels: np.ndarray
 
 
-def network(workload: Workload, stages: int, cut: str | Sequence[int], others: Sequence[str] = ()) -> Network:
-    """Cut the network; the cut is that of the stages with SCPL's local losses.
-
-    ``others`` are learning rules as in the experiments' ``--method``.
-    """
-    inputs, labels = workload.inputs, workload.labels
+def network(options: Options) -> Network:
+    """Cut the network of these options; the cut is that of the stages with SCPL's local losses."""
+    inputs, labels = options.batch()
 
     def build(
         objective: Objective | Sequence[Objective], cut: str | Sequence[int], classifier: bool = True
     ) -> tuple[Stage, ...]:
-        blocks = workload.blocks(nnx.Rngs(0))
+        blocks = options.blocks(nnx.Rngs(0))
         used = blocks if classifier else blocks[:-1]
-        return decouple(used, stages, objective, inputs, nnx.Rngs(1), cut=cut, classifier=classifier)
+        return decouple(used, options.stages, objective, inputs, nnx.Rngs(1), cut=cut, classifier=classifier)
 
-    local = build(workload.rule("scpl", stages).objectives, cut)
+    local = build(options.rule("scpl").objectives, options.cut_positions())
     positions = [stage.blocks[0] for stage in local[1:]]
-    rules = {name: workload.rule(name, stages) for name in others}
+    rules = {name: options.rule(name) for name in options.other_rules}
     return Network(
         local,
         build(Squares(), positions),
@@ -266,16 +263,10 @@ def peak_bytes(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_
 
 
 def in_own_process(benchmark: str, arguments: Sequence[str], what: str, **variables: str) -> Any:
-    """What a benchmark prints last, as JSON, in a process whose memory can be measured.
-
-    Args:
-      benchmark: its name.
-      arguments: of its command line.
-      what: is measured, for the error.
-      **variables: of its environment.
+    """What a benchmark prints last, as JSON, in a process with these variables whose memory can be measured.
 
     Raises:
-      RunError: it fails.
+      RunError: it fails; the sentence says what was to be measured.
     """
     command = [sys.executable, "-m", f"scpl_jax.benchmarks.{benchmark}", *arguments]
     environment = {**os.environ, **GIVE_BACK, **variables}
@@ -292,31 +283,41 @@ def write_numbers(options: Any, found: dict[str, Any], without: str = "output") 
         write_json(options.output, {"options": asked, **found})
 
 
-def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds that each candidate takes, measured in turn, every second round backwards.
+def in_turn(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
+    """What each candidate returns, called in turn, every second round backwards.
 
-    A machine that slows down so favours nobody. A candidate must wait for what it computes.
+    A machine that slows down so favours nobody.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in candidates}
+    for repeat in range(repeats):
+        for name in list(candidates) if repeat % 2 == 0 else list(candidates)[::-1]:
+            found[name].append(candidates[name]())
+    return found
+
+
+def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds that each candidate takes, as :func:`in_turn`. A candidate must wait for what it computes.
 
     Example:
       >>> sorted(alternate({"a": lambda: sum(range(10)), "b": lambda: None}, 3))
       ['a', 'b']
     """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for repeat in range(repeats):
-        for name in list(candidates) if repeat % 2 == 0 else list(candidates)[::-1]:
-            began = time.perf_counter()
-            candidates[name]()
-            times[name].append(time.perf_counter() - began)
-    return times
+
+    def seconds(candidate: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        candidate()
+        return time.perf_counter() - began
+
+    return in_turn({name: functools.partial(seconds, each) for name, each in candidates.items()}, repeats)
 
 
-def speed_of(workload: Workload, seconds: Sequence[float]) -> dict[str, Any]:
-    """Seconds a step as measured, and the examples, and tokens of a text, that this is a second."""
+def speed_of(options: Options, seconds: Sequence[float], *, tokens: bool = True) -> dict[str, Any]:
+    """Seconds a step as measured, and the examples, and if wanted tokens of a text, that this is a second."""
     row: dict[str, Any] = {"seconds_a_step": summary(seconds)}
-    rate = len(workload.labels) / row["seconds_a_step"]["median"]
-    row[f"{workload.unit}_per_second"] = rate
-    if workload.tokens is not None:
-        row["tokens_per_second"] = rate * workload.tokens
+    rate = options.batch_size / row["seconds_a_step"]["median"]
+    row["texts_per_second" if options.is_text else "images_per_second"] = rate
+    if options.is_text and tokens:
+        row["tokens_per_second"] = rate * options.length
     return row
 
 

@@ -77,8 +77,7 @@ def _programs_kept_in(folder: str) -> Iterator[None]:
 def _measure(
     options: Options, cache: str, products: dict[str, Callable[[], object]], product_flops: float
 ) -> dict[str, Any]:
-    workload = options.workload()
-    network = measure.network(workload, options.stages, options.cut_positions(), options.other_rules)
+    network = measure.network(options)
     made = measure.pipelines(network, options.methods, {"devices": jax.devices()[:1]})
     compiled = {name: pipeline.compile(network.inputs, network.labels) for name, pipeline in made.items()}
     cut = [stage.blocks[0] for stage in network.local[1:]]
@@ -101,7 +100,7 @@ def _measure(
     flops |= {name: _flops_of_local(stages, network) for name, stages in network.others.items()}
     table: dict[str, dict[str, Any]] = {}
     for name, seconds in times.items():
-        row = measure.speed_of(workload, seconds)
+        row = measure.speed_of(options, seconds)
         needed = flops[next(part for part in name.split() if part in flops)]
         row |= {"flops_a_step": needed, "share_of_peak": needed / row["seconds_a_step"]["median"] / peak}
         if name in compiled:
@@ -120,13 +119,13 @@ def _measure(
         for other in ("bp", *TORCH)
         if other in times and name not in TORCH and name != other and ("bp" in name.split()) <= ("bp" in other.split())
     }
-    drawn = dataclasses.replace(workload, tokens=None)  # texts of several lengths, as training gets them
     quickest = min((name for name in times if name not in TORCH), key=lambda name: statistics.median(times[name]))
     return {
         "methods": table,
         "input": {
             name: {
-                **measure.speed_of(drawn, seconds),
+                # Texts of several lengths, as training gets them.
+                **measure.speed_of(options, seconds, tokens=False),
                 "times_as_fast_as_training": measure.ratios(times[quickest], seconds),
             }
             for name, seconds in paths.items()
@@ -149,7 +148,7 @@ def memory_of(options: Options) -> dict[str, int]:
         return torch_steps.memory_of(options, cut, name)
     jax.devices()
     before = measure.resident_bytes()
-    network = measure.network(options.workload(), options.stages, options.cut_positions(), options.other_rules)
+    network = measure.network(options)
     pipeline = measure.pipelines(network, [name], {"devices": jax.devices()[:1]})[name]
     inputs, labels = network.inputs, network.labels
     del network  # the stages of the other methods

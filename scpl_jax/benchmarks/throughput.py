@@ -6,12 +6,13 @@ state.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from scpl_jax.analysis.timeline_figure import draw
 from scpl_jax.benchmarks import measure, speed_report
 from scpl_jax.benchmarks.single import measure_single, memory_of
 from scpl_jax.benchmarks.single import show as show_single
-from scpl_jax.benchmarks.throughput_options import TEXT_MODELS, Options, Workload
+from scpl_jax.benchmarks.throughput_options import Options
 from scpl_jax.cli.building import devices_of
 from scpl_jax.cli.command_line import join, parse_options, run
 from scpl_jax.cli.environment import versions
@@ -35,8 +36,7 @@ from scpl_jax.training.writing import read_json, write_json
 def _measure_all(options: Options) -> dict[str, Any]:
     """Everything that one set of processes measures."""
     options.use_precision()
-    workload = options.workload()
-    network = measure.network(workload, options.stages, options.cut_positions(), options.other_rules)
+    network = measure.network(options)
     placement = {"devices": devices_of(options.devices), "data_parallel": options.data_parallel}
     inputs, labels = network.inputs, network.labels
     if options.only_memory_of is not None:
@@ -54,30 +54,27 @@ def _measure_all(options: Options) -> dict[str, Any]:
             measure.own_parts(scpl, network.local), measure.own_parts(scpl, network.bare), strict=True
         )
     ]
-    names = [*options.methods, "alone"]
-    times: dict[str, list[Any]] = {name: [] for name in [*names, "alone without local losses"]}
     for pipeline in made.values():
         measure.seconds_a_step(pipeline, inputs, labels, 1, options.max_in_flight)
-    for repeat in range(options.repeats):
-        # Every second round backwards, so that a machine that slows down favours nobody.
-        for name in names if repeat % 2 == 0 else names[::-1]:
-            if name == "alone":
-                processes.gather(None)  # all begin together
-                least = options.steps * 0.1
-                mine = [measure.seconds_alone(both, message, labels, least) for both, message in parts]
-                everywhere = [one for some in processes.gather(mine) for one in some]
-                for kind, seconds in zip(
-                    ("alone", "alone without local losses"), zip(*everywhere, strict=True), strict=True
-                ):
-                    times[kind].append(seconds)
-                continue
-            ahead = _ahead(name, options)
-            times[name].append(measure.seconds_a_step(made[_program(name)], inputs, labels, options.steps, ahead))
+
+    def alone() -> list[list[float]]:
+        """Seconds a step of each stage of all processes, with its local loss and without."""
+        processes.gather(None)  # all begin together
+        mine = [measure.seconds_alone(both, message, labels, options.steps * 0.1) for both, message in parts]
+        return [one for some in processes.gather(mine) for one in some]
+
+    candidates: dict[str, Callable[[], Any]] = {
+        name: functools.partial(
+            measure.seconds_a_step, made[_program(name)], inputs, labels, options.steps, _ahead(name, options)
+        )
+        for name in options.methods
+    }
+    times = measure.in_turn({**candidates, "alone": alone}, options.repeats)
     spans = {
         name: measure.record(made[_program(name)], inputs, labels, 12, _ahead(name, options))
         for name in options.methods
     }
-    result = _result(options, workload, scpl, times, spans)
+    result = _result(options, scpl, times, spans)
     return {**result, "message_bytes": [*(stage.message_bytes for stage in network.local[:-1]), 0]}
 
 
@@ -90,24 +87,24 @@ def _ahead(method: str, options: Options) -> int:
 
 
 def _result(
-    options: Options, workload: Workload, scpl: Pipeline, times: dict[str, list[Any]], spans: dict[str, list[Span]]
+    options: Options, scpl: Pipeline, times: dict[str, list[Any]], spans: dict[str, list[Span]]
 ) -> dict[str, Any]:
     """The numbers, as they are printed and written."""
     table = {}
     for name in options.methods:
-        row = measure.speed_of(workload, times[name])
+        row = measure.speed_of(options, times[name])
         row["idle_share"] = idle_shares(spans[name], skip=1)
         row["task_seconds"] = measure.task_seconds(spans[name])
         table[name] = row
-    slowest = [max(parts) for parts in times["alone"]]
-    with_losses = [sum(parts) for parts in times["alone"]]
-    without = [sum(parts) for parts in times["alone without local losses"]]
-    alone = [measure.summary(parts) for parts in zip(*times["alone"], strict=True)]
+    whole, bare = ([[both[kind] for both in parts] for parts in times["alone"]] for kind in (0, 1))
+    slowest = [max(parts) for parts in whole]
+    alone = [measure.summary(parts) for parts in zip(*whole, strict=True)]
+    shares = [1 - sum(b) / sum(a) for a, b in zip(whole, bare, strict=True)]
     result: dict[str, Any] = {
         "methods": table,
         "alone_seconds": alone,
         "slowest_stage_alone_seconds": measure.summary(slowest),
-        "share_of_local_losses": measure.summary([1 - b / a for a, b in zip(with_losses, without, strict=True)]),
+        "share_of_local_losses": measure.summary(shares),
         "stages": [
             {
                 "blocks": list(s.blocks),
@@ -178,7 +175,7 @@ def main(arguments: Sequence[str]) -> int:
             alone = dataclasses.replace(options, repeats=1)
             row |= _in_processes(alone, arguments, name)
     found = result.pop("timelines").items()
-    unit = "tokens" if options.model in TEXT_MODELS else "images"
+    unit = "tokens" if options.is_text else "images"
     spans: dict[str, Sequence[Span]] = {name: [Span(**span) for span in some] for name, some in found}
     speed_report.show(result, unit)
     _write(options, result)
@@ -195,7 +192,7 @@ def _main_single(options: Options) -> int:
         print(json.dumps(memory_of(options)))
         return 0
     result = measure_single(options)
-    show_single(result, "tokens" if options.model in TEXT_MODELS else "images")
+    show_single(result, "tokens" if options.is_text else "images")
     _write(options, result)
     return 0
 

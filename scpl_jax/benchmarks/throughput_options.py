@@ -1,8 +1,7 @@
 """Options of the throughput experiment, and what they come to: a network, and a batch of noise for it."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,27 +23,6 @@ from scpl_jax.training.run_error import RunError
 KNOWN = ("scpl", *END_TO_END)
 METHODS = "scpl,scpl synchronous,bp,gpipe 2,gpipe 4,gpipe 8,gpipe 4 remat"
 SINGLE = "scpl,scpl fused,bp"
-
-
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """A network and a batch for it.
-
-    Attributes:
-      unit: what an example is, in the plural.
-      inputs: a batch, the examples along the first axis.
-      labels: its labels, int32.
-      blocks: makes the network.
-      rule: from the name of a learning rule, as for ``--method``, and the number of stages to its objectives.
-      tokens: of an example, where it is a text.
-    """
-
-    unit: str
-    inputs: np.ndarray
-    labels: np.ndarray
-    blocks: Callable[[nnx.Rngs], list[nnx.Module]]
-    rule: Callable[[str, int], Rule]
-    tokens: int | None = None
 
 
 @dataclasses.dataclass
@@ -157,49 +135,57 @@ class Options:
         """The learning rules among the methods besides scpl, bp and gpipe."""
         return list(dict.fromkeys(name for method in self.methods if (name := method.split()[0]) not in KNOWN))
 
-    def workload(self) -> Workload:
-        """The network and the batch that are measured: images of ten classes, or texts of two, all of the same length.
+    @property
+    def is_text(self) -> bool:
+        """Whether it is texts that are classified, all of the same length, in two classes, or images in ten."""
+        return self.model in TEXT_MODELS
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return 2 if self.is_text else 10
+
+    def batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs of noise, float32 (N, H, W, 3) or int32 (N, L), and labels, int32 (N,).
 
         Example:
-          >>> workload = Options(width=0.1, batch_size=4, head="linear").workload()
-          >>> workload.inputs.shape, workload.rule("scpl", 2).objectives[0].head
-          ((4, 32, 32, 3), 'linear')
+          >>> [array.shape for array in Options(batch_size=4).batch()]
+          [(4, 32, 32, 3), (4,)]
         """
-        rng, is_text = np.random.default_rng(0), self.model in TEXT_MODELS
-        if is_text:
-            inputs = rng.integers(2, self.vocabulary, (self.batch_size, self.length)).astype(np.int32)
+        rng, count = np.random.default_rng(0), self.batch_size
+        if self.is_text:
+            inputs = rng.integers(2, self.vocabulary, (count, self.length)).astype(np.int32)
         else:
-            inputs = rng.normal(size=(self.batch_size, self.image_size, self.image_size, 3)).astype(np.float32)
-        classes = 2 if is_text else 10
-        labels = rng.integers(0, classes, self.batch_size).astype(np.int32)
-        asked = self.library or (None if self.single else "xla")
+            inputs = rng.normal(size=(count, self.image_size, self.image_size, 3)).astype(np.float32)
+        return inputs, rng.integers(0, self.classes, count).astype(np.int32)
+
+    def blocks(self, rngs: nnx.Rngs) -> list[nnx.Module]:
+        """The network."""
+        asked, dtype = self.library or (None if self.single else "xla"), dtype_of(self.precision)
         library = resolve_library(asked, split=self.data_parallel > 1, precision=self.precision)
-        return Workload(
-            unit="texts" if is_text else "images",
-            inputs=inputs,
-            labels=labels,
-            blocks=functools.partial(self._blocks, classes, library),
-            rule=functools.partial(self._rule, classes),
-            tokens=self.length if is_text else None,
-        )
-
-    def _blocks(self, classes: int, library: str, rngs: nnx.Rngs) -> list[nnx.Module]:
-        dtype = dtype_of(self.precision)
         common: dict[str, Any] = {"width": self.width, "dtype": dtype, "library": library, "rngs": rngs}
-        if self.model not in TEXT_MODELS:
-            return build_model(self.model, classes, image_shape=(self.image_size, self.image_size, 3), **common)
+        if not self.is_text:
+            return build_model(self.model, self.classes, image_shape=(self.image_size, self.image_size, 3), **common)
         common |= {"vocabulary": self.vocabulary, "layers": self.layers, "size": self.embedding_size}
-        return lstm(classes, **common) if self.model == "lstm" else transformer(classes, heads=self.heads, **common)
+        if self.model == "lstm":
+            return lstm(self.classes, **common)
+        return transformer(self.classes, heads=self.heads, **common)
 
-    def _rule(self, classes: int, method: str, stages: int) -> Rule:
-        asked: dict[str, Any] = {"method": method, "stages": stages, "head": self.head, "head_dims": self.head_dims}
-        is_text = self.model in TEXT_MODELS
-        options = TextOptions(**asked) if is_text else ImageOptions(head_pool=self.head_pool, **asked)
-        return rule_of(options, classes, dtype_of(self.precision))
+    def rule(self, method: str) -> Rule:
+        """The objectives of a learning rule, which is named as for ``--method``.
+
+        Example:
+          >>> Options(head="linear").rule("scpl").objectives[0].head
+          'linear'
+        """
+        asked: dict[str, Any] = {"method": method, "stages": self.stages}
+        asked |= {"head": self.head, "head_dims": self.head_dims}
+        options = TextOptions(**asked) if self.is_text else ImageOptions(head_pool=self.head_pool, **asked)
+        return rule_of(options, self.classes, dtype_of(self.precision))
 
     def cut_positions(self) -> str | Sequence[int]:
         """The cut, that of the paper by its positions."""
-        return cut_of(self.cut, self.stages, lambda: (1, 2, 3) if self.model in TEXT_MODELS else paper_cut(self.model))
+        return cut_of(self.cut, self.stages, lambda: (1, 2, 3) if self.is_text else paper_cut(self.model))
 
     def use_precision(self) -> None:
         """Let matrix products of float32 be as exact as asked for, in the whole process."""
