@@ -68,9 +68,9 @@ class Options:
 def _forms(x: np.ndarray, w: np.ndarray, g: np.ndarray, chunks: Sequence[int]) -> dict[str, Callable[..., Any]]:
     """Each form of each pass, as a function of images, kernel and cotangent."""
     plain = functools.partial(conv.plain_convolution, strides=(1, 1), padding=_PADDING, precision=None)
-    products: dict[str, winograd.Product] = {"XLA": winograd.transposed_product}
+    products: dict[str, winograd.Product] = {"": winograd.transposed_product}
     if onednn.available():
-        products["oneDNN"] = functools.partial(onednn.matmul, transpose_a=True)
+        products[" by oneDNN"] = functools.partial(onednn.matmul, transpose_a=True)
     forms: dict[str, Callable[..., Any]] = {
         "forward, XLA": lambda x, w, g: plain(x, w),
         "image gradient, XLA": lambda x, w, g: jax.vjp(lambda x: plain(x, w), x)[1](g)[0],
@@ -84,8 +84,7 @@ def _forms(x: np.ndarray, w: np.ndarray, g: np.ndarray, chunks: Sequence[int]) -
         forms["kernel gradient, oneDNN"] = lambda x, w, g: kernel_gradients.by_convolution(
             x, g, w.shape, (1, 1), _PADDING, onednn.convolution
         )
-    for library, product in products.items():
-        by = "" if library == "XLA" else f" by {library}"
+    for by, product in products.items():
         forms[f"kernel gradient, patches{by}"] = lambda x, w, g, product=product: kernel_gradients.by_patches(
             x, g, w.shape, (1, 1), _PADDING, product
         )
@@ -97,8 +96,7 @@ def _forms(x: np.ndarray, w: np.ndarray, g: np.ndarray, chunks: Sequence[int]) -
         limit = chunk << 20
         forms[f"forward, {name}"] = lambda x, w, g, limit=limit: winograd.forward(x, w, None, limit)
         forms[f"image gradient, {name}"] = lambda x, w, g, limit=limit: winograd.image_gradient(g, w, None, limit)
-        for library, product in products.items():
-            by = "" if library == "XLA" else f" by {library}"
+        for by, product in products.items():
             forms[f"kernel gradient, {name}{by}"] = lambda x, w, g, limit=limit, product=product: (
                 winograd.kernel_gradient(x, g, product, limit)
             )

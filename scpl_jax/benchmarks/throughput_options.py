@@ -9,9 +9,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from scpl_jax.cli.building import cut_of, dtype_of
+from scpl_jax.cli.building import cut_of, dtype_of, resolve_library
 from scpl_jax.cli.image_options import Options as ImageOptions
-from scpl_jax.cli.library import resolve_library
 from scpl_jax.cli.methods import END_TO_END, Rule, check_method, rule_of
 from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, Unset, at_least, check_values, default
 from scpl_jax.cli.run_options import PRECISIONS

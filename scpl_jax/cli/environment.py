@@ -87,8 +87,3 @@ def shell_line(module: str, *arguments: str | Path) -> str:
     # What begins with a dash would be an option.
     words = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in arguments)
     return shlex.join(["python", "-m", module, *words])
-
-
-def names(mesh: jax.sharding.Mesh) -> str:
-    """The devices of a sub-mesh, for people."""
-    return " ".join(str(device) for device in mesh.devices.flat)

@@ -207,7 +207,7 @@ def check_values(options: Any) -> None:
       Traceback (most recent call last):
       scpl_jax.training.run_error.RunError: --batch-size must be at least 1, got 0
     """
-    hints = hints_of(options.__class__)
+    hints = typing.get_type_hints(type(options), include_extras=True)
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         problems = (one.problem(value) for one in _constraints(hints[field.name]) if value is not None)
@@ -230,19 +230,6 @@ def is_of_type(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return bool in kinds
     return isinstance(value, tuple({*kinds, int} if float in kinds else kinds))
-
-
-def hints_of(kind: Any) -> dict[str, Any]:
-    """The annotations of a dataclass with what they say besides types: field -> annotation.
-
-    Example:
-      >>> @dataclasses.dataclass
-      ... class Options:
-      ...     batch_size: Count = 64
-      >>> hints_of(Options)["batch_size"] == Count
-      True
-    """
-    return typing.get_type_hints(kind, include_extras=True)
 
 
 def members(hint: Any) -> tuple[Any, ...]:

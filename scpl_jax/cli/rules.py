@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from scpl_jax.cli.option_types import Certainty, Count, OneOf, Positive, Unset, default, integers
 from scpl_jax.cli.parsing import Group
@@ -21,10 +21,8 @@ from scpl_jax.training.run_error import RunError
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedRuleOptions(Group):
+class SharedRuleOptions(Group, title="rule"):
     """How the stages learn."""
-
-    title: ClassVar[str] = "rule"
 
     method: str = "scpl"
     head: Annotated[str, OneOf(HEADS)] = "mlp"

@@ -4,9 +4,10 @@ A field without a sentence gets it, and its default, from each kind of run.
 """
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from scpl_jax.cli.methods import RuleOptions, check_rule
 from scpl_jax.cli.option_types import (
@@ -21,7 +22,6 @@ from scpl_jax.cli.option_types import (
     check_values,
     default,
     flag,
-    hints_of,
     integers,
     is_of_type,
     members,
@@ -42,10 +42,8 @@ FREE_ON_RESUME = {
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkOptions(Group):
+class NetworkOptions(Group, title="network"):
     """What is trained, and how it is cut into stages."""
-
-    title: ClassVar[str] = "network"
 
     model: str = ""
     width: Positive | None = None
@@ -60,10 +58,8 @@ class NetworkOptions(Group):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingOptions(Group):
+class TrainingOptions(Group, title="training"):
     """How long and how fast it is trained."""
-
-    title: ClassVar[str] = "training"
 
     epochs: Count | None = None
     batch_size: Count | None = None
@@ -88,10 +84,8 @@ class TrainingOptions(Group):
 
 
 @dataclasses.dataclass(frozen=True)
-class DataOptions(Group):
+class DataOptions(Group, title="data"):
     """What it is trained and tested on."""
-
-    title: ClassVar[str] = "data"
 
     dataset: str = "auto"
     data_dir: Unset[Path] = None
@@ -107,10 +101,8 @@ class DataOptions(Group):
 
 
 @dataclasses.dataclass(frozen=True)
-class DeviceOptions(Group):
+class DeviceOptions(Group, title="device"):
     """Where it is computed; a run may be spread over several processes."""
-
-    title: ClassVar[str] = "device"
 
     library: Annotated[
         str | None,
@@ -142,10 +134,8 @@ class DeviceOptions(Group):
 
 
 @dataclasses.dataclass(frozen=True)
-class OutputOptions(Group):
+class OutputOptions(Group, title="output"):
     """What is kept of it, and where."""
-
-    title: ClassVar[str] = "output"
 
     out_dir: Annotated[Path | None, default("runs/EXPERIMENT/DATE-TIME")] = None
     """Run directory."""
@@ -228,7 +218,7 @@ def resolved(kind: type[AnyResolved], asked: RunOptions, defaults: Mapping[str, 
     """
     values = {field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)}
     values |= {name: value for name, value in defaults.items() if values[name] is None}
-    for name, hint in hints_of(kind).items():
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if name in values and values[name] is None and not is_of_type(None, hint):
             raise TypeError(f"{name} is neither given nor among the defaults")
     return kind(**values)
@@ -263,9 +253,8 @@ def from_json(kind: type[AnyOptions], values: dict[str, Any]) -> AnyOptions:
       RunError: an unknown option or a value of another type.
       DataError: a path begins with a home directory that is not known.
     """
-    hints = {field.name: hints_of(kind)[field.name] for field in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(kind)}):
         raise RunError(f"config.json has the unknown option {unknown[0]!r}; it was written by another version")
     loaded: dict[str, Any] = {}
     for name, value in values.items():

@@ -47,21 +47,17 @@ class Ledger:
         for text in kept.splitlines():
             with contextlib.suppress(ValueError):
                 line = json.loads(text)
-                self._found[self._key(line["part"], line["row"], line["arguments"])] = line
-
-    @staticmethod
-    def _key(part: str, row: str, arguments: Sequence[str]) -> tuple[str, ...]:
-        return (part, row, *arguments)
+                self._found[line["part"], line["row"], *line["arguments"]] = line
 
     def get(self, cell: Cell) -> dict[str, Any] | None:
         """The numbers of a cell, if it was run with the same options."""
-        return self._found.get(self._key(cell.part, cell.row, cell.arguments))
+        return self._found.get((cell.part, cell.row, *cell.arguments))
 
     def add(self, cell: Cell, numbers: dict[str, Any]) -> None:
         """Keep the numbers of a cell."""
         line = {**dataclasses.asdict(cell), "arguments": list(cell.arguments), **numbers}
         with self._lock:
-            self._found[self._key(cell.part, cell.row, cell.arguments)] = line
+            self._found[cell.part, cell.row, *cell.arguments] = line
             with self._path.open("a") as file:
                 file.write(f"{self._before_next}{json.dumps(line, allow_nan=False)}\n")
             self._before_next = ""

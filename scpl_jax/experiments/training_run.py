@@ -14,10 +14,9 @@ import numpy as np
 
 from scpl_jax.analysis.exit_curves import draw_exits
 from scpl_jax.analysis.figures import attempt
-from scpl_jax.cli.building import Task, build_pipeline, plan_of, schedule_of, stop_rules
+from scpl_jax.cli.building import Task, build_pipeline, plan_of, schedule_of, stop_rules, with_library
 from scpl_jax.cli.command_line import parse
-from scpl_jax.cli.environment import keep_compiled, names, peak_memory_bytes, say, shell_line, versions
-from scpl_jax.cli.library import with_library
+from scpl_jax.cli.environment import keep_compiled, peak_memory_bytes, say, shell_line, versions
 from scpl_jax.cli.methods import row_of
 from scpl_jax.cli.option_types import as_options
 from scpl_jax.cli.run_options import PRECISIONS, AnyOptions, AnyResolved, ResolvedOptions, RunOptions, to_json
@@ -75,9 +74,10 @@ def _describe(title: str, dataset: Examples, pipeline: Pipeline) -> None:
     total = sum(stage.cost for stage in pipeline.stages)
     for stage, mesh in zip(pipeline.stages, pipeline.meshes, strict=True):
         first, last = stage.blocks[0], stage.blocks[1] - 1
+        devices = " ".join(str(device) for device in mesh.devices.flat)
         blocks = f"block {first}" if first == last else f"blocks {first} to {last}"
         print(
-            f"  stage {stage.index}: {blocks} on {names(mesh)}, {stage.num_parameters:,} parameters, "
+            f"  stage {stage.index}: {blocks} on {devices}, {stage.num_parameters:,} parameters, "
             f"{stage.cost / total:.0%} of the estimated cost, its local loss {stage.loss_cost / stage.cost:.0%} of it"
         )
     for group in pipeline.groups:
