@@ -23,9 +23,11 @@ data data files=reading labels=class_names
 data data.images augment colour registry=image_sets
 data data.text buckets ragged=buckets text_dataset text_registry=text_sets vectors words
 experiments benchmarks contrastive convolutions flops input_path measure memory overhead simulate single
-experiments benchmarks speed_report throughput throughput_options torch_networks torch_steps workloads
-experiments cli building command_line library methods options=image_options run_options tasks text_options
-experiments cli machine=environment
+experiments benchmarks speed_report=throughput throughput throughput_options torch_networks torch_steps
+experiments benchmarks workloads=throughput_options
+experiments cli building command_line library=building methods options=image_options
+experiments cli machine=environment run_options tasks=building text_options
+experiments experiments reuse=cells
 """
 MOVED: dict[str, str] = {}
 for _line in _MOVES.strip().splitlines():

@@ -122,8 +122,7 @@ def check_devices() -> None:
         remedy = f"unset {' and '.join(asked)}" if asked else "set JAX_PLATFORMS=cpu"
         raise RunError(
             f"JAX can't have the devices that {what} asks for{f' ({reason})' if reason else ''}; "
-            f"{remedy}, or, for a GPU, install its driver "
-            "and jax[cuda13]"
+            f"{remedy}, or, for a GPU, install its driver and jax[cuda13]"
         ) from error
 
 
@@ -222,11 +221,9 @@ def _is_user_error(error: ValueError) -> bool:
 
 def _raised_in(error: ValueError) -> str:
     """The name of the module whose code raised the error; empty where nobody knows."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames:
         return ""
     # A module that is the command itself is called __main__; its specification knows its name.
-    names = trace.tb_frame.f_globals
+    names = frames[-1].f_globals
     return str(getattr(names.get("__spec__"), "name", None) or names.get("__name__", ""))

@@ -17,7 +17,7 @@ from scpl_jax.cli.building import build_stages
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.image_options import Options, ResolvedImageOptions
 from scpl_jax.cli.option_types import Count, flag
-from scpl_jax.cli.rules.learning_rule import LearningRule, Rule, SharedRuleOptions
+from scpl_jax.cli.rules import LearningRule, Rule, SharedRuleOptions
 from scpl_jax.cli.run_options import ResolvedOptions, from_json, resolved, to_json
 from scpl_jax.cli.text_options import ResolvedTextOptions, TextOptions
 from scpl_jax.data import DataError, load
@@ -252,7 +252,7 @@ def test_warnings_of_the_package_and_of_no_other_name_options():
     assert done.stderr == "--cache-dir it is\n`cache_dir` it is\n"
 
 
-# A rule that is made up: what its module would hold.
+# A rule that is made up: what scpl_jax.cli.rules would hold.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +270,7 @@ def _objectives(options, setting):
 VOTE = LearningRule("vote", "a made-up rule", options=VoteOptions, own=("votes",), objectives=_objectives)
 
 
-def test_a_new_rule_is_a_module_and_a_row(help_of, monkeypatch):
+def test_a_new_rule_is_a_row(help_of, monkeypatch):
     table = (*methods.TABLE, VOTE)
     rule_options = methods.options_of(table)
     assert [field.name for field in dataclasses.fields(rule_options) if field.name == "votes"] == ["votes"]
