@@ -189,7 +189,7 @@ for name, objective in objectives:
 # | **tanh, weights too large** | saturated, blows up differences | grows towards the first |
 # | **shortcuts around small layers** | healthy | healthy |
 #
-# Gradient norms of every layer before training, at 64 layers:
+# Gradient norms of every layer before training, at 32 layers:
 
 # %%
 data = load("digits")
@@ -231,7 +231,7 @@ def compare_gradients(stages, params, x, y):
 
 figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), sharex=True)
 for axis, (name, options) in zip(axes, NETWORKS.items(), strict=True):
-    stages = cut_up(plain(64, **options), "local losses", vectors)
+    stages = cut_up(plain(32, **options), "local losses", vectors)
     mine, theirs = compare_gradients(
         stages, [stage.params for stage in stages], train_x[:96], train_y[:96]
     )
@@ -240,7 +240,7 @@ for axis, (name, options) in zip(axes, NETWORKS.items(), strict=True):
         (theirs, BACKPROP, "backpropagation"),
     ):
         norms = flat(gradient_norms(gradient))
-        axis.semilogy(np.arange(1, 65), np.maximum(norms, 1e-30), label=label, **style)
+        axis.semilogy(np.arange(1, 33), np.maximum(norms, 1e-30), label=label, **style)
     axis.set(title=name, xlabel="layer")
     axis.title.set_fontsize(9)
 axes[0].set_ylabel("gradient norm (at least 1e-30)")
@@ -253,7 +253,7 @@ figure.tight_layout()
 #
 # ## What training makes of it
 #
-# Ten epochs of Adam at 4, 16 and 64 layers. The gradient norm of every layer is kept at
+# Ten epochs of Adam at 4, 16 and 32 layers. The gradient norm of every layer is kept at
 # the start of each epoch.
 
 # %%
@@ -286,7 +286,7 @@ def train(stages):
 results = {}
 print(f"{'test accuracy':30}{'layers':>7}{'local losses':>14}{'backpropagation':>17}")
 for name, options in NETWORKS.items():
-    for depth in (4, 16, 64):
+    for depth in (4, 16, 32):
         for method in ("local losses", "backpropagation"):
             accuracy, norms, _ = train(cut_up(plain(depth, **options), method, vectors))
             results[name, depth, method] = accuracy, norms
@@ -300,7 +300,7 @@ for name, options in NETWORKS.items():
 figure, axes = plt.subplots(2, 4, figsize=(11, 4.6), sharex=True, sharey=True)
 for column, name in enumerate(NETWORKS):
     for row, method in enumerate(("local losses", "backpropagation")):
-        accuracy, norms = results[name, 64, method]
+        accuracy, norms = results[name, 32, method]
         shown = np.log10(
             np.clip(np.nan_to_num(norms, nan=1e6, posinf=1e6), 1e-6, 1e6)
         ).T
@@ -311,7 +311,7 @@ for column, name in enumerate(NETWORKS):
             cmap="cividis",
             vmin=-6,
             vmax=6,
-            extent=(0.5, EPOCHS + 0.5, 0.5, 64.5),
+            extent=(0.5, EPOCHS + 0.5, 0.5, 32.5),
         )
         axes[row, column].set_title(
             f"{name}\n{method}, accuracy {accuracy:.2f}", fontsize=8
@@ -329,7 +329,7 @@ bar.set_label("gradient norm, power of ten")
 # Local losses helped in one of these four networks:
 #
 # * **They help where the forward pass keeps the images apart and the gradient explodes
-#   on its way back** (tanh): at 16 and 64 layers they are ahead, because the way of
+#   on its way back** (tanh): at 16 and 32 layers they are ahead, because the way of
 #   each gradient is four layers at any depth. They do not make a bad start good: with 4
 #   layers the same network is far better, by either method.
 # * **They do not help where the forward pass itself loses the images** (sigmoid): the

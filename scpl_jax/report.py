@@ -11,7 +11,7 @@ import html
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -88,40 +88,28 @@ def _overview(runs: Sequence[Run]) -> str:
                 "" if "seconds" not in found else f"{found['seconds']:.0f}",
             ]
         )
-    head = [
-        "run",
-        "method",
-        "network",
-        "data",
-        "stages",
-        "epochs",
-        "test accuracy",
-        "per second",
-        "peak MiB",
-        "seconds",
-    ]
-    return _table(head, rows, numbers=range(4, 10))
+    head = ["run", "method", "network", "data", "stages", "epochs", "test accuracy", "per second", "peak MiB"]
+    return _table([*head, "seconds"], rows, numbers=range(4, 10))
 
 
 def _configuration(runs: Sequence[Run]) -> str:
     """Options that differ, then those that all runs share."""
     names = list(dict.fromkeys(name for one in runs for name in one.options))
     hidden = {"out_dir", "resume"}
-    values = {name: [_shown(one.options.get(name)) for one in runs] for name in names if name not in hidden}
+    values = {
+        name: ["" if (value := one.options.get(name)) is None else str(value) for one in runs]
+        for name in names
+        if name not in hidden
+    }
     differing = {name: each for name, each in values.items() if len(set(each)) > 1}
     text = ""
     if differing:
-        text += "<p>Options that differ:</p>" + _table(
-            ["option", *(one.name for one in runs)], [[flag(name), *each] for name, each in differing.items()]
-        )
+        rows = [[flag(name), *each] for name, each in differing.items()]
+        text += "<p>Options that differ:</p>" + _table(["option", *(one.name for one in runs)], rows)
     same = [[flag(name), each[0]] for name, each in values.items() if name not in differing]
     open_ = "" if differing else " open"
     what = "Options of all runs" if len(runs) > 1 else "Options"
     return text + f"<details{open_}><summary>{what}</summary>{_table(['option', 'value'], same)}</details>"
-
-
-def _shown(value: Any) -> str:
-    return "" if value is None else str(value)
 
 
 def _details(one: Run) -> str:

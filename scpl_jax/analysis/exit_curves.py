@@ -17,31 +17,23 @@ def draw_exits(exits: Sequence[dict[str, Any]], stops: Sequence[dict[str, Any]],
     """
     figure, (axis,) = new_figure(figsize=(6, 3.6))
     curve = sorted((s for s in stops if s["confidence"] is not None), key=lambda s: s["confidence"])
-    axis.plot(
-        [e["share"] for e in exits], [e["accuracy"] for e in exits], "s", color="#777777", label="one exit for all"
-    )
-    for exit_ in exits:
-        below = (0, -13)
-        axis.annotate(
-            f"{exit_['stage']}", (exit_["share"], exit_["accuracy"]), below, textcoords="offset points", ha="center"
-        )
-    axis.plot([s["share"] for s in curve], [s["accuracy"] for s in curve], "o-", color="#4477aa", label="by confidence")
+
+    def plot(points: Sequence[dict[str, Any]], style: str, colour: str, label: str) -> None:
+        axis.plot([p["share"] for p in points], [p["accuracy"] for p in points], style, color=colour, label=label)
+
+    def name(point: dict[str, Any], text: str, above: int) -> None:
+        at = (point["share"], point["accuracy"])
+        axis.annotate(text, at, (0, above), textcoords="offset points", ha="center")
+
+    plot(exits, "s", "#777777", "one exit for all")
+    for one in exits:
+        name(one, f"{one['stage']}", -13)
+    plot(curve, "o-", "#4477aa", "by confidence")
     for stop, text in _named_ends(curve):
-        axis.annotate(
-            text,
-            (stop["share"], stop["accuracy"]),
-            (0, 7),
-            textcoords="offset points",
-            ha="center",
-        )
-    patient = [s for s in stops if s["patience"] is not None]
-    if patient:
-        axis.plot(
-            [s["share"] for s in patient], [s["accuracy"] for s in patient], "^", color="#cc6677", label="by patience"
-        )
-    axis.set_xlabel("mean share of the network's cost")
-    axis.set_ylabel("test accuracy")
-    axis.set_xlim(0, 1.05)
+        name(stop, text, 7)
+    if patient := [s for s in stops if s["patience"] is not None]:
+        plot(patient, "^", "#cc6677", "by patience")
+    axis.set(xlabel="mean share of the network's cost", ylabel="test accuracy", xlim=(0, 1.05))
     axis.margins(y=0.2)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, loc="lower right")

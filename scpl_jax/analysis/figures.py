@@ -14,18 +14,7 @@ from scpl_jax.training.writing import reason_of
 _LOG = logging.getLogger(__name__)
 
 # Paul Tol's "muted", which colour-blind readers can tell apart too; with dashes there are twenty.
-COLOURS = (
-    "#332288",
-    "#88ccee",
-    "#44aa99",
-    "#117733",
-    "#999933",
-    "#ddcc77",
-    "#cc6677",
-    "#882255",
-    "#aa4499",
-    "#777777",
-)
+COLOURS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499", "#777777")
 
 
 def new_figure(rows: int = 1, columns: int | None = None, **options: Any) -> tuple[Any, Any]:

@@ -16,24 +16,11 @@ from scpl_jax.stages.cost import inner_programs
 from scpl_jax.stages.step import layer_name
 
 # They move values or change how they are stored; a gradient passes them unchanged.
-_MOVES = {
-    "broadcast_in_dim",
-    "concatenate",
-    "convert_element_type",
-    "copy",
-    "dynamic_slice",
-    "dynamic_update_slice",
-    "expand_dims",
-    "gather",
-    "pad",
-    "reshape",
-    "rev",
-    "select_n",
-    "slice",
-    "split",
-    "squeeze",
-    "transpose",
-}
+_NAMES = (
+    "broadcast_in_dim concatenate convert_element_type copy dynamic_slice dynamic_update_slice expand_dims gather pad "
+    "reshape rev select_n slice split squeeze transpose"
+)
+_MOVES = frozenset(_NAMES.split())
 _BLOCKED = -math.inf
 
 

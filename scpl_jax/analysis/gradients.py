@@ -35,14 +35,8 @@ def local_gradients(stages: Sequence[Stage], params: Sequence[Any], inputs: Any,
 def global_gradients(stages: Sequence[Stage], params: Sequence[Any], inputs: Any, labels: jax.Array) -> list[Any]:
     """The gradient of the network's classification loss through all stages: what backpropagation follows.
 
-    Args:
-      stages: with a classifier in the last one; local losses are left out.
-      params: the parameters of each stage.
-      inputs: a batch as the network takes it.
-      labels: its labels, (N,), integer.
-
-    Returns:
-      A tree like ``params`` for each stage; 0 for the parameters of local losses.
+    Arguments and result are as for :func:`local_gradients`, but that the last stage has a classifier and local losses
+    are left out: the gradients of their parameters are 0.
 
     Raises:
       ValueError: the network has no classifier.
@@ -86,12 +80,8 @@ def layer_cosines(first: Sequence[Any], second: Sequence[Any]) -> list[dict[str,
                 name = layer_name(path)
                 products[name] = products.get(name, 0.0) + float(jnp.vdot(a[...], b[...]))
         norms = [layer_norms(tree) for tree in (one, other)]
-        found.append(
-            {
-                name: product / length if (length := float(norms[0][name]) * float(norms[1][name])) else 0.0
-                for name, product in products.items()
-            }
-        )
+        lengths = {name: float(norms[0][name]) * float(norms[1][name]) for name in products}
+        found.append({name: products[name] / length if length else 0.0 for name, length in lengths.items()})
     return found
 
 

@@ -1,9 +1,10 @@
 """The figures of a report, as SVG to put into a page."""
 
+import functools
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import IO
+from typing import IO, Any, ParamSpec
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from scpl_jax.analysis.runs import Run
 
 # More classes than this are drawn without numbers.
 _NUMBERED = 20
+_LEGEND = {"fontsize": 8, "frameon": False}
+_BESIDE = {**_LEGEND, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
+
+Arguments = ParamSpec("Arguments")
 
 
 def svg_of(draw: Callable[[IO[str]], None]) -> str:
@@ -37,124 +42,112 @@ def inline(text: str) -> str:
     return re.sub(r'\s(width|height)="[^"]*"', "", head) + ">" + rest
 
 
-def accuracy_curves(runs: Sequence[Run]) -> str:
+def _as_svg(draw: Callable[Arguments, Any]) -> Callable[Arguments, str]:
+    """Make of a function that draws a figure one that gives it as SVG, see :func:`svg_of`."""
+
+    @functools.wraps(draw)
+    def svg(*arguments: Arguments.args, **named: Arguments.kwargs) -> str:
+        return svg_of(lambda file: save_figure(draw(*arguments, **named), file))
+
+    return svg
+
+
+@_as_svg
+def accuracy_curves(runs: Sequence[Run]) -> Any:
     """Test accuracy of all runs against epochs, and against seconds of training."""
-
-    def draw(file: IO[str]) -> None:
-        figure, axes = new_figure(2, figsize=(7, 6.4))
-        styles = line_styles(run.name for run in runs)
-        for run in runs:
-            curve = run.curve()
-            style = {"label": run.name, **styles[run.name]}
-            for axis, column in zip(axes, (0, 1), strict=True):
-                axis.plot([point[column] for point in curve], [point[2] for point in curve], marker=".", **style)
-        axes[0].xaxis.get_major_locator().set_params(integer=True)
-        for axis, label in zip(axes, ("epoch", "seconds of training"), strict=True):
-            axis.set_xlabel(label)
-            axis.set_ylabel("test accuracy")
-            axis.set_xlim(left=0)
-            axis.grid(alpha=0.3)
-        if len(runs) > 1:
-            axes[0].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        save_figure(figure, file)
-
-    return svg_of(draw)
-
-
-def loss_curves(run: Run) -> str:
-    """Training loss of every stage against epochs, of the first seed."""
-
-    def draw(file: IO[str]) -> None:
-        figure, (axis,) = new_figure(figsize=(6, 3.4))
-        lines = run.seeds()[0]
-        stages = max(len(line["train_loss"]) for line in lines)
-        for stage in range(stages):
-            points = [(line["epoch"], loss) for line in lines if (loss := _at(line["train_loss"], stage)) is not None]
-            label = f"stage {stage}" if stages > 1 else "network"
-            axis.plot(*zip(*points, strict=True), ".-", color=COLOURS[stage % len(COLOURS)], label=label)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_xlabel("epoch")
-        axis.set_ylabel("training loss")
-        axis.set_xlim(left=0)
+    figure, axes = new_figure(2, figsize=(7, 6.4))
+    styles = line_styles(run.name for run in runs)
+    for run in runs:
+        curve = run.curve()
+        style = {"label": run.name, **styles[run.name]}
+        for axis, column in zip(axes, (0, 1), strict=True):
+            axis.plot([point[column] for point in curve], [point[2] for point in curve], marker=".", **style)
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
+    for axis, label in zip(axes, ("epoch", "seconds of training"), strict=True):
+        axis.set(xlabel=label, ylabel="test accuracy", xlim=(0, None))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        save_figure(figure, file)
+    if len(runs) > 1:
+        axes[0].legend(**_BESIDE)
+    return figure
 
-    return svg_of(draw)
+
+@_as_svg
+def loss_curves(run: Run) -> Any:
+    """Training loss of every stage against epochs, of the first seed."""
+    figure, (axis,) = new_figure(figsize=(6, 3.4))
+    lines = run.seeds()[0]
+    stages = max(len(line["train_loss"]) for line in lines)
+    for stage in range(stages):
+        points = [(line["epoch"], loss) for line in lines if (loss := _at(line["train_loss"], stage)) is not None]
+        label = f"stage {stage}" if stages > 1 else "network"
+        axis.plot(*zip(*points, strict=True), ".-", color=COLOURS[stage % len(COLOURS)], label=label)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xlabel="epoch", ylabel="training loss", xlim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend(**_BESIDE)
+    return figure
 
 
 def _at(values: Sequence[float | None], index: int) -> float | None:
     return values[index] if index < len(values) else None
 
 
-def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+@_as_svg
+def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Any:
     """A confusion matrix: shares of each class's examples by the answer they got."""
-
-    def draw(file: IO[str]) -> None:
-        counts = np.asarray(matrix, float)
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        numbered = len(names) <= _NUMBERED
-        side = 2.2 + (0.42 * len(names) if numbered else 4)
-        figure, (axis,) = new_figure(figsize=(side + 0.6, side))
-        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        if numbered:
-            for row, column in np.ndindex(*shares.shape):
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                text = f"{shares[row, column]:.2f}".lstrip("0") if counts[row, column] else ""
-                axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-            axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
-            axis.set_yticks(range(len(names)), names, fontsize=8)
-        axis.spines[["top", "right", "bottom", "left"]].set_visible(False)
-        axis.set_xlabel("answer")
-        axis.set_ylabel("class")
-        figure.colorbar(image, ax=axis, label="share of the class", shrink=0.8)
-        save_figure(figure, file)
-
-    return svg_of(draw)
+    counts = np.asarray(matrix, float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    numbered = len(names) <= _NUMBERED
+    side = 2.2 + (0.42 * len(names) if numbered else 4)
+    figure, (axis,) = new_figure(figsize=(side + 0.6, side))
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if numbered:
+        for row, column in np.ndindex(*shares.shape):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            text = f"{shares[row, column]:.2f}".lstrip("0") if counts[row, column] else ""
+            axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+        axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    axis.set(xlabel="answer", ylabel="class")
+    figure.colorbar(image, ax=axis, label="share of the class", shrink=0.8)
+    return figure
 
 
-def probes(run: Run) -> str:
+@_as_svg
+def probes(run: Run) -> Any:
     """Accuracy by stage: of exits, or of probes of the stage's features."""
     results = run.results or {}
-
-    def draw(file: IO[str]) -> None:
-        figure, (axis,) = new_figure(figsize=(6, 3.2))
-        for index, (label, rows, key) in enumerate(
-            (
-                ("exit", results.get("exits", []), "accuracy"),
-                ("20 nearest neighbours", results.get("probes", []), "neighbours_accuracy"),
-                ("logistic regression", results.get("probes", []), "linear_accuracy"),
-            )
-        ):
-            if rows:
-                stages, values = [row["stage"] for row in rows], [row[key] for row in rows]
-                axis.plot(stages, values, "o-", color=COLOURS[index], label=label)
-                axis.set_xticks(stages)
-        axis.set_xlabel("stage")
-        axis.set_ylabel("test accuracy")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, frameon=False)
-        save_figure(figure, file)
-
-    return svg_of(draw)
+    figure, (axis,) = new_figure(figsize=(6, 3.2))
+    curves = (
+        ("exit", "exits", "accuracy"),
+        ("20 nearest neighbours", "probes", "neighbours_accuracy"),
+        ("logistic regression", "probes", "linear_accuracy"),
+    )
+    for index, (label, part, key) in enumerate(curves):
+        if rows := results.get(part):
+            stages, values = [row["stage"] for row in rows], [row[key] for row in rows]
+            axis.plot(stages, values, "o-", color=COLOURS[index], label=label)
+            axis.set_xticks(stages)
+    axis.set(xlabel="stage", ylabel="test accuracy")
+    axis.grid(alpha=0.3)
+    axis.legend(**_LEGEND)
+    return figure
 
 
-def memory(runs: Sequence[Run]) -> str:
+@_as_svg
+def memory(runs: Sequence[Run]) -> Any:
     """Peak memory of every run's processes."""
-
-    def draw(file: IO[str]) -> None:
-        rows = [
-            (run.name if len(peaks) == 1 else f"{run.name}, process {index}", peak / 2**20)
-            for run in runs
-            for peaks in [(run.results or {}).get("peak_memory_bytes_per_process", [])]
-            for index, peak in enumerate(peaks)
-        ]
-        figure, (axis,) = new_figure(figsize=(7, 0.4 * len(rows) + 1))
-        bars = axis.barh([name for name, _ in rows], [peak for _, peak in rows], color=COLOURS[1])
-        axis.bar_label(bars, [f" {peak:.0f}" for _, peak in rows], fontsize=8)
-        axis.invert_yaxis()
-        axis.margins(x=0.12)
-        axis.set_xlabel("peak memory, MiB")
-        save_figure(figure, file)
-
-    return svg_of(draw)
+    rows = [
+        (run.name if len(peaks) == 1 else f"{run.name}, process {index}", peak / 2**20)
+        for run in runs
+        for peaks in [(run.results or {}).get("peak_memory_bytes_per_process", [])]
+        for index, peak in enumerate(peaks)
+    ]
+    figure, (axis,) = new_figure(figsize=(7, 0.4 * len(rows) + 1))
+    bars = axis.barh([name for name, _ in rows], [peak for _, peak in rows], color=COLOURS[1])
+    axis.bar_label(bars, [f" {peak:.0f}" for _, peak in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set_xlabel("peak memory, MiB")
+    return figure

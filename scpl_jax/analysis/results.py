@@ -76,12 +76,8 @@ def markdown(rows: Sequence[Row], unit: str = "images", best: bool = True, targe
     for part, group in _by_part(rows).items():
         highest = max((row.mean for row in group if row.mean is not None), default=None)
         columns: dict[str, list[str]] = {"": [row.name for row in group]}
-        columns["test accuracy"] = [
-            f"**{_accuracy(row)}**"
-            if best and row.mean == highest and len(group) > 1 and row.accuracies
-            else _accuracy(row)
-            for row in group
-        ]
+        marks = ["**" if best and row.mean == highest and len(group) > 1 and row.accuracies else "" for row in group]
+        columns["test accuracy"] = [f"{mark}{_accuracy(row)}{mark}" for mark, row in zip(marks, group, strict=True)]
         columns["seeds"] = [str(len(row.accuracies) or "") for row in group]
         if target is not None:
             columns[f"seconds to {target:g}"] = [_seconds(row, target) for row in group]
@@ -209,8 +205,7 @@ def draw_accuracy(rows: Sequence[Row], path: Path) -> None:
             axis.plot(seconds, means, label=row.name, linewidth=1.5, **styles[row.name])
             axis.plot(seconds[-1:], means[-1:], "o", markersize=4, color=styles[row.name]["color"])
         axis.set_title(part, loc="left", fontsize=10)
-        axis.set_ylabel("test accuracy")
-        axis.set_xlim(left=0)
+        axis.set(ylabel="test accuracy", xlim=(0, None))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes[-1].set_xlabel("seconds of training")

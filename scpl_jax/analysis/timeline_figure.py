@@ -26,9 +26,8 @@ def trace_events(spans: Sequence[Span]) -> dict[str, Any]:
         for index, device in enumerate(devices)
     ]
     for span in spans:
-        kind = {"step": "", "update": " update"}.get(span.task)
-        if kind is None:
-            kind = f" {span.task.replace('_', ' and ')} {span.micro_batch}"
+        part = f" {span.task.replace('_', ' and ')} {span.micro_batch}"
+        kind = {"step": "", "update": " update"}.get(span.task, part)
         events.append(
             {
                 "ph": "X",
@@ -76,18 +75,9 @@ def chart(charts: dict[str, Sequence[Span]], milliseconds: float | None = None) 
             if milliseconds is not None and start > milliseconds:
                 continue
             longest = max(longest, start + length)
-            lane = lanes[title].index(span.device)
-            colour = _COLOURS[span.step % len(_COLOURS)]
-            axis.barh(
-                lane,
-                length,
-                left=start,
-                height=0.8,
-                color=colour,
-                edgecolor="white",
-                linewidth=0.3,
-                alpha=0.6 if span.task == "backward" else 1.0,
-            )
+            colour, alpha = _COLOURS[span.step % len(_COLOURS)], 0.6 if span.task == "backward" else 1.0
+            style = {"color": colour, "alpha": alpha, "edgecolor": "white", "linewidth": 0.3}
+            axis.barh(lanes[title].index(span.device), length, left=start, height=0.8, **style)
         axis.set_yticks(range(len(lanes[title])), lanes[title])
         axis.invert_yaxis()
         axis.set_title(title, loc="left", fontsize=10)

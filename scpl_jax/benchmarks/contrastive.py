@@ -6,7 +6,6 @@ the process's peak resident memory less that before (on a device that tells, its
 """
 
 import dataclasses
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +16,10 @@ import numpy as np
 
 from scpl_jax.benchmarks import measure
 from scpl_jax.cli.command_line import parse_options, run
-from scpl_jax.cli.environment import this_machine
+from scpl_jax.cli.environment import device_peak_bytes, this_machine
 from scpl_jax.cli.option_types import Count, Unset, at_least, integers
 from scpl_jax.losses.contrastive_loss import blockwise_loss, columns_of, plain_loss
 from scpl_jax.losses.rows import unit_rows
-from scpl_jax.training.run_error import RunError
-from scpl_jax.training.writing import write_json
 
 FORMS = ("plain", "blocks")
 
@@ -67,8 +64,8 @@ def _peak(form: str, n: int, options: Options) -> int:
     before = measure.resident_bytes()
     with measure.ResidentMemory() as memory:
         jax.block_until_ready(program(*placed))
-    stats = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
-    return max(stats) - sum(array.nbytes for array in placed) if max(stats) else memory.peak - before
+    peak = device_peak_bytes()
+    return peak - sum(array.nbytes for array in placed) if peak else memory.peak - before
 
 
 def _row(n: int, options: Options) -> dict[str, Any]:
@@ -79,13 +76,12 @@ def _row(n: int, options: Options) -> dict[str, Any]:
         form: lambda program=program: jax.block_until_ready(program(*placed)) for form, (program, _) in programs.items()
     }
     times = measure.alternate(candidates, options.repeats)
-    ratios = [blocks / plain for plain, blocks in zip(times["plain"], times["blocks"], strict=True)]
     gradients = values["plain"][1], values["blocks"][1]
     return {
         "rows": n,
         "columns_of_a_block": columns_of(n),
         "seconds": {form: measure.summary(times[form]) for form in FORMS},
-        "ratio": statistics.median(ratios),
+        "ratio": measure.ratios(times["blocks"], times["plain"])["median"],
         "largest_difference_of_loss": abs(float(values["plain"][0]) - float(values["blocks"][0])),
         "largest_difference_of_gradient": float(np.abs(gradients[0] - gradients[1]).max() / np.abs(gradients[0]).max()),
     }
@@ -94,9 +90,7 @@ def _row(n: int, options: Options) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     """Run the measurement; returns the exit status."""
     options = parse_options(Options, arguments, "scpl_jax.benchmarks.contrastive", Options())
-    sizes = integers(options.rows, "--rows") or ()
-    if min(sizes) < 2:
-        raise RunError(f"--rows must be numbers of at least 2, got {options.rows}")
+    sizes = integers(options.rows, "--rows", least=2)
     if options.only is not None:
         form, _, number = options.only.partition(":")
         print(_peak(form, int(number), options))
@@ -118,9 +112,7 @@ def main(arguments: Sequence[str]) -> int:
             memory.append({"rows": n, "form": form, "temporary_bytes": account, "measured_bytes": measured})
             shown = "" if measured is None else f"{measured / 1e6:.0f}"
             print(f"{n:>8}{form:>8}{account / 1e6:>13.0f}{shown:>13}", flush=True)
-    if options.output is not None:
-        settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("output", "only")}
-        write_json(options.output, {"options": settings, "times": table, "memory": memory, **this_machine()})
+    measure.write_numbers(options, {"times": table, "memory": memory, **this_machine()}, without="only")
     return 0
 
 

@@ -25,7 +25,6 @@ from scpl_jax.cli.environment import this_machine
 from scpl_jax.cli.option_types import Count, Unset, integers
 from scpl_jax.kernels import conv, kernel_gradients, onednn, thresholds, winograd
 from scpl_jax.training.run_error import RunError
-from scpl_jax.training.writing import write_json
 
 PASSES = ("forward", "image gradient", "kernel gradient")
 _PADDING = ((1, 1), (1, 1))
@@ -57,7 +56,7 @@ class Options:
         """
         found = []
         for text in self.shapes.split():
-            numbers = integers(text, "--shapes") or ()
+            numbers = integers(text, "--shapes")
             if len(numbers) != 3 or min(numbers) < 1 or numbers[0] % 2:
                 raise RunError(f"--shapes needs an even side, channels in and channels out, as 32,128,256; got {text}")
             found.append((numbers[0], numbers[1], numbers[2]))
@@ -69,9 +68,9 @@ class Options:
 def _forms(x: np.ndarray, w: np.ndarray, g: np.ndarray, chunks: Sequence[int]) -> dict[str, Callable[..., Any]]:
     """Each form of each pass, as a function of images, kernel and cotangent."""
     plain = functools.partial(conv.plain_convolution, strides=(1, 1), padding=_PADDING, precision=None)
-    products: dict[str, winograd.Product] = {"XLA": winograd.transposed_product}
+    products: dict[str, winograd.Product] = {"": winograd.transposed_product}
     if onednn.available():
-        products["oneDNN"] = functools.partial(onednn.matmul, transpose_a=True)
+        products[" by oneDNN"] = functools.partial(onednn.matmul, transpose_a=True)
     forms: dict[str, Callable[..., Any]] = {
         "forward, XLA": lambda x, w, g: plain(x, w),
         "image gradient, XLA": lambda x, w, g: jax.vjp(lambda x: plain(x, w), x)[1](g)[0],
@@ -85,8 +84,7 @@ def _forms(x: np.ndarray, w: np.ndarray, g: np.ndarray, chunks: Sequence[int]) -
         forms["kernel gradient, oneDNN"] = lambda x, w, g: kernel_gradients.by_convolution(
             x, g, w.shape, (1, 1), _PADDING, onednn.convolution
         )
-    for library, product in products.items():
-        by = "" if library == "XLA" else f" by {library}"
+    for by, product in products.items():
         forms[f"kernel gradient, patches{by}"] = lambda x, w, g, product=product: kernel_gradients.by_patches(
             x, g, w.shape, (1, 1), _PADDING, product
         )
@@ -98,8 +96,7 @@ def _forms(x: np.ndarray, w: np.ndarray, g: np.ndarray, chunks: Sequence[int]) -
         limit = chunk << 20
         forms[f"forward, {name}"] = lambda x, w, g, limit=limit: winograd.forward(x, w, None, limit)
         forms[f"image gradient, {name}"] = lambda x, w, g, limit=limit: winograd.image_gradient(g, w, None, limit)
-        for library, product in products.items():
-            by = "" if library == "XLA" else f" by {library}"
+        for by, product in products.items():
             forms[f"kernel gradient, {name}{by}"] = lambda x, w, g, limit=limit, product=product: (
                 winograd.kernel_gradient(x, g, product, limit)
             )
@@ -154,9 +151,7 @@ def _row(size: tuple[int, int, int], options: Options, chunks: Sequence[int]) ->
 def main(arguments: Sequence[str]) -> int:
     """Run the measurement; returns the exit status."""
     options = parse_options(Options, arguments, "scpl_jax.benchmarks.convolutions", Options())
-    chunks = integers(options.chunks, "--chunks") or ()
-    if min(chunks) < 1:
-        raise RunError(f"--chunks must be numbers of at least 1, got {options.chunks}")
+    chunks = integers(options.chunks, "--chunks", least=1)
     table = []
     print("GFLOP/s of the direct form's operations, medians")
     for size in options.sizes():
@@ -171,10 +166,8 @@ def main(arguments: Sequence[str]) -> int:
                 if name.startswith(each)
             }
             print(f"  {each:16}" + "".join(f"{name:>19} {speed:4.0f}" for name, speed in speeds.items()), flush=True)
-    if options.output is not None:
-        settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "output"}
-        compared = ("torch",) if any("PyTorch" in name for name in table[0]["seconds"]) else ()
-        write_json(options.output, {"options": settings, "table": table, **this_machine(*compared)})
+    compared = ("torch",) if any("PyTorch" in name for name in table[0]["seconds"]) else ()
+    measure.write_numbers(options, {"table": table, **this_machine(*compared)})
     return 0
 
 

@@ -1,7 +1,8 @@
 """The data path alone: examples drawn from memory, brought to the device and prepared there, as in training."""
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from scpl_jax.benchmarks.throughput_options import Options
-from scpl_jax.benchmarks.workloads import TEXT_MODELS
+from scpl_jax.cli.building import dtype_of
 from scpl_jax.data import Dataset, TextDataset, make_augment
 from scpl_jax.data.dataset import Examples
-from scpl_jax.data.text.ragged import Texts
+from scpl_jax.data.text.buckets import Texts
 
 # So much that it doesn't stay in the processor's cache; with more a batch takes no longer.
 _BYTES_OF_IMAGES, _TEXTS = 32 << 20, 25_000
@@ -36,41 +37,33 @@ def data_paths(options: Options) -> dict[str, Callable[[], None]]:
       ['input, basic augmentation', 'input, strong augmentation']
       >>> paths["input, strong augmentation"]()
     """
-    if options.model in TEXT_MODELS:
-        return {
-            "input": functools.partial(_several, _endless(_texts(options), options.batch_size), None, options.steps)
-        }
-    dataset = _images(options)
+    dataset: Examples = _texts(options) if options.is_text else _images(options)
+
+    def several(prepare: Callable[..., Any]) -> Callable[[], None]:
+        epochs = (dataset.train_batches(options.batch_size, seed=0, epoch=epoch) for epoch in itertools.count())
+        batches = itertools.chain.from_iterable(epochs)
+
+        def take() -> None:
+            ready: Any = None
+            for step in range(options.steps):
+                ready = prepare(np.int32(step), *next(batches))
+            jax.block_until_ready(ready)
+
+        return take
+
+    if options.is_text:
+        return {"input": several(lambda step, *batch: jax.device_put(batch))}
+    dtype = dtype_of(options.precision) or jnp.float32
     return {
-        f"input, {kind} augmentation": functools.partial(
-            _several,
-            _endless(dataset, options.batch_size),
-            _folded(make_augment(kind, mean=_MEAN, std=_STD, dtype=options.dtype or jnp.float32)),
-            options.steps,
-        )
+        f"input, {kind} augmentation": several(_folded(make_augment(kind, mean=_MEAN, std=_STD, dtype=dtype)))
         for kind in ("basic", "strong")
     }
 
 
-def _several(batches: Iterator[Any], prepare: Callable[..., Any] | None, steps: int) -> None:
-    ready: Any = None
-    for step in range(steps):
-        batch = next(batches)
-        # A program takes what the host has, and the key is folded within it, as by Pipeline.train_step.
-        ready = jax.device_put(batch) if prepare is None else prepare(np.int32(step), *batch)
-    jax.block_until_ready(ready)
-
-
 def _folded(augment: Callable[..., Any]) -> Callable[..., Any]:
+    """A program that takes what the host has and folds the key within, as that of ``Pipeline.train_step``."""
     folded = jax.jit(lambda key, step, images, labels: augment(jax.random.fold_in(key, step), images, labels))
     return functools.partial(folded, jax.random.key(0))
-
-
-def _endless(dataset: Examples, batch_size: int) -> Iterator[Any]:
-    epoch = 0
-    while True:
-        yield from dataset.train_batches(batch_size, seed=0, epoch=epoch)
-        epoch += 1
 
 
 def _images(options: Options) -> Dataset:
@@ -93,5 +86,5 @@ def _texts(options: Options) -> TextDataset:
     labels = (np.arange(count) % 2).astype(np.int32)
     buckets = tuple(sorted({-(-options.length * part // 4) for part in (1, 2, 3, 4)}))
     words = tuple(map(str, range(options.vocabulary - 2)))
-    return TextDataset("noise", "noise", texts, labels, texts.first(1), labels[:1], ("0", "1"), words, options.length,
-                       buckets)  # fmt: skip
+    test = texts.first(1), labels[:1]
+    return TextDataset("noise", "noise", texts, labels, *test, ("0", "1"), words, options.length, buckets)

@@ -1,9 +1,9 @@
 """What the throughput experiment measures in one process (of one or several)."""
 
 import dataclasses
+import functools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,12 +19,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from scpl_jax.benchmarks.workloads import Workload
+from scpl_jax.benchmarks.throughput_options import Options
+from scpl_jax.cli.environment import device_peak_bytes, process_peak_bytes
 from scpl_jax.objectives import CrossEntropy, Objective
 from scpl_jax.pipeline import Pipeline, Span, Timeline, processes
 from scpl_jax.pipeline.placement import is_local
 from scpl_jax.stages import Stage, decouple
 from scpl_jax.training.run_error import RunError
+from scpl_jax.training.writing import write_json
 
 # Steps before those that are timed: the pipeline fills.
 _FILL = 4
@@ -70,23 +72,20 @@ class Network:
     labels: np.ndarray
 
 
-def network(workload: Workload, stages: int, cut: str | Sequence[int], others: Sequence[str] = ()) -> Network:
-    """Cut the network; the cut is that of the stages with SCPL's local losses.
-
-    ``others`` are learning rules as in the experiments' ``--method``.
-    """
-    inputs, labels = workload.inputs, workload.labels
+def network(options: Options) -> Network:
+    """Cut the network of these options; the cut is that of the stages with SCPL's local losses."""
+    inputs, labels = options.batch()
 
     def build(
         objective: Objective | Sequence[Objective], cut: str | Sequence[int], classifier: bool = True
     ) -> tuple[Stage, ...]:
-        blocks = workload.blocks(nnx.Rngs(0))
+        blocks = options.blocks(nnx.Rngs(0))
         used = blocks if classifier else blocks[:-1]
-        return decouple(used, stages, objective, inputs, nnx.Rngs(1), cut=cut, classifier=classifier)
+        return decouple(used, options.stages, objective, inputs, nnx.Rngs(1), cut=cut, classifier=classifier)
 
-    local = build(workload.rule("scpl", stages).objectives, cut)
+    local = build(options.rule("scpl").objectives, options.cut_positions())
     positions = [stage.blocks[0] for stage in local[1:]]
-    rules = {name: workload.rule(name, stages) for name in others}
+    rules = {name: options.rule(name) for name in options.other_rules}
     return Network(
         local,
         build(Squares(), positions),
@@ -102,27 +101,18 @@ def pipelines(network: Network, methods: Sequence[str], placement: dict[str, Any
     programs: " fused" or " separate", without it as in a training run."""
     made: dict[str, Pipeline] = {}
     for method in methods:
-        options = dict(placement)
         name, *more = method.split()
+        stages, options = network.end_to_end, dict(placement)
         if name == "scpl" or name in network.others:
-            # The sub-meshes are those of SCPL's stages for all.
-            stages = network.local if name == "scpl" else _priced_like(network.others[name], network.local)
-            fuse = next((_FUSE[word] for word in more if word in _FUSE), None)
-            made[method] = Pipeline(stages, optax.adam(1e-3), fuse=fuse, **options)
+            stages = network.local if name == "scpl" else network.others[name]
+            options["fuse"] = next((_FUSE[word] for word in more if word in _FUSE), None)
         else:
-            micro_batches = next((int(word) for word in more if word.isdigit()), 1)
-            made[method] = Pipeline(
-                _priced_like(network.end_to_end, network.local),
-                optax.adam(1e-3),
-                micro_batches=micro_batches,
-                remat="remat" in more,
-                **options,
-            )
+            options["micro_batches"] = next((int(word) for word in more if word.isdigit()), 1)
+            options["remat"] = "remat" in more
+        # The sub-meshes are those of SCPL's stages for all.
+        priced = [dataclasses.replace(a, cost=b.cost) for a, b in zip(stages, network.local, strict=True)]
+        made[method] = Pipeline(priced, optax.adam(1e-3), **options)
     return made
-
-
-def _priced_like(stages: Sequence[Stage], other: Sequence[Stage]) -> list[Stage]:
-    return [dataclasses.replace(stage, cost=like.cost) for stage, like in zip(stages, other, strict=True)]
 
 
 def own_parts(pipeline: Pipeline, stages: Sequence[Stage]) -> list[tuple[Pipeline, int]]:
@@ -143,7 +133,9 @@ def message_before(stages: Sequence[Stage], index: int, inputs: np.ndarray) -> A
     if index == 0:
         return inputs
     rng = np.random.default_rng(index)
-    message = _messages(stages, inputs)[index]
+    message: Any = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+    for stage in stages[:index]:
+        message = jax.eval_shape(functools.partial(_through, stage), stage.params, stage.rest, message)
 
     def noise(x: jax.ShapeDtypeStruct) -> np.ndarray:
         return np.ones(x.shape, bool) if x.dtype == bool else np.maximum(rng.normal(size=x.shape), 0).astype(x.dtype)
@@ -151,21 +143,10 @@ def message_before(stages: Sequence[Stage], index: int, inputs: np.ndarray) -> A
     return jax.tree.map(noise, message)
 
 
-def _messages(stages: Sequence[Stage], inputs: np.ndarray) -> list[Any]:
-    """Shapes and dtypes of what each stage is given."""
-    messages: list[Any] = [jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)]
-    for stage in stages[:-1]:
-        messages.append(jax.eval_shape(_blocks_of(stage), stage.params, stage.rest, messages[-1]))
-    return messages
-
-
-def _blocks_of(stage: Stage) -> Callable[..., Any]:
-    def run(params: Any, rest: Any, message: Any) -> Any:
-        for block in nnx.merge(stage.eval_graph, params, rest, copy=True).blocks:
-            message = block(message)
-        return message
-
-    return run
+def _through(stage: Stage, params: Any, rest: Any, message: Any) -> Any:
+    for block in nnx.merge(stage.eval_graph, params, rest, copy=True).blocks:
+        message = block(message)
+    return message
 
 
 def seconds_a_step(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_flight: int) -> float:
@@ -268,8 +249,7 @@ def resident_bytes() -> int:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return process_peak_bytes()
 
 
 def peak_bytes(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_flight: int) -> int:
@@ -279,21 +259,14 @@ def peak_bytes(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_
         for _ in range(_FILL + steps):
             pipeline.train_step(inputs, labels)
         pipeline.wait()
-    stats = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
-    return max(stats) or memory.peak
+    return device_peak_bytes() or memory.peak
 
 
 def in_own_process(benchmark: str, arguments: Sequence[str], what: str, **variables: str) -> Any:
-    """What a benchmark prints last, as JSON, in a process whose memory can be measured.
-
-    Args:
-      benchmark: its name.
-      arguments: of its command line.
-      what: is measured, for the error.
-      **variables: of its environment.
+    """What a benchmark prints last, as JSON, in a process with these variables whose memory can be measured.
 
     Raises:
-      RunError: it fails.
+      RunError: it fails; the sentence says what was to be measured.
     """
     command = [sys.executable, "-m", f"scpl_jax.benchmarks.{benchmark}", *arguments]
     environment = {**os.environ, **GIVE_BACK, **variables}
@@ -303,31 +276,48 @@ def in_own_process(benchmark: str, arguments: Sequence[str], what: str, **variab
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds that each candidate takes, measured in turn, every second round backwards.
+def write_numbers(options: Any, found: dict[str, Any], without: str = "output") -> None:
+    """Write numbers to the file that ``--output`` names, if any, behind the options but files and ``without``."""
+    if options.output is not None:
+        asked = {k: v for k, v in dataclasses.asdict(options).items() if k != without and not isinstance(v, Path)}
+        write_json(options.output, {"options": asked, **found})
 
-    A machine that slows down so favours nobody. A candidate must wait for what it computes.
+
+def in_turn(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
+    """What each candidate returns, called in turn, every second round backwards.
+
+    A machine that slows down so favours nobody.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in candidates}
+    for repeat in range(repeats):
+        for name in list(candidates) if repeat % 2 == 0 else list(candidates)[::-1]:
+            found[name].append(candidates[name]())
+    return found
+
+
+def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds that each candidate takes, as :func:`in_turn`. A candidate must wait for what it computes.
 
     Example:
       >>> sorted(alternate({"a": lambda: sum(range(10)), "b": lambda: None}, 3))
       ['a', 'b']
     """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for repeat in range(repeats):
-        for name in list(candidates) if repeat % 2 == 0 else list(candidates)[::-1]:
-            began = time.perf_counter()
-            candidates[name]()
-            times[name].append(time.perf_counter() - began)
-    return times
+
+    def seconds(candidate: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        candidate()
+        return time.perf_counter() - began
+
+    return in_turn({name: functools.partial(seconds, each) for name, each in candidates.items()}, repeats)
 
 
-def speed_of(workload: Workload, seconds: Sequence[float]) -> dict[str, Any]:
-    """Seconds a step as measured, and the examples, and tokens of a text, that this is a second."""
+def speed_of(options: Options, seconds: Sequence[float], *, tokens: bool = True) -> dict[str, Any]:
+    """Seconds a step as measured, and the examples, and if wanted tokens of a text, that this is a second."""
     row: dict[str, Any] = {"seconds_a_step": summary(seconds)}
-    rate = len(workload.labels) / row["seconds_a_step"]["median"]
-    row[f"{workload.unit}_per_second"] = rate
-    if workload.tokens is not None:
-        row["tokens_per_second"] = rate * workload.tokens
+    rate = options.batch_size / row["seconds_a_step"]["median"]
+    row["texts_per_second" if options.is_text else "images_per_second"] = rate
+    if options.is_text and tokens:
+        row["tokens_per_second"] = rate * options.length
     return row
 
 

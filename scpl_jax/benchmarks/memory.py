@@ -22,15 +22,13 @@ from flax import nnx
 from scpl_jax.analysis.figures import attempt, new_figure, save_figure
 from scpl_jax.benchmarks import measure
 from scpl_jax.cli.command_line import parse_options, run
-from scpl_jax.cli.environment import versions
+from scpl_jax.cli.environment import device_peak_bytes, versions
 from scpl_jax.cli.option_types import Count, Unset, integers
 from scpl_jax.models.layers import Classifier
 from scpl_jax.models.vgg import VGGBlock
 from scpl_jax.objectives import CrossEntropy, SupCon
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.stages import decouple
-from scpl_jax.training.run_error import RunError
-from scpl_jax.training.writing import write_json
 
 
 @dataclasses.dataclass
@@ -75,9 +73,8 @@ def _measure(options: Options, method: str, depth: int) -> dict[str, int]:
     before = measure.resident_bytes()
     # One batch at a time: how many messages are in flight is a choice, not a property of the method.
     peak = measure.peak_bytes(pipeline, images, labels, options.steps, max_in_flight=1)
-    on_device = any(device.memory_stats() for device in jax.local_devices())
     return {
-        "peak_bytes": peak if on_device else peak - before,
+        "peak_bytes": peak if device_peak_bytes() else peak - before,
         "temporary_bytes": max(pipeline.temporary_bytes(images, labels)),
         "parameters": sum(stage.num_parameters for stage in stages),
     }
@@ -89,14 +86,8 @@ def _draw(table: list[dict[str, Any]], path: Path) -> None:
         rows = [row for row in table if row["method"] == method]
         depths = [row["depth"] for row in rows]
         axis.plot(depths, [row["peak_bytes"] / 2**20 for row in rows], "o-", color=colour, label=f"{method}, measured")
-        axis.plot(
-            depths,
-            [row["temporary_bytes"] / 2**20 for row in rows],
-            "s--",
-            color=colour,
-            alpha=0.6,
-            label=f"{method}, compiler's account",
-        )
+        account = [row["temporary_bytes"] / 2**20 for row in rows]
+        axis.plot(depths, account, "s--", color=colour, alpha=0.6, label=f"{method}, compiler's account")
     axis.set_xlabel("blocks, and stages")
     axis.set_ylabel("MiB while training")
     axis.set_ylim(bottom=0)
@@ -107,9 +98,7 @@ def _draw(table: list[dict[str, Any]], path: Path) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run the measurement; returns the exit status."""
     options = parse_options(Options, arguments, "scpl_jax.benchmarks.memory", Options())
-    depths = integers(options.depths, "--depths") or ()
-    if min(depths) < 1:
-        raise RunError(f"--depths must be numbers of at least 1, got {options.depths}")
+    depths = integers(options.depths, "--depths", least=1)
     if options.only is not None:
         which, _, number = options.only.partition(":")
         print(json.dumps(_measure(options, which, int(number))))
@@ -123,11 +112,7 @@ def main(arguments: Sequence[str]) -> int:
             row = {"method": method, "depth": depth, **found}
             table.append(row)
             print(f"{method:6}{depth:>8}{row['peak_bytes'] / 2**20:>14.1f}{row['temporary_bytes'] / 2**20:>14.1f}")
-    if options.output is not None:
-        settings = {name: value for name, value in dataclasses.asdict(options).items() if not isinstance(value, Path)}
-        write_json(
-            options.output, {"options": settings, "table": table, "cores": os.cpu_count(), "versions": versions()}
-        )
+    measure.write_numbers(options, {"table": table, "cores": os.cpu_count(), "versions": versions()})
     if options.figure is not None and not attempt(f"--figure {options.figure}", _draw, table, options.figure):
         return 1
     return 0

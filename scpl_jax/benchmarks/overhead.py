@@ -10,10 +10,8 @@ Four questions, answered by measuring A and B in turn in one process, medians ov
 
 import dataclasses
 import functools
-import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,9 +35,10 @@ from scpl_jax.models import build_model
 from scpl_jax.objectives import SupCon
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.stages import Stage, decouple, initial_state, train_step
-from scpl_jax.training.writing import write_json
 
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+# One function takes a step without waiting, the other waits for what was begun.
+_Candidate = tuple[Callable[[], object], Callable[[], object]]
 
 
 @dataclasses.dataclass
@@ -66,8 +65,8 @@ class Options:
     """Write the numbers as JSON."""
 
 
-def _by_hand(stages: Sequence[Stage], images: Any, labels: Any) -> Callable[[], None]:
-    """The loop that one would write without the engine; runs one step without waiting."""
+def _by_hand(stages: Sequence[Stage], images: Any, labels: Any) -> _Candidate:
+    """The loop that one would write without the engine."""
     optimizer = optax.adam(1e-3)
     states = [jax.device_put(initial_state(stage, optimizer)) for stage in stages]
     steps = [jax.jit(functools.partial(train_step, stage, optimizer), donate_argnums=0) for stage in stages]
@@ -77,31 +76,20 @@ def _by_hand(stages: Sequence[Stage], images: Any, labels: Any) -> Callable[[], 
         for index, one in enumerate(steps):
             states[index], message, _ = one(states[index], message, targets)
 
-    step.wait = lambda: jax.block_until_ready(states)  # type: ignore[attr-defined]
-    return step
+    return step, lambda: jax.block_until_ready(states)
 
 
-def _engine(pipeline: Pipeline, images: Any, labels: Any) -> Callable[[], None]:
-    def step() -> None:
-        pipeline.train_step(images, labels)
-
-    step.wait = pipeline.wait  # type: ignore[attr-defined]
-    return step
-
-
-def _measure(candidates: dict[str, Any], steps: int, repeats: int) -> dict[str, list[float]]:
+def _measure(candidates: dict[str, _Candidate], steps: int, repeats: int) -> dict[str, list[float]]:
     """Seconds a step of each candidate, measured in turn; compilation and first steps are left out."""
-    for step in candidates.values():
-        for _ in range(2):
-            step()
-        step.wait()
 
-    def several(step: Any) -> None:
-        for _ in range(steps):
+    def several(step: Callable[[], object], wait: Callable[[], object], count: int = steps) -> None:
+        for _ in range(count):
             step()
-        step.wait()
+        wait()
 
-    times = measure.alternate({name: functools.partial(several, step) for name, step in candidates.items()}, repeats)
+    for candidate in candidates.values():
+        several(*candidate, count=2)
+    times = measure.alternate({name: functools.partial(several, *each) for name, each in candidates.items()}, repeats)
     return {name: [seconds / steps for seconds in found] for name, found in times.items()}
 
 
@@ -125,13 +113,8 @@ def _startup() -> dict[str, float]:
 
 def _row(times: list[float], base: list[float]) -> dict[str, float]:
     """Median and spread, and the median of the ratios within a round."""
-    ratios = [a / b for a, b in zip(times, base, strict=True)]
-    return {
-        "seconds": statistics.median(times),
-        "fastest": min(times),
-        "slowest": max(times),
-        "ratio": statistics.median(ratios),
-    }
+    found = measure.summary(times)
+    return {"seconds": found.pop("median"), **found, "ratio": measure.ratios(times, base)["median"]}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -146,8 +129,9 @@ def main(arguments: Sequence[str]) -> int:
     stages = decouple(blocks, options.stages, SupCon(head_pool=options.head_pool), images, nnx.Rngs(1))
     device = jax.devices()[:1]
 
-    def engine(images: Any, labels: Any, *, look: bool = True) -> Callable[[], None]:
-        return _engine(Pipeline(stages, optax.adam(1e-3), device, skip_non_finite=look), images, labels)
+    def engine(images: Any, labels: Any, *, look: bool = True) -> _Candidate:
+        pipeline = Pipeline(stages, optax.adam(1e-3), device, skip_non_finite=look)
+        return functools.partial(pipeline.train_step, images, labels), pipeline.wait
 
     many = (options.steps, options.repeats)
     loops = _measure({"by hand": _by_hand(stages, images, labels), "engine": engine(images, labels)}, *many)
@@ -165,8 +149,7 @@ def main(arguments: Sequence[str]) -> int:
         def alone(augment: Any = augment, key: Any = key, last: list[Any] = last) -> None:
             last[:] = augment(key, jnp.asarray(pixels), jnp.asarray(labels))
 
-        alone.wait = lambda last=last: jax.block_until_ready(last)  # type: ignore[attr-defined]
-        times = _measure({"step": step, "augment": alone}, *many)
+        times = _measure({"step": step, "augment": (alone, functools.partial(jax.block_until_ready, last))}, *many)
         table[f"augmentation {kind}"] = _row(times["augment"], times["step"])
     startup = _startup() if options.startup else {}
 
@@ -179,11 +162,8 @@ def main(arguments: Sequence[str]) -> int:
     print("ratio: engine to the loop by hand; looking to not looking; augmentation to the step that it feeds")
     for name, seconds in startup.items():
         print(f"{name}: {seconds:.1f} s")
-    if options.output is not None:
-        settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "output"}
-        machine = {"device": device[0].device_kind, "cores": os.cpu_count(), "machine": platform.machine()}
-        value = {"options": settings, "table": table, "startup": startup, **machine, "versions": versions()}
-        write_json(options.output, json.loads(json.dumps(value)))
+    machine = {"device": device[0].device_kind, "cores": os.cpu_count(), "machine": platform.machine()}
+    measure.write_numbers(options, {"table": table, "startup": startup, **machine, "versions": versions()})
     return 0
 
 

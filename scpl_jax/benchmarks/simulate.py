@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from scpl_jax.benchmarks import measure
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import versions
 from scpl_jax.cli.option_types import Unset, integers
@@ -24,7 +25,7 @@ from scpl_jax.objectives import SupCon
 from scpl_jax.simulation import Link, StageTimes, simulate, speedup_table
 from scpl_jax.stages.cost import module_cost
 from scpl_jax.training.run_error import RunError
-from scpl_jax.training.writing import read_json, write_json
+from scpl_jax.training.writing import read_json
 
 _BLOCKS = 64
 
@@ -128,8 +129,7 @@ def _compare(options: Options, found: Any) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str]) -> int:
     """Run the simulation; returns the exit status."""
     options = parse_options(Options, arguments, "scpl_jax.benchmarks.simulate", Options())
-    counts = integers(options.stages, "--stages") or ()
-    parts = integers(options.micro_batches, "--micro-batches") or ()
+    counts, parts = integers(options.stages, "--stages"), integers(options.micro_batches, "--micro-batches")
     if options.check is not None:
         rows = _check(options, options.check)
         print(f"{'':22}{'measured ms':>12}{'simulated ms':>14}{'error':>8}")
@@ -146,9 +146,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{'stages':>6}" + "".join(f"{name:>10}" for name in columns) + "   (milliseconds a step)")
         for row in rows:
             print(f"{row['stages']:>6}" + "".join(f"{row[name] * 1e3:>10.1f}" for name in columns))
-    if options.output is not None:
-        settings = {name: value for name, value in dataclasses.asdict(options).items() if not isinstance(value, Path)}
-        write_json(options.output, {"options": settings, "rows": rows, "versions": versions()})
+    measure.write_numbers(options, {"rows": rows, "versions": versions()})
     return 0
 
 

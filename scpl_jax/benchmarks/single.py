@@ -25,6 +25,8 @@ from scpl_jax.benchmarks import measure
 from scpl_jax.benchmarks.flops import matrix_flops
 from scpl_jax.benchmarks.input_path import data_paths
 from scpl_jax.benchmarks.throughput_options import Options
+from scpl_jax.cli.building import dtype_of
+from scpl_jax.cli.environment import device_peak_bytes
 from scpl_jax.cli.run_options import as_arguments
 from scpl_jax.kernels import onednn
 from scpl_jax.losses import cross_entropy
@@ -75,8 +77,7 @@ def _programs_kept_in(folder: str) -> Iterator[None]:
 def _measure(
     options: Options, cache: str, products: dict[str, Callable[[], object]], product_flops: float
 ) -> dict[str, Any]:
-    workload = options.workload()
-    network = measure.network(workload, options.stages, options.cut_positions(), options.other_rules)
+    network = measure.network(options)
     made = measure.pipelines(network, options.methods, {"devices": jax.devices()[:1]})
     compiled = {name: pipeline.compile(network.inputs, network.labels) for name, pipeline in made.items()}
     cut = [stage.blocks[0] for stage in network.local[1:]]
@@ -99,7 +100,7 @@ def _measure(
     flops |= {name: _flops_of_local(stages, network) for name, stages in network.others.items()}
     table: dict[str, dict[str, Any]] = {}
     for name, seconds in times.items():
-        row = measure.speed_of(workload, seconds)
+        row = measure.speed_of(options, seconds)
         needed = flops[next(part for part in name.split() if part in flops)]
         row |= {"flops_a_step": needed, "share_of_peak": needed / row["seconds_a_step"]["median"] / peak}
         if name in compiled:
@@ -118,13 +119,13 @@ def _measure(
         for other in ("bp", *TORCH)
         if other in times and name not in TORCH and name != other and ("bp" in name.split()) <= ("bp" in other.split())
     }
-    drawn = dataclasses.replace(workload, tokens=None)  # texts of several lengths, as training gets them
     quickest = min((name for name in times if name not in TORCH), key=lambda name: statistics.median(times[name]))
     return {
         "methods": table,
         "input": {
             name: {
-                **measure.speed_of(drawn, seconds),
+                # Texts of several lengths, as training gets them.
+                **measure.speed_of(options, seconds, tokens=False),
                 "times_as_fast_as_training": measure.ratios(times[quickest], seconds),
             }
             for name, seconds in paths.items()
@@ -147,14 +148,13 @@ def memory_of(options: Options) -> dict[str, int]:
         return torch_steps.memory_of(options, cut, name)
     jax.devices()
     before = measure.resident_bytes()
-    network = measure.network(options.workload(), options.stages, options.cut_positions(), options.other_rules)
+    network = measure.network(options)
     pipeline = measure.pipelines(network, [name], {"devices": jax.devices()[:1]})[name]
     inputs, labels = network.inputs, network.labels
     del network  # the stages of the other methods
     pipeline.compile(inputs, labels)
     peak = measure.peak_bytes(pipeline, inputs, labels, options.steps, options.max_in_flight)
-    on_device = any(device.memory_stats() for device in jax.local_devices())
-    return {"peak_memory_bytes": peak, "memory_before_bytes": 0 if on_device else before}
+    return {"peak_memory_bytes": peak, "memory_before_bytes": 0 if device_peak_bytes() else before}
 
 
 def _train(pipeline: Pipeline, network: measure.Network, steps: int) -> None:
@@ -170,12 +170,13 @@ def _with_torch(options: Options) -> bool:
 def _products(options: Options) -> tuple[dict[str, Callable[[], object]], float]:
     """A product of large square matrices by each library at hand, in the precision asked for, and its operations."""
     side = _SIDE.get(jax.default_backend(), _LARGE)
-    matrix = jax.random.normal(jax.random.key(0), (side, side), options.dtype or jnp.float32)
+    matrix = jax.random.normal(jax.random.key(0), (side, side), dtype_of(options.precision) or jnp.float32)
     multiply: dict[str, Callable[..., jax.Array]] = {"product by XLA": jnp.matmul}
     if jax.default_backend() == "cpu" and onednn.available() and onednn.usable(matrix):
         multiply["product by oneDNN"] = onednn.matmul
     products: dict[str, Callable[[], object]] = {
-        name: functools.partial(_multiply, jax.jit(function), matrix) for name, function in multiply.items()
+        name: functools.partial(lambda product: jax.block_until_ready(product(matrix, matrix)), jax.jit(function))
+        for name, function in multiply.items()
     }
     if _with_torch(options):
         from scpl_jax.benchmarks.torch_steps import torch_product
@@ -184,10 +185,6 @@ def _products(options: Options) -> tuple[dict[str, Callable[[], object]], float]
     for product in products.values():
         product()  # compiled and warm
     return products, 2.0 * side**3
-
-
-def _multiply(function: Callable[..., jax.Array], matrix: jax.Array) -> None:
-    function(matrix, matrix).block_until_ready()
 
 
 def _flops_of_local(stages: tuple[Stage, ...], network: measure.Network) -> float:

@@ -6,24 +6,24 @@ state.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from scpl_jax.analysis.figures import attempt
+from scpl_jax.analysis.figures import attempt, new_figure, save_figure
 from scpl_jax.analysis.timeline_figure import draw
-from scpl_jax.benchmarks import measure, speed_report
+from scpl_jax.benchmarks import measure
 from scpl_jax.benchmarks.single import measure_single, memory_of
 from scpl_jax.benchmarks.single import show as show_single
 from scpl_jax.benchmarks.throughput_options import Options
-from scpl_jax.benchmarks.workloads import TEXT_MODELS, Workload
 from scpl_jax.cli.building import devices_of
 from scpl_jax.cli.command_line import join, parse_options, run
 from scpl_jax.cli.environment import versions
@@ -36,8 +36,7 @@ from scpl_jax.training.writing import read_json, write_json
 def _measure_all(options: Options) -> dict[str, Any]:
     """Everything that one set of processes measures."""
     options.use_precision()
-    workload = options.workload()
-    network = measure.network(workload, options.stages, options.cut_positions(), options.other_rules)
+    network = measure.network(options)
     placement = {"devices": devices_of(options.devices), "data_parallel": options.data_parallel}
     inputs, labels = network.inputs, network.labels
     if options.only_memory_of is not None:
@@ -55,30 +54,27 @@ def _measure_all(options: Options) -> dict[str, Any]:
             measure.own_parts(scpl, network.local), measure.own_parts(scpl, network.bare), strict=True
         )
     ]
-    names = [*options.methods, "alone"]
-    times: dict[str, list[Any]] = {name: [] for name in [*names, "alone without local losses"]}
     for pipeline in made.values():
         measure.seconds_a_step(pipeline, inputs, labels, 1, options.max_in_flight)
-    for repeat in range(options.repeats):
-        # Every second round backwards, so that a machine that slows down favours nobody.
-        for name in names if repeat % 2 == 0 else names[::-1]:
-            if name == "alone":
-                processes.gather(None)  # all begin together
-                least = options.steps * 0.1
-                mine = [measure.seconds_alone(both, message, labels, least) for both, message in parts]
-                everywhere = [one for some in processes.gather(mine) for one in some]
-                for kind, seconds in zip(
-                    ("alone", "alone without local losses"), zip(*everywhere, strict=True), strict=True
-                ):
-                    times[kind].append(seconds)
-                continue
-            ahead = _ahead(name, options)
-            times[name].append(measure.seconds_a_step(made[_program(name)], inputs, labels, options.steps, ahead))
+
+    def alone() -> list[list[float]]:
+        """Seconds a step of each stage of all processes, with its local loss and without."""
+        processes.gather(None)  # all begin together
+        mine = [measure.seconds_alone(both, message, labels, options.steps * 0.1) for both, message in parts]
+        return [one for some in processes.gather(mine) for one in some]
+
+    candidates: dict[str, Callable[[], Any]] = {
+        name: functools.partial(
+            measure.seconds_a_step, made[_program(name)], inputs, labels, options.steps, _ahead(name, options)
+        )
+        for name in options.methods
+    }
+    times = measure.in_turn({**candidates, "alone": alone}, options.repeats)
     spans = {
         name: measure.record(made[_program(name)], inputs, labels, 12, _ahead(name, options))
         for name in options.methods
     }
-    result = _result(options, workload, scpl, times, spans)
+    result = _result(options, scpl, times, spans)
     return {**result, "message_bytes": [*(stage.message_bytes for stage in network.local[:-1]), 0]}
 
 
@@ -91,24 +87,24 @@ def _ahead(method: str, options: Options) -> int:
 
 
 def _result(
-    options: Options, workload: Workload, scpl: Pipeline, times: dict[str, list[Any]], spans: dict[str, list[Span]]
+    options: Options, scpl: Pipeline, times: dict[str, list[Any]], spans: dict[str, list[Span]]
 ) -> dict[str, Any]:
     """The numbers, as they are printed and written."""
     table = {}
     for name in options.methods:
-        row = measure.speed_of(workload, times[name])
+        row = measure.speed_of(options, times[name])
         row["idle_share"] = idle_shares(spans[name], skip=1)
         row["task_seconds"] = measure.task_seconds(spans[name])
         table[name] = row
-    slowest = [max(parts) for parts in times["alone"]]
-    with_losses = [sum(parts) for parts in times["alone"]]
-    without = [sum(parts) for parts in times["alone without local losses"]]
-    alone = [measure.summary(parts) for parts in zip(*times["alone"], strict=True)]
+    whole, bare = ([[both[kind] for both in parts] for parts in times["alone"]] for kind in (0, 1))
+    slowest = [max(parts) for parts in whole]
+    alone = [measure.summary(parts) for parts in zip(*whole, strict=True)]
+    shares = [1 - sum(b) / sum(a) for a, b in zip(whole, bare, strict=True)]
     result: dict[str, Any] = {
         "methods": table,
         "alone_seconds": alone,
         "slowest_stage_alone_seconds": measure.summary(slowest),
-        "share_of_local_losses": measure.summary([1 - b / a for a, b in zip(with_losses, without, strict=True)]),
+        "share_of_local_losses": measure.summary(shares),
         "stages": [
             {
                 "blocks": list(s.blocks),
@@ -133,6 +129,46 @@ def _result(
             result["speedup_over_best_gpipe"] = gpipe[result["best_gpipe"]]
     result["timelines"] = {name: [dataclasses.asdict(span) for span in some] for name, some in spans.items()}
     return result
+
+
+def _show(result: dict[str, Any], unit: str) -> None:
+    """Print the table and the ratios; ``unit`` is what speeds count."""
+    print(f"{'':22}{'ms a step':>10}{'fastest':>10}{'slowest':>10}{f'{unit}/s':>10}{'idle':>7}{'peak MiB':>10}")
+    for name, row in result["methods"].items():
+        seconds = row["seconds_a_step"]
+        idle = sum(row["idle_share"].values()) / max(1, len(row["idle_share"]))
+        peaks = row.get("peak_memory_bytes")
+        memory = "" if peaks is None else "+".join(f"{peak / 2**20:.0f}" for peak in peaks)
+        print(
+            f"{name:22}{seconds['median'] * 1e3:>10.1f}{seconds['fastest'] * 1e3:>10.1f}"
+            f"{seconds['slowest'] * 1e3:>10.1f}{row[f'{unit}_per_second']:>10.1f}{idle:>7.0%}{memory:>10}"
+        )
+    for key, text in (
+        ("speedup_over_bp", "scpl over bp"),
+        ("speedup_over_best_gpipe", f"scpl over the best GPipe ({result.get('best_gpipe')})"),
+    ):
+        if key in result:
+            print(f"{text}: {result[key]:.2f} times")
+    for key, text in (
+        ("pipeline_efficiency", "pipeline efficiency (slowest stage alone / scpl's step)"),
+        ("share_of_local_losses", "share of the local losses, optimizer included"),
+    ):
+        if key in result:
+            print(f"{text}: {result[key]['median']:.3f} ({result[key]['fastest']:.3f} to {result[key]['slowest']:.3f})")
+
+
+def _draw(result: dict[str, Any], unit: str, path: Path) -> None:
+    """Draw the speeds as SVG or PNG."""
+    names = list(result["methods"])
+    speeds = [result["methods"][name][f"{unit}_per_second"] for name in names]
+    figure, (axis,) = new_figure(figsize=(7, 0.4 * len(names) + 0.9))
+    colours = ["#4477aa" if name.startswith("scpl") else "#bbbbbb" for name in names]
+    bars = axis.barh(names, speeds, color=colours)
+    axis.bar_label(bars, [f" {speed:.0f}" for speed in speeds])
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{unit}/s")
+    axis.margins(x=0.1)
+    save_figure(figure, path)
 
 
 def _in_processes(options: Options, arguments: Sequence[str], memory_of: str | None = None) -> dict[str, Any]:
@@ -179,13 +215,13 @@ def main(arguments: Sequence[str]) -> int:
             alone = dataclasses.replace(options, repeats=1)
             row |= _in_processes(alone, arguments, name)
     found = result.pop("timelines").items()
-    unit = "tokens" if options.model in TEXT_MODELS else "images"
+    unit = "tokens" if options.is_text else "images"
     spans: dict[str, Sequence[Span]] = {name: [Span(**span) for span in some] for name, some in found}
-    speed_report.show(result, unit)
+    _show(result, unit)
     _write(options, result)
     drawn = [True]
     if options.figure is not None:
-        drawn.append(attempt(f"--figure {options.figure}", speed_report.draw, result, unit, options.figure))
+        drawn.append(attempt(f"--figure {options.figure}", _draw, result, unit, options.figure))
     if options.timeline is not None:
         drawn.append(attempt(f"--timeline {options.timeline}", draw, spans, options.timeline))
     return 0 if all(drawn) else 1
@@ -196,17 +232,16 @@ def _main_single(options: Options) -> int:
         print(json.dumps(memory_of(options)))
         return 0
     result = measure_single(options)
-    show_single(result, "tokens" if options.model in TEXT_MODELS else "images")
+    show_single(result, "tokens" if options.is_text else "images")
     _write(options, result)
     return 0
 
 
 def _write(options: Options, result: dict[str, Any]) -> None:
-    if options.output is not None:
-        settings = {name: value for name, value in dataclasses.asdict(options).items() if not isinstance(value, Path)}
+    if options.output is not None:  # or JAX would not be needed here
         devices = {"device_kind": jax.devices()[0].device_kind, "cores": os.cpu_count()}
         found = versions("torch") if any("PyTorch" in name for name in result["methods"]) else versions()
-        write_json(options.output, {"options": settings, **result, **devices, "versions": found})
+        measure.write_numbers(options, {**result, **devices, "versions": found})
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""Options of the throughput experiment, and what they come to."""
+"""Options of the throughput experiment, and what they come to: a network, and a batch of noise for it."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
-from scpl_jax.benchmarks.workloads import Workload, images, texts
+from scpl_jax.cli.building import cut_of, dtype_of, resolve_library
 from scpl_jax.cli.image_options import Options as ImageOptions
-from scpl_jax.cli.library import resolve_library
-from scpl_jax.cli.methods import END_TO_END, check_method
-from scpl_jax.cli.option_groups import PRECISIONS
-from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, Unset, at_least, check_values, default, integers
+from scpl_jax.cli.methods import END_TO_END, Rule, check_method, rule_of
+from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, Unset, at_least, check_values, default
+from scpl_jax.cli.run_options import PRECISIONS
 from scpl_jax.cli.text_options import TEXT_MODELS, TextOptions
-from scpl_jax.models import LIBRARIES, MODELS, paper_cut
+from scpl_jax.models import LIBRARIES, MODELS, build_model, lstm, paper_cut, transformer
 from scpl_jax.objectives import HEADS
 from scpl_jax.training.run_error import RunError
 
@@ -112,10 +113,7 @@ class Options:
                 raise RunError(f"--method {method!r} is unknown; choose from scpl, scpl synchronous, bp, gpipe 4, ...")
             if words[0] == "gpipe" and len(numbers) != 1:
                 raise RunError(f"--method {method!r} needs a number of micro-batches, as gpipe 4")
-        if self.cut == "paper" and self.stages != 4:
-            raise RunError(f"--cut paper is defined for 4 stages, got --stages {self.stages}; use auto or even")
-        if self.cut not in ("auto", "even", "paper"):
-            integers(self.cut, "--cut")
+        self.cut_positions()
         if self.single and (self.processes != 1 or self.devices not in (None, 1) or self.data_parallel != 1):
             raise RunError("--single is about one device; leave --processes, --devices and --data-parallel out")
         if self.single and any(method.split()[:1] == ["gpipe"] for method in self.methods):
@@ -136,28 +134,57 @@ class Options:
         """The learning rules among the methods besides scpl, bp and gpipe."""
         return list(dict.fromkeys(name for method in self.methods if (name := method.split()[0]) not in KNOWN))
 
-    def workload(self) -> Workload:
-        """The network and the batch that are measured."""
-        asked = self.library or (None if self.single else "xla")
-        library = resolve_library(asked, split=self.data_parallel > 1, precision=self.precision)
-        computed: dict[str, Any] = {"dtype": self.dtype, "library": library}
-        if self.model not in TEXT_MODELS:
-            heads = ImageOptions(head=self.head, head_dims=self.head_dims, head_pool=self.head_pool)
-            return images(self.model, self.width, self.batch_size, heads, self.image_size, **computed)
-        names = ("layers", "vocabulary", "embedding_size", "heads", "head", "head_dims")
-        others = {name: getattr(self, name) for name in names}
-        return texts(self.model, self.width, self.batch_size, TextOptions(**others), self.length, **computed)
-
-    def cut_positions(self) -> str | tuple[int, ...]:
-        """The cut, that of the paper by its positions."""
-        if self.cut == "paper":
-            return (1, 2, 3) if self.model in TEXT_MODELS else paper_cut(self.model)
-        return self.cut if self.cut in ("auto", "even") else integers(self.cut, "--cut") or ()
+    @property
+    def is_text(self) -> bool:
+        """Whether it is texts that are classified, all of the same length, in two classes, or images in ten."""
+        return self.model in TEXT_MODELS
 
     @property
-    def dtype(self) -> Any:
-        """The dtype of the computation; None for float32."""
-        return jnp.bfloat16 if self.precision == "bfloat16" else None
+    def classes(self) -> int:
+        """Number of classes."""
+        return 2 if self.is_text else 10
+
+    def batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs of noise, float32 (N, H, W, 3) or int32 (N, L), and labels, int32 (N,).
+
+        Example:
+          >>> [array.shape for array in Options(batch_size=4).batch()]
+          [(4, 32, 32, 3), (4,)]
+        """
+        rng, count = np.random.default_rng(0), self.batch_size
+        if self.is_text:
+            inputs = rng.integers(2, self.vocabulary, (count, self.length)).astype(np.int32)
+        else:
+            inputs = rng.normal(size=(count, self.image_size, self.image_size, 3)).astype(np.float32)
+        return inputs, rng.integers(0, self.classes, count).astype(np.int32)
+
+    def blocks(self, rngs: nnx.Rngs) -> list[nnx.Module]:
+        """The network."""
+        asked, dtype = self.library or (None if self.single else "xla"), dtype_of(self.precision)
+        library = resolve_library(asked, split=self.data_parallel > 1, precision=self.precision)
+        common: dict[str, Any] = {"width": self.width, "dtype": dtype, "library": library, "rngs": rngs}
+        if not self.is_text:
+            return build_model(self.model, self.classes, image_shape=(self.image_size, self.image_size, 3), **common)
+        common |= {"vocabulary": self.vocabulary, "layers": self.layers, "size": self.embedding_size}
+        if self.model == "lstm":
+            return lstm(self.classes, **common)
+        return transformer(self.classes, heads=self.heads, **common)
+
+    def rule(self, method: str) -> Rule:
+        """The objectives of a learning rule, which is named as for ``--method``.
+
+        Example:
+          >>> Options(head="linear").rule("scpl").objectives[0].head
+          'linear'
+        """
+        asked: dict[str, Any] = {"method": method, "stages": self.stages}
+        asked |= {"head": self.head, "head_dims": self.head_dims}
+        options = TextOptions(**asked) if self.is_text else ImageOptions(head_pool=self.head_pool, **asked)
+        return rule_of(options, self.classes, dtype_of(self.precision))
+
+    def cut_positions(self) -> str | Sequence[int]:
+        """The cut, that of the paper by its positions."""
+        return cut_of(self.cut, self.stages, lambda: (1, 2, 3) if self.is_text else paper_cut(self.model))
 
     def use_precision(self) -> None:
         """Let matrix products of float32 be as exact as asked for, in the whole process."""

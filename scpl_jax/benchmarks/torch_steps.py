@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from scpl_jax.benchmarks import measure
 from scpl_jax.benchmarks import torch_networks as networks
 from scpl_jax.benchmarks.throughput_options import Options
-from scpl_jax.benchmarks.workloads import TEXT_MODELS
 from scpl_jax.training.run_error import RunError
 
 
@@ -30,8 +29,7 @@ def torch_stages(options: Options, cut: Sequence[int], *, local: bool) -> list[n
     """
     if (options.head, options.head_dims) not in (("mlp", None), ("mlp", "512,1024")):
         raise RunError("--single has PyTorch's side for --head mlp with its default sizes; add --no-torch")
-    classes = 2 if options.model in TEXT_MODELS else 10
-    if options.model in TEXT_MODELS:
+    if options.is_text:
         blocks = networks.text_network(
             options.model,
             vocabulary=options.vocabulary,
@@ -40,18 +38,18 @@ def torch_stages(options: Options, cut: Sequence[int], *, local: bool) -> list[n
             heads=options.heads,
             width=options.width,
             length=options.length,
-            classes=classes,
+            classes=options.classes,
         )
     elif options.model == "vgg8":
-        blocks = networks.vgg8(options.width, options.image_size, classes)
+        blocks = networks.vgg8(options.width, options.image_size, options.classes)
     elif options.model == "resnet18":
-        blocks = networks.resnet18(options.width, classes)
+        blocks = networks.resnet18(options.width, options.classes)
     else:
         raise RunError(f"--single has no --model {options.model} in PyTorch; add --no-torch")
     *body, classifier = blocks
     bounds = [0, *cut, len(body)]
     parts = [body[start:stop] for start, stop in itertools.pairwise(bounds)]
-    pool = 0 if options.model in TEXT_MODELS else options.head_pool
+    pool = 0 if options.is_text else options.head_pool
     # One example tells the sizes.
     message: Any = _batch(options, 1)[0]
     stages = []
@@ -67,9 +65,8 @@ def torch_stages(options: Options, cut: Sequence[int], *, local: bool) -> list[n
 
 
 def _batch(options: Options, size: int | None = None) -> tuple[Tensor, Tensor]:
-    workload = options.workload()
-    inputs, labels = torch.from_numpy(workload.inputs[:size]), torch.from_numpy(workload.labels[:size]).long()
-    return (inputs.long() if workload.tokens else inputs.permute(0, 3, 1, 2).contiguous()), labels
+    inputs, labels = (torch.from_numpy(array[:size]) for array in options.batch())
+    return (inputs.long() if options.is_text else inputs.permute(0, 3, 1, 2).contiguous()), labels.long()
 
 
 def _device() -> torch.device:

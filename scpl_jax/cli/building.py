@@ -1,17 +1,19 @@
-"""From options to the objects of the library: network, stages, optimizer, pipeline."""
+"""From options to the objects of the library: what computes, network, stages, optimizer, pipeline."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scpl_jax.cli.methods import joins_of, pipeline_of, rule_of
+from scpl_jax.cli.methods import row_of, rule_of
 from scpl_jax.cli.option_types import integers
-from scpl_jax.cli.run_options import AnyResolved, ResolvedOptions, RunOptions
-from scpl_jax.cli.tasks import Task
+from scpl_jax.cli.run_options import AnyOptions, AnyResolved, ResolvedOptions, RunOptions
+from scpl_jax.data import Examples
+from scpl_jax.kernels import onednn
+from scpl_jax.models import LIBRARIES
 from scpl_jax.pipeline import Pipeline, processes
 from scpl_jax.pipeline.exits import StopRule
 from scpl_jax.pipeline.placement import by_process
@@ -20,6 +22,53 @@ from scpl_jax.training import RunError, build_optimizer, cosine_schedule
 
 # Confidences for which accuracy against cost is always reported.
 CURVE = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+# Data that comes with the package: runs of a minute or two, where compiling again would take longer than it saves.
+_SHORT_RUNS = {"digits", "synthetic", "generated"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(Generic[AnyOptions, AnyResolved]):
+    """One kind of experiment: which data, which network, how its batches are prepared; all else is common to all kinds.
+
+    Attributes:
+      name: of its module in ``scpl_jax.experiments``.
+      options: the dataclass of its command line; what follows ``resolve`` gets resolved options.
+      load: options as asked for to the data set, without limits and label noise.
+      resolve: (options, data set) to the options as they hold in the run.
+      blocks: (options, data set, rngs) to the network.
+      example: (options, data set) to a batch for the network, shapes and dtypes only.
+      paper_cut: options to the paper's four stages.
+      prepare: (options, data set) to what is done with a batch on the device, in training and in evaluation; see
+        :class:`scpl_jax.Pipeline`. None where it is for the network as it is.
+      title: (options, data set) to the first line of a run.
+      associated: options of :class:`scpl_jax.Associated` with which it is what its authors released for such data.
+      measured: (data set, examples per second) to more numbers for the results.
+    """
+
+    name: str
+    options: type[AnyOptions]
+    load: Callable[[AnyOptions], Any]
+    resolve: Callable[[AnyOptions, Any], AnyResolved]
+    blocks: Callable[[AnyResolved, Any, nnx.Rngs], list[nnx.Module]]
+    example: Callable[[AnyResolved, Any], Any]
+    paper_cut: Callable[[AnyResolved], Sequence[int]]
+    prepare: Callable[[AnyResolved, Any], tuple[Callable[..., Any] | None, Callable[..., Any] | None]]
+    title: Callable[[AnyResolved, Any], str]
+    associated: dict[str, Any] = dataclasses.field(default_factory=dict)
+    measured: Callable[[Any, float], dict[str, float]] = lambda dataset, rate: {}
+
+
+def cut_of(cut: str, stages: int, paper: Callable[[], Sequence[int]]) -> str | Sequence[int]:
+    """``--cut`` as :func:`scpl_jax.decouple` takes it; ``paper`` gives the paper's four stages.
+
+    Raises:
+      RunError: it can't be read, or the number of stages is not that of the paper.
+    """
+    if cut == "paper":
+        if stages != 4:
+            raise RunError(f"--cut paper is defined for 4 stages, got --stages {stages}; use auto or even")
+        return paper()
+    return cut if cut in ("auto", "even") else integers(cut, "--cut")
 
 
 def build_stages(
@@ -35,15 +84,9 @@ def build_stages(
         raise RunError(
             f"--stages {options.stages} is too many: {options.model} has {len(blocks) - 1} blocks that can be cut"
         )
-    cut: str | Sequence[int] = options.cut
-    if options.cut == "paper":
-        if options.stages != 4:
-            raise RunError(f"--cut paper is defined for 4 stages, got --stages {options.stages}; use auto or even")
-        cut = task.paper_cut(options)
-    elif options.cut not in ("auto", "even"):
-        cut = integers(options.cut, "--cut") or ()
+    cut = cut_of(options.cut, options.stages, lambda: task.paper_cut(options))
     example = task.example(options, dataset)
-    rule = rule_of(options, dataset.num_classes, dtype_of(options), task.associated)
+    rule = rule_of(options, dataset.num_classes, dtype_of(options.precision), task.associated)
     used = blocks if rule.classifier else blocks[:-1]
 
     def stages(cut: str | Sequence[int], costs: str = "estimate") -> tuple[Stage, ...]:
@@ -85,19 +128,13 @@ def devices_of(wanted: int | None) -> list[jax.Device]:
 
 
 def build_pipeline(
-    task: Task[Any, AnyResolved],
-    options: AnyResolved,
-    dataset: Any,
-    seed: int,
-    total_steps: int,
-    steps_per_epoch: int,
-    plan: dict[str, Any] | None = None,
+    task: Task[Any, AnyResolved], options: AnyResolved, dataset: Any, seed: int, plan: dict[str, Any] | None = None
 ) -> Pipeline:
     """The stages of one seed on their devices, with optimizer and augmentation."""
-    schedule = schedule_of(options, total_steps, steps_per_epoch)
-    optimizer = build_optimizer(options.optimizer, schedule)
+    optimizer = build_optimizer(options.optimizer, schedule_of(options, dataset))
     prepare, prepare_eval = task.prepare(options, dataset)
-    apart = options.fuse is None and (options.timeline or bool(joins_of(options, options.epochs)))
+    rule = row_of(options.method)
+    apart = options.fuse is None and (options.timeline or bool(rule.joins(options)))
     return Pipeline(
         build_stages(task, options, dataset, seed, plan),
         optimizer,
@@ -110,7 +147,7 @@ def build_pipeline(
         key=jax.random.fold_in(jax.random.key(seed), 2),
         skip_non_finite=options.skip_non_finite,
         max_in_flight=options.max_in_flight,
-        **pipeline_of(options),
+        **rule.pipeline(options),
     )
 
 
@@ -124,12 +161,66 @@ def stop_rules(options: RunOptions) -> list[StopRule]:
     return rules
 
 
-def schedule_of(options: ResolvedOptions, total_steps: int, steps_per_epoch: int) -> Any:
+def schedule_of(options: ResolvedOptions, dataset: Examples) -> Any:
     """The learning rate by step."""
-    every = steps_per_epoch if options.lr_every == "epoch" else 1
-    return cosine_schedule(options.lr, options.end_lr, total_steps, every)
+    epoch = len(dataset.train_labels) // options.batch_size
+    every = epoch if options.lr_every == "epoch" else 1
+    return cosine_schedule(options.lr, options.end_lr, options.epochs * epoch, every)
 
 
-def dtype_of(options: RunOptions) -> Any:
-    """The dtype of the computation; None for float32, that of the images."""
-    return jnp.bfloat16 if options.precision == "bfloat16" else None
+def dtype_of(precision: str) -> Any:
+    """The dtype of the computation with this ``--precision``; None for float32, that of the images."""
+    return jnp.bfloat16 if precision == "bfloat16" else None
+
+
+def resolve_library(asked: str | None, *, dataset: str = "", split: bool = False, precision: str = "float32") -> str:
+    """The library, by default oneDNN where it can be had and pays.
+
+    Args:
+      asked: the value of ``--library``, or None.
+      dataset: name of the data set of a training run.
+      split: whether batches of a stage are split over devices.
+      precision: as for ``--precision``.
+
+    Raises:
+      RunError: it is unknown, or oneDNN is asked for and can't be had.
+
+    Example:
+      >>> resolve_library(None, dataset="digits")
+      'xla'
+    """
+    if asked not in (None, *LIBRARIES):
+        raise RunError(f"--library {asked} is unknown; choose {' or '.join(LIBRARIES)}")
+    hindrance = None
+    if jax.default_backend() != "cpu":
+        hindrance = f"--library onednn is for CPUs, the devices here are of the kind {jax.default_backend()}"
+    elif split:
+        hindrance = "--library onednn needs one device a stage, as XLA does not split its calls over devices"
+    elif precision == "bfloat16":
+        hindrance = "--library onednn is for float32, got --precision bfloat16"
+    elif not onednn.available():
+        hindrance = f"--library onednn: {onednn.requirement()}"
+    if asked == "onednn" and hindrance is not None:
+        raise RunError(f"{hindrance}; choose xla")
+    if asked is not None:
+        return asked
+    return "onednn" if hindrance is None and dataset not in _SHORT_RUNS else "xla"
+
+
+def with_library(options: AnyOptions, dataset: str, config: dict[str, Any] | None) -> AnyOptions:
+    """A training run's options with the library to compute with.
+
+    Args:
+      options: of the run.
+      dataset: name of its data set.
+      config: that of the run to be resumed, which keeps the library that it began with; or None.
+
+    Raises:
+      RunError: as for :func:`resolve_library`.
+    """
+    asked = options.library
+    if config is not None:
+        asked = config["resolved"].get("library", "xla")  # before there was a choice it was XLA
+    split = options.data_parallel > 1 or options.across_hosts == "data"
+    library = resolve_library(asked, dataset=dataset, split=split, precision=options.precision)
+    return dataclasses.replace(options, library=library)

@@ -122,8 +122,7 @@ def check_devices() -> None:
         remedy = f"unset {' and '.join(asked)}" if asked else "set JAX_PLATFORMS=cpu"
         raise RunError(
             f"JAX can't have the devices that {what} asks for{f' ({reason})' if reason else ''}; "
-            f"{remedy}, or, for a GPU, install its driver "
-            "and jax[cuda13]"
+            f"{remedy}, or, for a GPU, install its driver and jax[cuda13]"
         ) from error
 
 
@@ -193,8 +192,9 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, ValueError):  # RunError, DataError and the library's own checks
         if not _is_user_error(error):
             return None
-        # A RunError quotes what a user gave, and names options; the others name arguments.
-        return str(error) if isinstance(error, RunError) else as_options(str(error))
+        # A command's own RunError quotes what a user gave, and names options; errors of the library name arguments.
+        own = isinstance(error, RunError) and not _raised_in(error).startswith("scpl_jax.training.")
+        return str(error) if own else as_options(str(error))
     if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):
         return f"{error.strerror}; set TMPDIR to a folder that can be written"
     if isinstance(error, RuntimeError | AssertionError):
@@ -216,12 +216,14 @@ def _leave_at_once(status: int) -> int:
 
 def _is_user_error(error: ValueError) -> bool:
     """Whether the error was raised by a check of this package and not somewhere inside a library."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
+    return _raised_in(error).startswith("scpl_jax.")
+
+
+def _raised_in(error: ValueError) -> str:
+    """The name of the module whose code raised the error; empty where nobody knows."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames:
+        return ""
     # A module that is the command itself is called __main__; its specification knows its name.
-    names = trace.tb_frame.f_globals
-    name = getattr(names.get("__spec__"), "name", None) or names.get("__name__", "")
-    return str(name).startswith("scpl_jax.")
+    names = frames[-1].f_globals
+    return str(getattr(names.get("__spec__"), "name", None) or names.get("__name__", ""))

@@ -34,14 +34,19 @@ def this_machine(*others: str) -> dict[str, Any]:
     return {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "versions": versions(*others)}
 
 
+def device_peak_bytes() -> int:
+    """Peak memory in use of this process's fullest device; 0 where the backend does not tell."""
+    return max((device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices())
+
+
+def process_peak_bytes() -> int:
+    """Peak resident size of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def peak_memory_bytes() -> int:
     """Peak memory in use: of the fullest device where the backend tells, else the process's resident size."""
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    known = [peak for peak in peaks if peak]
-    if known:
-        return max(known)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return device_peak_bytes() or process_peak_bytes()
 
 
 def keep_compiled(cache_dir: Path | None) -> None:
@@ -82,8 +87,3 @@ def shell_line(module: str, *arguments: str | Path) -> str:
     # What begins with a dash would be an option.
     words = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in arguments)
     return shlex.join(["python", "-m", module, *words])
-
-
-def names(mesh: jax.sharding.Mesh) -> str:
-    """The devices of a sub-mesh, for people."""
-    return " ".join(str(device) for device in mesh.devices.flat)

@@ -1,13 +1,11 @@
 """The options of image classification."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Literal
 
 from scpl_jax.cli.methods import RuleOptions
-from scpl_jax.cli.option_groups import DataOptions, NetworkOptions, OutputOptions, TrainingOptions
-from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, Unset, default
-from scpl_jax.cli.run_options import ResolvedOptions, RunOptions
+from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, default
+from scpl_jax.cli.run_options import DataOptions, NetworkOptions, ResolvedOptions, RunOptions, TrainingOptions
 from scpl_jax.data import AUGMENTATIONS, DATASETS
 from scpl_jax.models import MODELS
 
@@ -52,24 +50,10 @@ class ImageDataOptions(DataOptions):
     """Resize images to this side, in pixels."""
     augment: Annotated[str | None, OneOf(AUGMENTATIONS), default("strong; for the digits none")] = None
     """Augmentation: none, basic (crop, flip) or strong (two views, one with colour jitter)."""
-    limit_train: Unset[Count] = None
-    """Train on the first N images only."""
-    limit_test: Unset[Count] = None
-    """Test on the first N images only."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageOutputOptions(OutputOptions):
-    """What is kept of it, and where."""
-
-    out_dir: Annotated[Path | None, default("runs/cifar/DATE-TIME")] = None
-    """Run directory."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options(
-    ImageOutputOptions, ImageDataOptions, ImageTrainingOptions, ImageRuleOptions, ImageNetworkOptions, RunOptions
-):
+class Options(ImageDataOptions, ImageTrainingOptions, ImageRuleOptions, ImageNetworkOptions, RunOptions):
     """Train an image classifier in stages with local supervised-contrastive losses.
 
     Without --dataset, CIFAR-10 is used where its files are found, otherwise scikit-learn's digits, which need no

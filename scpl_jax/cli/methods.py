@@ -1,4 +1,4 @@
-"""The table of learning rules, and from ``--method`` and the options to one objective a stage."""
+"""From ``--method`` and the options of a command line, which functions here call ``options``, to objectives."""
 
 import dataclasses
 import re
@@ -9,20 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from scpl_jax.cli.option_types import flag, listed
-from scpl_jax.cli.rules.learning_rule import LearningRule, Rule, Setting, SharedRuleOptions
-from scpl_jax.cli.rules.rule_al import AL
-from scpl_jax.cli.rules.rule_bp import BP
-from scpl_jax.cli.rules.rule_dascpl import DASCPL
-from scpl_jax.cli.rules.rule_early_exit import EARLY_EXIT
-from scpl_jax.cli.rules.rule_gpipe import GPIPE
-from scpl_jax.cli.rules.rule_inforeg import INFOREG
-from scpl_jax.cli.rules.rule_predsim import PREDSIM
-from scpl_jax.cli.rules.rule_scpl import SCPL
+from scpl_jax.cli.rules import TABLE, LearningRule, Rule, Setting, SharedRuleOptions
 from scpl_jax.objectives import Mixture, Objective, SupCon
 from scpl_jax.training.run_error import RunError
-
-# A new rule is a module in scpl_jax/cli/rules and a row here: its options, its help and its checks follow.
-TABLE: tuple[LearningRule, ...] = (SCPL, BP, GPIPE, EARLY_EXIT, AL, PREDSIM, INFOREG, DASCPL)
 
 RULES = tuple(rule.name for rule in TABLE)
 END_TO_END = tuple(rule.name for rule in TABLE if rule.end_to_end)
@@ -34,12 +23,10 @@ _TERM = re.compile(r"(?:(?P<weight>[0-9.eE-]+)\*)?(?P<name>[a-z][a-z-]*)")
 
 
 def options_of(table: Sequence[LearningRule]) -> type[SharedRuleOptions]:
-    """The dataclass with the options of all rules; its ``--method`` lists them.
-
-    Args:
-      table: the rules.
+    """The dataclass with the options of all rules in a table; its ``--method`` lists them.
 
     Example:
+      >>> from scpl_jax.cli.rules import AL
       >>> [field.name for field in dataclasses.fields(options_of([AL]))][-1]
       'al_codes'
     """
@@ -48,33 +35,24 @@ def options_of(table: Sequence[LearningRule]) -> type[SharedRuleOptions]:
     said = f"{named}; or a mixture of {terms}, such as supcon+0.5*ce, or one for each stage with commas between them."
     own = dict.fromkeys(rule.options for rule in reversed(table) if rule.options is not None)
     # The most special ones come first, as the order of base classes has to be.
-    bases = sorted(own, key=lambda kind: -len(kind.__mro__))
+    bases = sorted(own, key=lambda kind: -len(kind.__mro__)) or [SharedRuleOptions]
     content: dict[str, Any] = {
         "__doc__": SharedRuleOptions.__doc__,
         "__module__": __name__,
         "__annotations__": {"method": Annotated[str, tyro.conf.arg(help=said, metavar="RULE")]},
         "method": SharedRuleOptions.method,
     }
-    kind = type("RuleOptions", (*bases, *(() if bases else (SharedRuleOptions,))), content)
-    return dataclasses.dataclass(frozen=True)(kind)
+    return dataclasses.dataclass(frozen=True)(type("RuleOptions", tuple(bases), content))
 
 
-if TYPE_CHECKING:  # the modules of the rules read the others, and only they do
+if TYPE_CHECKING:  # only the rules read the others
     RuleOptions = SharedRuleOptions
 else:
     RuleOptions = options_of(TABLE)
 
 
-def parse_mixture(text: str) -> list[tuple[float, str]]:
-    """The terms of a mixture such as ``supcon+0.5*ce``: pairs of a weight and a name.
-
-    Raises:
-      RunError: it is none.
-
-    Example:
-      >>> parse_mixture("supcon+0.5*ce")
-      [(1.0, 'supcon'), (0.5, 'ce')]
-    """
+def _parse_mixture(text: str) -> list[tuple[float, str]]:
+    """The terms of a mixture such as ``supcon+0.5*ce``: here (1.0, "supcon") and (0.5, "ce")."""
     terms = []
     for part in text.replace(" ", "").split("+"):
         found = _TERM.fullmatch(part)
@@ -106,16 +84,13 @@ def check_method(method: str, stages: int) -> None:
         return
     parts = method.split(",")
     for part in parts:
-        parse_mixture(part)
+        _parse_mixture(part)
     if len(parts) not in (1, stages):
         raise RunError(f"--method {method} has {len(parts)} parts for {stages} stages; give one, or one for each stage")
 
 
 def check_rule(options: Any) -> None:
     """Refuse options of rules that ``--method`` has no use for, or that contradict one another.
-
-    Args:
-      options: of the command line.
 
     Raises:
       RunError: one sentence for the first bad option.
@@ -139,55 +114,26 @@ def check_rule(options: Any) -> None:
         rule.check(options)
 
 
-def row_of(method: str) -> LearningRule | None:
-    """The row of a rule by its name, None for a mixture.
+def row_of(method: str) -> LearningRule:
+    """The row of a rule by its name; a mixture has one with nothing of its own.
 
     Example:
-      >>> row_of("bp").end_to_end, row_of("supcon+ce")
-      (True, None)
-    """
-    return next((rule for rule in TABLE if rule.name == method), None)
-
-
-def joins_of(options: Any, epochs: int) -> tuple[int, ...]:
-    """The epoch from which each stage is trained; none where all are from the start.
-
-    Args:
-      options: of the command line.
-      epochs: of the run.
-
-    Raises:
-      RunError: a stage would join after the end.
-
-    Example:
+      >>> row_of("bp").end_to_end, row_of("supcon+ce").end_to_end
+      (True, False)
       >>> from scpl_jax.cli.run_options import RunOptions
-      >>> joins_of(RunOptions(method="dascpl", stages=4), 20), joins_of(RunOptions(), 20)
-      ((1, 3, 6, 8), ())
-    """
-    rule = row_of(options.method)
-    return () if rule is None or rule.joins is None else rule.joins(options, epochs)
-
-
-def pipeline_of(options: Any) -> dict[str, Any]:
-    """What a rule asks of the pipeline: arguments of :class:`scpl_jax.Pipeline`.
-
-    Args:
-      options: of the command line.
-
-    Example:
-      >>> from scpl_jax.cli.run_options import RunOptions
-      >>> pipeline_of(RunOptions(method="gpipe"))
+      >>> row_of("gpipe").pipeline(RunOptions(method="gpipe"))
       {'micro_batches': 4, 'remat': False}
+      >>> row_of("dascpl").joins(RunOptions(method="dascpl", stages=4, epochs=20))
+      (1, 3, 6, 8)
     """
-    rule = row_of(options.method)
-    return {} if rule is None else rule.pipeline(options)
+    return next((rule for rule in TABLE if rule.name == method), LearningRule(method))
 
 
 def rule_of(options: Any, num_classes: int, dtype: Any, associated: Mapping[str, Any] = MappingProxyType({})) -> Rule:
     """The rule that ``--method`` and the options of the rules describe.
 
     Args:
-      options: of the command line.
+      options: those of the rules count.
       num_classes: of the data set.
       dtype: dtype of the computation; None for float32.
       associated: options of associated learning as in the released code, for ``--al-codes released``.
@@ -202,15 +148,15 @@ def rule_of(options: Any, num_classes: int, dtype: Any, associated: Mapping[str,
     """
     setting = Setting(options.stages, num_classes, options.init, options.head_pool, dtype, associated)
     row = row_of(options.method)
-    if row is not None and row.objectives is not None:
+    if row.objectives is not None:
         return row.objectives(options, setting)
-    parts = options.method.split(",") if row is None or row.term is None else [row.term[0]]
+    parts = options.method.split(",") if row.term is None else [row.term[0]]
     objectives = [_mixture(part, options, setting) for part in parts]
     return Rule(tuple(objectives * (setting.stages if len(objectives) == 1 else 1)))
 
 
 def _mixture(text: str, options: Any, setting: Setting) -> Objective:
-    mixed = [(weight, _TERMS[name](options, setting)) for weight, name in parse_mixture(text)]
+    mixed = [(weight, _TERMS[name](options, setting)) for weight, name in _parse_mixture(text)]
     if len(mixed) == 1 and mixed[0][0] == 1 and (isinstance(mixed[0][1], SupCon) or not options.classifier_gradient):
         return mixed[0][1]
     return Mixture(tuple(mixed), options.classifier_gradient)

@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -22,14 +22,6 @@ _ARGUMENT = re.compile("`([a-z]+(?:_[a-z]+)*)`")
 # Arguments of functions in scpl_jax.data that the options call otherwise.
 _OTHER_NAMES = {"name": "dataset", "rate": "label_noise", "path": "word_vectors", "size": "embedding_size"}
 _WORDS = {"yes": True, "no": False, "auto": None}
-
-
-@runtime_checkable
-class Constraint(Protocol):
-    """What an annotation asks of a value."""
-
-    def problem(self, value: Any) -> str | None:
-        """What is wrong with a value that is not None, as a sentence without the option; None if it is right."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +41,7 @@ class Bound:
     fits: Callable[[Any], bool]
 
     def problem(self, value: Any) -> str | None:
-        """As for :class:`Constraint`."""
+        """What is wrong with a value that is not None, as a sentence without the option; None if it is right."""
         return None if self.fits(value) else f"{self.must}, got {value}"
 
 
@@ -79,7 +71,7 @@ class OneOf(PrimitiveConstructorSpec[str | None]):
     names: tuple[str, ...]
 
     def problem(self, value: Any) -> str | None:
-        """As for :class:`Constraint`."""
+        """As for :class:`Bound`."""
         return None if value in self.names else f"{value} is unknown; choose {listed(self.names)}"
 
 
@@ -95,10 +87,8 @@ def at_least(low: int) -> Bound:
 
 Natural = Annotated[int, at_least(0)]
 Count = Annotated[int, at_least(1)]
-Positive = Annotated[float, Bound("must be a number greater than 0", lambda value: value > 0 and math.isfinite(value))]
-NotNegative = Annotated[
-    float, Bound("must be a number of at least 0", lambda value: value >= 0 and math.isfinite(value))
-]
+Positive = Annotated[float, Bound("must be a number greater than 0", lambda value: 0 < value < math.inf)]
+NotNegative = Annotated[float, Bound("must be a number of at least 0", lambda value: 0 <= value < math.inf)]
 Share = Annotated[float, Bound("must lie between 0 and 1", lambda value: 0 <= value <= 1)]
 Certainty = Annotated[float, Bound("must be greater than 0 and at most 1", lambda value: 0 < value <= 1)]
 
@@ -165,23 +155,26 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def integers(text: str | None, option: str) -> tuple[int, ...] | None:
-    """Numbers separated by commas, None for None.
+def integers(text: str | None, option: str, least: int | None = None) -> tuple[int, ...]:
+    """Numbers separated by commas, none for None.
 
     Raises:
-      RunError: something else.
+      RunError: something else, or a number below ``least``.
 
     Example:
-      >>> integers("2,4,5", "--cut")
-      (2, 4, 5)
+      >>> integers("2,4,5", "--cut"), integers(None, "--head-dims")
+      ((2, 4, 5), ())
     """
     if text is None:
-        return None
+        return ()
     try:
-        return tuple(int(part) for part in text.split(","))
+        numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         also = "auto, even, paper or " if option == "--cut" else ""
         raise RunError(f"{option} takes {also}whole numbers separated by commas, got {text!r}") from None
+    if least is not None and min(numbers) < least:
+        raise RunError(f"{option} must be numbers of at least {least}, got {text}")
+    return numbers
 
 
 def as_options(text: str) -> str:
@@ -214,7 +207,7 @@ def check_values(options: Any) -> None:
       Traceback (most recent call last):
       scpl_jax.training.run_error.RunError: --batch-size must be at least 1, got 0
     """
-    hints = hints_of(options.__class__)
+    hints = typing.get_type_hints(type(options), include_extras=True)
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         problems = (one.problem(value) for one in _constraints(hints[field.name]) if value is not None)
@@ -239,19 +232,6 @@ def is_of_type(value: Any, hint: Any) -> bool:
     return isinstance(value, tuple({*kinds, int} if float in kinds else kinds))
 
 
-def hints_of(kind: Any) -> dict[str, Any]:
-    """The annotations of a dataclass with what they say besides types: field -> annotation.
-
-    Example:
-      >>> @dataclasses.dataclass
-      ... class Options:
-      ...     batch_size: Count = 64
-      >>> hints_of(Options)["batch_size"] == Count
-      True
-    """
-    return typing.get_type_hints(kind, include_extras=True)
-
-
 def members(hint: Any) -> tuple[Any, ...]:
     """The types of a union, the type itself where it is none; without what annotations say besides.
 
@@ -265,13 +245,13 @@ def members(hint: Any) -> tuple[Any, ...]:
     return tuple(kind for one in typing.get_args(hint) for kind in members(one)) if is_union else (hint,)
 
 
-def _constraints(hint: Any) -> Iterator[Constraint]:
+def _constraints(hint: Any) -> Iterator[Bound | OneOf]:
     if typing.get_origin(hint) is Literal:
         yield OneOf(typing.get_args(hint))
     elif typing.get_origin(hint) is Annotated:
         inner, *said = typing.get_args(hint)
         yield from _constraints(inner)
-        yield from (one for one in said if isinstance(one, Constraint))
+        yield from (one for one in said if isinstance(one, Bound | OneOf))
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
         for one in typing.get_args(hint):
             yield from _constraints(one)

@@ -38,14 +38,13 @@ _READABLE: dict[Any, tuple[str, str]] = {
 class Group:
     """Base of the dataclasses whose fields the help shows together; a dataclass of options inherits from several.
 
-    Attributes:
-      title: names the group.
+    Args:
+      title: names the group; a subclass without one has its base's.
 
     Example:
       >>> @dataclasses.dataclass
-      ... class Data(Group):
+      ... class Data(Group, title="data"):
       ...     '''What is read.'''
-      ...     title = "data"
       ...     folder: str = "."
       >>> @dataclasses.dataclass
       ... class Options(Data):
@@ -55,6 +54,10 @@ class Group:
     """
 
     title: ClassVar[str]
+
+    def __init_subclass__(cls, title: str | None = None) -> None:
+        if title is not None:
+            cls.title = title
 
 
 def parse_options(kind: type[T], arguments: Sequence[str], module: str, default: T) -> T:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from scpl_jax.cli.methods import RuleOptions
-from scpl_jax.cli.option_groups import DataOptions, NetworkOptions, OutputOptions, TrainingOptions
 from scpl_jax.cli.option_types import Count, NotNegative, OneOf, Positive, Unset, at_least, default
-from scpl_jax.cli.run_options import ResolvedOptions, RunOptions
+from scpl_jax.cli.run_options import DataOptions, NetworkOptions, ResolvedOptions, RunOptions, TrainingOptions
 from scpl_jax.data import TEXT_DATASETS
 from scpl_jax.objectives import HEADS
 
@@ -82,24 +81,10 @@ class TextDataOptions(DataOptions):
     """Leave English stop words in the texts."""
     buckets: Annotated[Count | None, default("4; for generated texts 1")] = None
     """Most lengths to which texts are padded; a batch has texts of one bucket, and 1 pads all to the longest."""
-    limit_train: Unset[Count] = None
-    """Train on the first N texts only."""
-    limit_test: Unset[Count] = None
-    """Test on the first N texts only."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TextOutputOptions(OutputOptions):
-    """What is kept of it, and where."""
-
-    out_dir: Annotated[Path | None, default("runs/text/DATE-TIME")] = None
-    """Run directory."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TextOptions(
-    TextOutputOptions, TextDataOptions, TextTrainingOptions, TextRuleOptions, TextNetworkOptions, RunOptions
-):
+class TextOptions(TextDataOptions, TextTrainingOptions, TextRuleOptions, TextNetworkOptions, RunOptions):
     """Train a text classifier in stages with local supervised-contrastive losses.
 
     Without --dataset, SST-2 is used where its files are found, otherwise sentences made by rules, which need no

@@ -42,13 +42,8 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def batches(
-    images: np.ndarray,
-    labels: np.ndarray,
-    batch_size: int,
-    *,
-    order: np.ndarray,
-    start: int = 0,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    images: np.ndarray, labels: np.ndarray, batch_size: int, *, order: np.ndarray, start: int = 0
+) -> Iterator[Batch]:
     """Full training batches in a given order; what is left over at the end is dropped.
 
     Args:
@@ -62,8 +57,7 @@ def batches(
         An iterator of `(batch_size, H, W, 3)` uint8 images with their `(batch_size,)` int32 labels.
 
     Raises:
-        DataError: at the call, when `batch_size` is below 1 or above the number of examples, or `start` is
-            negative.
+        DataError: at the call, when `batch_size` is below 1 or above the number of examples, or `start` is negative.
 
     Example:
         >>> images, labels = np.zeros((5, 8, 8, 3), np.uint8), np.arange(5, dtype=np.int32)
@@ -77,19 +71,11 @@ def batches(
     return ((images[indices], labels[indices]) for indices in chosen)
 
 
-def eval_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def eval_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
     """Batches that hold every example exactly once, in order and all of one size.
 
     The last batch is filled up with black images labelled -1, so that a compiled step sees one shape only;
-    whoever counts must leave those out.
-
-    Args:
-        images: `(N, H, W, 3)` uint8.
-        labels: `(N,)` int32.
-        batch_size: examples in a batch; may exceed N.
-
-    Returns:
-        An iterator of `(batch_size, H, W, 3)` uint8 images with their `(batch_size,)` int32 labels.
+    whoever counts must leave those out. Arguments and batches are as for `batches`, but `batch_size` may exceed N.
 
     Raises:
         DataError: at the call, when `batch_size` is below 1.

@@ -9,7 +9,7 @@ import numpy as np
 from scpl_jax.data.batching import Batch, batches, check_batch_size, epoch_order, eval_batches
 from scpl_jax.data.errors import DataError, printable, some
 
-_SPLITS = ("train", "test")
+SPLITS = ("train", "test")
 
 
 @runtime_checkable
@@ -156,7 +156,7 @@ class Dataset:
             DataError: for an array of the wrong dtype or shape, images and labels that differ in number, an
                 empty split, splits whose images differ in size, or a label that is no class index.
         """
-        for split in _SPLITS:
+        for split in SPLITS:
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
             _check_images(self.name, split, images)
             check_labels(self.name, split, labels, len(images), self.num_classes, "image")

@@ -31,6 +31,16 @@ def _spelled(found: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
 
 
+def reason(error: Exception) -> str:
+    """The error's text without line breaks and full stop, or its kind when it has none, to fit into one sentence.
+
+    Example:
+        >>> reason(OSError("no such\\nfile.")), reason(KeyError())
+        ('no such file', 'KeyError')
+    """
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def some(names: Iterable[str], most: int = 5) -> str:
     """The first few of some names, for a sentence.
 
@@ -45,10 +55,9 @@ def some(names: Iterable[str], most: int = 5) -> str:
 class DataError(ValueError):
     """A data set cannot be used as asked for.
 
-    The message is one sentence: what is wrong, with which file or argument, what was found and what was
-    expected, and how to put it right. Arguments stand between backticks, which a command line turns into its
-    options. A program can show it to its user as it stands: names and contents of files that it quotes are made
-    printable.
+    The message is one sentence: what is wrong, with which file or argument, what was found and what was expected, and
+    how to put it right. Arguments stand between backticks, which a command line turns into its options. A program can
+    show it to its user as it stands: names and contents of files that it quotes are made printable.
 
     Args:
         message: the sentence.

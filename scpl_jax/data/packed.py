@@ -8,12 +8,11 @@ import io
 import lzma
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from scpl_jax.data.errors import DataError, some
+from scpl_jax.data.errors import ZIP_ERRORS, DataError, some
 from scpl_jax.data.reading import open_file, readable
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -45,8 +44,7 @@ def unpackable(path: Path | str) -> Iterator[None]:
     try:
         with readable(path):
             yield
-    # RuntimeError: members of an archive that are encrypted or packed in an unknown way.
-    except (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+    except (*ZIP_ERRORS, lzma.LZMAError) as error:
         raise DataError(f"{path} cannot be unpacked ({str(error).rstrip('.')}); fetch it again.") from error
 
 

@@ -1,4 +1,4 @@
-"""The only place where readers meet the file system: whatever it answers is one sentence with the path.
+"""The only place where readers meet the file system: whatever it answers is a :class:`DataError` with the path.
 
 Links are followed. A link that leads nowhere or round in circles is an error wherever something could lie behind it,
 and never passed over: what is missing would be missing from the data set without a word.
@@ -65,29 +65,17 @@ def check_given(option: str, path: Path | None) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything is there; see the module for links.
-
-    Raises:
-        DataError: when the file system doesn't tell.
-    """
+    """Whether anything is there; see the module for links and errors."""
     return _mode(path) != 0
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there; see the module for links.
-
-    Raises:
-        DataError: when the file system doesn't tell.
-    """
+    """Whether a regular file is there; see the module for links and errors."""
     return stat.S_ISREG(_mode(path))
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there; see the module for links.
-
-    Raises:
-        DataError: when the file system doesn't tell.
-    """
+    """Whether a folder is there; see the module for links and errors."""
     return stat.S_ISDIR(_mode(path))
 
 
@@ -104,21 +92,13 @@ def _mode(path: Path) -> int:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of what lies in a folder, sorted, without the hidden.
-
-    Raises:
-        DataError: when the folder cannot be listed.
-    """
+    """Names of what lies in a folder, sorted, without the hidden; see the module for errors."""
     with readable(folder):
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, without the hidden.
-
-    Raises:
-        DataError: when the folder cannot be listed, or a link in it leads nowhere.
-    """
+    """Names of the folders in a folder, sorted, without the hidden; see the module for links and errors."""
     return [name for name in names_in(folder) if is_folder(folder / name)]
 
 
@@ -126,7 +106,7 @@ def open_file(path: Path | str) -> BufferedReader:
     """Open a regular file; anything else is refused, as a pipe or a device could be waited for without end.
 
     Raises:
-        DataError: when it cannot be opened, or is no regular file.
+        DataError: when it cannot be opened or read, or is no regular file.
     """
     with readable(path):
         mode = os.stat(path).st_mode
@@ -137,11 +117,7 @@ def open_file(path: Path | str) -> BufferedReader:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a regular file.
-
-    Raises:
-        DataError: when it cannot be read.
-    """
+    """The content of a regular file; see :func:`open_file`."""
     with open_file(path) as file, readable(path):
         return file.read()
 

@@ -1,4 +1,4 @@
-"""The runs of a table: each in a process of its own, and what is kept of those that are finished."""
+"""The runs of a table: each in a process of its own, what is kept of the finished ones, and what tables share."""
 
 import contextlib
 import dataclasses
@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scpl_jax.analysis.runs import read_run
+from scpl_jax.cli.command_line import parse_options
+from scpl_jax.cli.image_options import Options
+from scpl_jax.cli.text_options import TextOptions
 from scpl_jax.experiments.tables import Cell, Table
 from scpl_jax.training.interrupt import Interrupt
 from scpl_jax.training.run_dir import RunDirectory
@@ -23,6 +26,9 @@ from scpl_jax.training.writing import read_json, write_json
 
 # They bring their own data.
 _WITHOUT_FILES = {"digits", "synthetic", "generated"}
+_KINDS: Mapping[str, type[Any]] = {"cifar": Options, "text": TextOptions}
+# What a line of a ledger says of its own table.
+_PLACE = {"part", "row", "seed", "arguments"}
 
 
 class Ledger:
@@ -41,21 +47,17 @@ class Ledger:
         for text in kept.splitlines():
             with contextlib.suppress(ValueError):
                 line = json.loads(text)
-                self._found[self._key(line["part"], line["row"], line["arguments"])] = line
-
-    @staticmethod
-    def _key(part: str, row: str, arguments: Sequence[str]) -> tuple[str, ...]:
-        return (part, row, *arguments)
+                self._found[line["part"], line["row"], *line["arguments"]] = line
 
     def get(self, cell: Cell) -> dict[str, Any] | None:
         """The numbers of a cell, if it was run with the same options."""
-        return self._found.get(self._key(cell.part, cell.row, cell.arguments))
+        return self._found.get((cell.part, cell.row, *cell.arguments))
 
     def add(self, cell: Cell, numbers: dict[str, Any]) -> None:
         """Keep the numbers of a cell."""
         line = {**dataclasses.asdict(cell), "arguments": list(cell.arguments), **numbers}
         with self._lock:
-            self._found[self._key(cell.part, cell.row, cell.arguments)] = line
+            self._found[cell.part, cell.row, *cell.arguments] = line
             with self._path.open("a") as file:
                 file.write(f"{self._before_next}{json.dumps(line, allow_nan=False)}\n")
             self._before_next = ""
@@ -76,10 +78,11 @@ def cores_here() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
+@dataclasses.dataclass
 class Runner:
     """Runs cells, each in a process with cores of its own.
 
-    Args:
+    Attributes:
       table: what is run.
       runs_dir: where the runs go.
       ledger: the finished cells.
@@ -88,50 +91,44 @@ class Runner:
       jobs: runs at a time.
       data_dir: where the data set's files lie; None for none.
       cache_dir: where prepared data and compiled programs are kept; None for the default.
-
-    Attributes:
       broken: cells whose run failed.
     """
 
-    def __init__(
-        self,
-        table: Table,
-        runs_dir: Path,
-        ledger: Ledger,
-        count: int,
-        interrupt: Interrupt,
-        *,
-        jobs: int = 1,
-        data_dir: Path | None = None,
-        cache_dir: Path | None = None,
-    ):
-        self._table, self._runs, self._ledger = table, runs_dir, ledger
-        self._count, self._interrupt = count, interrupt
-        self._data_dir, self._cache_dir = data_dir, cache_dir
-        self._cores = [cores_here()[index::jobs] for index in range(jobs)]
+    table: Table
+    runs_dir: Path
+    ledger: Ledger
+    count: int
+    interrupt: Interrupt
+    _: dataclasses.KW_ONLY
+    jobs: int = 1
+    data_dir: Path | None = None
+    cache_dir: Path | None = None
+    broken: list[Cell] = dataclasses.field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._cores = [cores_here()[index :: self.jobs] for index in range(self.jobs)]
         self._lock = threading.Lock()
         self._started = 0
-        self.broken: list[Cell] = []
 
     def run(self, cell: Cell) -> None:
         """Run or continue one cell and keep its numbers."""
-        if self._interrupt.received is not None:
+        if self.interrupt.received is not None:
             return
         name = f"{cell.part} | {cell.row} | seed {cell.seed}"
         with self._lock:
             self._started += 1
             cores = self._cores.pop()
             now = datetime.datetime.now().strftime("%H:%M:%S")
-            print(f"{now} [{self._started}/{self._count}] {name}", flush=True)
-        folder = self._runs / cell.folder
+            print(f"{now} [{self._started}/{self.count}] {name}", flush=True)
+        folder = self.runs_dir / cell.folder
         status = self._wait(cell, folder, cores)
         with self._lock:
             self._cores.append(cores)
             if status == 0:
-                numbers = _numbers(folder, self._table.unit, len(cores))
-                self._ledger.add(cell, numbers)
+                numbers = _numbers(folder, self.table.unit, len(cores))
+                self.ledger.add(cell, numbers)
                 print(f"  {name}: {numbers['test_accuracy']:.4f}", flush=True)
-            elif self._interrupt.received is None:
+            elif self.interrupt.received is None:
                 self.broken.append(cell)
                 last = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
                 print(f"  {name} failed with status {status}: {''.join(last)} ({folder}/log.txt)", flush=True)
@@ -140,16 +137,16 @@ class Runner:
         """Run the cell to its end, or until it has saved after an interruption; its exit status."""
         started = _prepare(folder, cell)
         places = ["--out-dir", str(folder), "--no-tensorboard", "--keep", "1"]
-        if self._data_dir is not None and not _WITHOUT_FILES & set(cell.arguments):
-            places += ["--data-dir", str(self._data_dir)]
-        if self._cache_dir is not None:
-            places += ["--cache-dir", str(self._cache_dir)]
+        if self.data_dir is not None and not _WITHOUT_FILES & set(cell.arguments):
+            places += ["--data-dir", str(self.data_dir)]
+        if self.cache_dir is not None:
+            places += ["--cache-dir", str(self.cache_dir)]
         if started:
             places.append("--resume")
-        command = [sys.executable, "-m", f"scpl_jax.experiments.{self._table.task}", *cell.arguments, *places]
+        command = [sys.executable, "-m", f"scpl_jax.experiments.{self.table.task}", *cell.arguments, *places]
         with (folder / "log.txt").open("a") as log:
-            status = call(command, self._interrupt, log, cores)
-        if status > 0 and self._interrupt.received is None:
+            status = call(command, self.interrupt, log, cores)
+        if status > 0 and self.interrupt.received is None:
             (folder / "cell.json").unlink()  # what is there can't be trusted
         return status
 
@@ -199,3 +196,51 @@ def _numbers(folder: Path, unit: str, cores: int) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "versions": results["versions"],
     }
+
+
+def _meaning(task: str, arguments: Sequence[str]) -> str:
+    """What the arguments of a run come to: every option with its value."""
+    found = parse_options(_KINDS[task], arguments, f"scpl_jax.experiments.{task}", _KINDS[task]())
+    return json.dumps([task, dataclasses.asdict(found)], sort_keys=True, default=str)
+
+
+def shared_runs(
+    cells: Sequence[Cell], task: str, folder: Path, versions: Mapping[str, str], cores: int
+) -> dict[Cell, dict[str, Any]]:
+    """Numbers of those cells that another table has run.
+
+    Two cells are the same run if their options mean the same, whatever their order and whether a default is spelt out;
+    and a run is taken only if it was made with the same versions and number of cores. That it was made on the same
+    machine can't be seen, and is for the caller to know.
+
+    Args:
+      cells: what is to be run.
+      task: the experiment they are of.
+      folder: in which other tables' ``cells.jsonl`` are looked for, at any depth.
+      versions: that a run must have been made with.
+      cores: that a run must have been made on.
+
+    Returns:
+      Cell -> its numbers, with the table that they are of as ``taken_from``.
+
+    Raises:
+      RunError: the folder is not there.
+    """
+    if not folder.is_dir():
+        raise RunError(f"--reuse {folder} is no folder; give one that holds tables, such as experiments")
+    wanted: dict[str, list[Cell]] = {}
+    for cell in cells:
+        with contextlib.suppress(RunError):  # its run will say so
+            wanted.setdefault(_meaning(task, cell.arguments), []).append(cell)
+    found: dict[Cell, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("cells.jsonl")):
+        for text in path.read_text(errors="replace").splitlines():
+            # Half a line, or options that are no longer there.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                line = json.loads(text)
+                if line["versions"] != versions or line["cores"] != cores:
+                    continue
+                numbers = {name: value for name, value in line.items() if name not in _PLACE}
+                for cell in wanted.get(_meaning(task, line["arguments"]), ()):
+                    found[cell] = {"taken_from": path.parent.name, **numbers}
+    return found

@@ -15,11 +15,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from scpl_jax.cli.building import dtype_of  # noqa: E402
+from scpl_jax.cli.building import Task, dtype_of  # noqa: E402
 from scpl_jax.cli.command_line import run  # noqa: E402
 from scpl_jax.cli.image_options import Options, ResolvedImageOptions  # noqa: E402
 from scpl_jax.cli.run_options import resolved  # noqa: E402
-from scpl_jax.cli.tasks import Task  # noqa: E402
 from scpl_jax.data import Dataset, load, make_augment, normalise  # noqa: E402
 from scpl_jax.experiments.training_run import train_task  # noqa: E402
 from scpl_jax.models import build_model, paper_cut  # noqa: E402
@@ -45,7 +44,7 @@ def _blocks(options: ResolvedImageOptions, dataset: Dataset, rngs: nnx.Rngs) -> 
         width=options.width,
         image_shape=dataset.image_shape,
         init=options.init,
-        dtype=dtype_of(options),
+        dtype=dtype_of(options.precision),
         library=options.library,
         rngs=rngs,
         **extra,
@@ -54,17 +53,15 @@ def _blocks(options: ResolvedImageOptions, dataset: Dataset, rngs: nnx.Rngs) -> 
 
 def _example(options: ResolvedImageOptions, dataset: Dataset) -> jax.ShapeDtypeStruct:
     views = 2 if options.augment == "strong" else 1
-    return jax.ShapeDtypeStruct((options.batch_size * views, *dataset.image_shape), dtype_of(options) or jnp.float32)
+    return jax.ShapeDtypeStruct(
+        (options.batch_size * views, *dataset.image_shape), dtype_of(options.precision) or jnp.float32
+    )
 
 
 def _prepare(options: ResolvedImageOptions, dataset: Dataset) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    dtype = dtype_of(options) or jnp.float32
+    dtype = dtype_of(options.precision) or jnp.float32
     augment = make_augment(options.augment, mean=dataset.mean, std=dataset.std, dtype=dtype)
     return augment, lambda images: normalise(images, dataset.mean, dataset.std, dtype)
-
-
-def _paper_cut(options: ResolvedImageOptions) -> Sequence[int]:
-    return paper_cut(options.model)
 
 
 def _title(options: ResolvedImageOptions, dataset: Dataset) -> str:
@@ -82,7 +79,7 @@ TASK = Task(
     resolve=_resolve,
     blocks=_blocks,
     example=_example,
-    paper_cut=_paper_cut,
+    paper_cut=lambda options: paper_cut(options.model),
     prepare=_prepare,
     title=_title,
     associated={"activation": "sigmoid", "bounded": "all", "first_loss": "mse"},

@@ -19,8 +19,7 @@ from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import versions
 from scpl_jax.cli.option_types import Count, OneOf, Unset, check_values, default
-from scpl_jax.experiments.cells import Ledger, Runner, call, cores_here
-from scpl_jax.experiments.reuse import shared_runs
+from scpl_jax.experiments.cells import Ledger, Runner, call, cores_here, shared_runs
 from scpl_jax.experiments.tables import SCALES, Speed, Table, find, read_table
 from scpl_jax.training.interrupt import Interrupt
 from scpl_jax.training.run_dir import RunDirectory
@@ -193,16 +192,9 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{table.title}: {len(wanted) - len(missing)} runs are there, {len(todo)} to be made", flush=True)
     status = 0
     with Interrupt() as interrupt:
-        runner = Runner(
-            table,
-            options.runs_dir or out_dir / "runs",
-            ledger,
-            len(todo),
-            interrupt,
-            jobs=options.jobs,
-            data_dir=options.data_dir,
-            cache_dir=options.cache_dir,
-        )
+        runs_dir = options.runs_dir or out_dir / "runs"
+        asked: dict[str, Any] = {"jobs": options.jobs, "data_dir": options.data_dir, "cache_dir": options.cache_dir}
+        runner = Runner(table, runs_dir, ledger, len(todo), interrupt, **asked)
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(runner.run, todo))
         unmeasured = [speed for speed in speeds if not _speed_of(speed, out_dir)]

@@ -17,10 +17,9 @@ import numpy as np  # noqa: E402
 import tqdm  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from scpl_jax.cli.building import dtype_of  # noqa: E402
+from scpl_jax.cli.building import Task, dtype_of  # noqa: E402
 from scpl_jax.cli.command_line import run  # noqa: E402
 from scpl_jax.cli.run_options import resolved  # noqa: E402
-from scpl_jax.cli.tasks import Task  # noqa: E402
 from scpl_jax.cli.text_options import ResolvedTextOptions, TextOptions  # noqa: E402
 from scpl_jax.data import TextDataset, TextRequest, load_texts  # noqa: E402
 from scpl_jax.data.reading import check_given  # noqa: E402
@@ -36,8 +35,7 @@ _DEFAULTS: dict[str, Any] = {"width": 1.0, "embedding_size": 300, "epochs": 50, 
 
 def _load(options: TextOptions) -> TextDataset:
     names = [field.name for field in dataclasses.fields(TextRequest) if field.name != "name"]
-    request = TextRequest(options.dataset, **{name: getattr(options, name) for name in names})
-    dataset = load_texts(request)
+    dataset = load_texts(TextRequest(options.dataset, **{name: getattr(options, name) for name in names}))
     if options.word_vectors is None:
         return dataset
     path = options.word_vectors
@@ -71,7 +69,7 @@ def _blocks(options: ResolvedTextOptions, dataset: TextDataset, rngs: nnx.Rngs) 
         "masked": not options.unmasked,
         "dropout": options.dropout,
         "init": options.init,
-        "dtype": dtype_of(options),
+        "dtype": dtype_of(options.precision),
         "library": options.library,
         "rngs": rngs,
     }
@@ -103,10 +101,6 @@ def _title(options: ResolvedTextOptions, dataset: TextDataset) -> str:
     )
 
 
-def _measured(dataset: TextDataset, rate: float) -> dict[str, float]:
-    return {"tokens_per_second": rate * dataset.mean_length}
-
-
 TASK = Task(
     name="text",
     options=TextOptions,
@@ -119,7 +113,7 @@ TASK = Task(
     title=_title,
     # Bridges of one layer.
     associated={"hidden": 0, "activation": "tanh", "bounded": "first", "first_loss": "cross-entropy"},
-    measured=_measured,
+    measured=lambda dataset, rate: {"tokens_per_second": rate * dataset.mean_length},
 )
 
 

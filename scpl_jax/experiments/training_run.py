@@ -12,15 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from scpl_jax.cli.building import build_pipeline, plan_of, schedule_of, stop_rules
+from scpl_jax.analysis.exit_curves import draw_exits
+from scpl_jax.analysis.figures import attempt
+from scpl_jax.cli.building import Task, build_pipeline, plan_of, schedule_of, stop_rules, with_library
 from scpl_jax.cli.command_line import parse
-from scpl_jax.cli.environment import keep_compiled, names, peak_memory_bytes, say, shell_line, versions
-from scpl_jax.cli.library import with_library
-from scpl_jax.cli.methods import joins_of
-from scpl_jax.cli.option_groups import PRECISIONS
+from scpl_jax.cli.environment import keep_compiled, peak_memory_bytes, say, shell_line, versions
+from scpl_jax.cli.methods import row_of
 from scpl_jax.cli.option_types import as_options
-from scpl_jax.cli.run_options import AnyOptions, AnyResolved, ResolvedOptions, RunOptions, to_json
-from scpl_jax.cli.tasks import Task
+from scpl_jax.cli.run_options import PRECISIONS, AnyOptions, AnyResolved, ResolvedOptions, RunOptions, to_json
 from scpl_jax.data import Examples, add_label_noise, limit
 from scpl_jax.experiments.recording import Recording
 from scpl_jax.pipeline import Pipeline, processes
@@ -36,19 +35,6 @@ from scpl_jax.training import (
     train,
 )
 from scpl_jax.training.writing import reason_of
-
-
-def _configure_jax(options: RunOptions) -> None:
-    """Matrix precision and the persistent compilation cache."""
-    jax.config.update("jax_default_matmul_precision", PRECISIONS[options.precision])
-    keep_compiled(options.cache_dir)
-
-
-def _load(task: Task[AnyOptions, Any], options: AnyOptions) -> Any:
-    dataset = limit(task.load(options), options.limit_train, options.limit_test)
-    if options.label_noise:
-        dataset = add_label_noise(dataset, options.label_noise, options.seed)
-    return dataset
 
 
 def _config(
@@ -88,9 +74,10 @@ def _describe(title: str, dataset: Examples, pipeline: Pipeline) -> None:
     total = sum(stage.cost for stage in pipeline.stages)
     for stage, mesh in zip(pipeline.stages, pipeline.meshes, strict=True):
         first, last = stage.blocks[0], stage.blocks[1] - 1
+        devices = " ".join(str(device) for device in mesh.devices.flat)
         blocks = f"block {first}" if first == last else f"blocks {first} to {last}"
         print(
-            f"  stage {stage.index}: {blocks} on {names(mesh)}, {stage.num_parameters:,} parameters, "
+            f"  stage {stage.index}: {blocks} on {devices}, {stage.num_parameters:,} parameters, "
             f"{stage.cost / total:.0%} of the estimated cost, its local loss {stage.loss_cost / stage.cost:.0%} of it"
         )
     for group in pipeline.groups:
@@ -109,29 +96,25 @@ def _train_seed(
     started: float,
 ) -> tuple[Result | None, str | None]:
     """Train one seed; (its result or None if interrupted, why the last save failed or None)."""
-    steps_per_epoch = len(dataset.train_labels) // options.batch_size
     plan = Plan(
         seed=seed,
         epochs=options.epochs,
         batch_size=options.batch_size,
-        schedule=schedule_of(options, options.epochs * steps_per_epoch, steps_per_epoch),
+        schedule=schedule_of(options, dataset),
         save_every=options.save_every,
         norms_every=options.norms_every if options.tensorboard else None,
         profile=directory.path / "profile" / str(jax.process_index()) if options.profile else None,
         rules=tuple(stop_rules(options)),
-        joins=joins_of(options, options.epochs),
+        joins=row_of(options.method).joins(options),
         max_skipped=options.max_skipped or None,
     )
     store = CheckpointStore(directory.checkpoints / f"seed-{seed}", options.keep)
-    reporter = Reporter(
-        directory.path / "tensorboard" / f"seed-{seed}" if options.tensorboard else None, unit=dataset.unit
-    )
+    board = directory.path / "tensorboard" / f"seed-{seed}" if options.tensorboard else None
+    reporter = Reporter(board, unit=dataset.unit)
 
     def on_first_step() -> None:
-        say(
-            f"first step {time.perf_counter() - started:.1f} s after the start, "
-            f"{pipeline.compile_seconds:.1f} s of them to compile"
-        )
+        seconds = time.perf_counter() - started
+        say(f"first step {seconds:.1f} s after the start, {pipeline.compile_seconds:.1f} s of them to compile")
 
     recording = Recording(pipeline, directory.path) if options.timeline else None
     try:
@@ -243,23 +226,24 @@ def train_task(task: Task[AnyOptions, AnyResolved], arguments: Sequence[str], st
     """
     asked, out_dir, config = parse(task.options, arguments, task.name)
     processes.decided_by_first(lambda: RunDirectory.check_free(out_dir))
-    _configure_jax(asked)
-    dataset = _load(task, asked)
+    jax.config.update("jax_default_matmul_precision", PRECISIONS[asked.precision])
+    keep_compiled(asked.cache_dir)
+    dataset = limit(task.load(asked), asked.limit_train, asked.limit_test)
+    if asked.label_noise:
+        dataset = add_label_noise(dataset, asked.label_noise, asked.seed)
     options = task.resolve(with_library(asked, dataset.name, config), dataset)
     if options.batch_size > len(dataset.train_labels):
         raise RunError(
             f"--batch-size {options.batch_size} is larger than the {len(dataset.train_labels)} training {dataset.unit}"
         )
-    joins_of(options, options.epochs)  # refuses epochs that do not fit
+    row_of(options.method).joins(options)  # refuses epochs that do not fit
     if config is not None and (config["dataset"], config["dataset_source"]) != (dataset.name, dataset.source):
         raise RunError(
             f"the run to be resumed used {config['dataset']} ({config['dataset_source']}), now there is "
             f"{dataset.name} ({dataset.source}); give the same --data-dir"
         )
-    steps_per_epoch = len(dataset.train_labels) // options.batch_size
-    total_steps = options.epochs * steps_per_epoch
     plan = None if config is None else config.get("plan")
-    pipeline = build_pipeline(task, options, dataset, options.seed, total_steps, steps_per_epoch, plan)
+    pipeline = build_pipeline(task, options, dataset, options.seed, plan)
     directory = RunDirectory(out_dir, writes=processes.is_first())
     with processes.entered_by_first(directory.lock):
         # Only now is it sure that nobody else has started a run here since the command line was read.
@@ -284,8 +268,6 @@ def _train_all(
     started: float,
 ) -> int:
     """Train every seed and write the results; the exit status."""
-    steps_per_epoch = len(dataset.train_labels) // options.batch_size
-    total_steps = options.epochs * steps_per_epoch
     plan = plan_of(pipeline.stages)
     per_run: list[dict[str, Any]] = []
     failed: str | None = None
@@ -296,7 +278,7 @@ def _train_all(
                 per_run.append(finished)
                 continue
             if index:
-                pipeline = build_pipeline(task, options, dataset, seed, total_steps, steps_per_epoch, plan)
+                pipeline = build_pipeline(task, options, dataset, seed, plan)
             result, failure = _train_seed(options, dataset, pipeline, seed, directory, interrupt, started)
             failed = failure or failed
             if result is None:
@@ -339,13 +321,9 @@ def _write_results(results: dict[str, Any], directory: RunDirectory) -> None:
         raise OSError(directory.failed)
     directory.write_results(results)
     if "exits" in results:
-        from scpl_jax.analysis.figures import attempt
-
         attempt("plots/exits.svg", _draw_exits, results, directory.path / "plots")
 
 
 def _draw_exits(results: dict[str, Any], plots: Path) -> None:
-    from scpl_jax.analysis.exit_curves import draw_exits
-
     plots.mkdir(exist_ok=True)
     draw_exits(results["exits"], results["early_stops"], plots / "exits.svg")

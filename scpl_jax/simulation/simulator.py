@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from scpl_jax.pipeline.schedule import Task, gpipe, needs, one_forward_one_backward
 from scpl_jax.simulation.devices import Job, Link, Machine, Span
@@ -180,19 +181,12 @@ def speedup_table(
     variants += [(f"{method} {number}", method, number) for method in ("gpipe", "1f1b") for number in micro_batches]
     rows = []
     for count in counts:
-        times = {
-            name: simulate(
-                stages_of(count),
-                method,
-                devices=count,
-                micro_batches=number,
-                remat=remat and method in ("gpipe", "1f1b"),
-                link=link,
-                max_in_flight=2 * count,
-                overhead=overhead,
-            ).step_seconds
-            for name, method, number in variants
-        }
+        common: dict[str, Any] = {"devices": count, "link": link, "overhead": overhead, "max_in_flight": 2 * count}
+        times = {}
+        for name, method, number in variants:
+            again = remat and method in ("gpipe", "1f1b")
+            found = simulate(stages_of(count), method, micro_batches=number, remat=again, **common)
+            times[name] = found.step_seconds
         ratios = {f"{name}/scpl": seconds / times["scpl"] for name, seconds in times.items() if name != "scpl"}
         rows.append({"stages": count, **times, **ratios})
     return rows
@@ -227,20 +221,11 @@ def _schedule_jobs(
         seconds = (not forward) * group.backward + (task.kind != "backward" or remat) * group.forward
         # its own forward is further up in the device's order, so only a message can keep a task waiting
         takes = [numbers[need] for need in needs(task, len(groups)) if need.stage != device]
-        jobs.append(
-            Job(
-                task.kind,
-                bounds[device],
-                task.micro_batch,
-                device,
-                overhead + seconds / parts,
-                takes[0] if takes else None,
-                device + 1 if forward else device - 1 if device else None,
-                (group.message_bytes if forward else handed) / parts,
-                (handed if remat else group.activation_bytes) / parts,
-                group.activation_bytes / parts,
-            )
-        )
+        to = device + 1 if forward else device - 1 if device else None
+        message, stored = group.message_bytes if forward else handed, handed if remat else group.activation_bytes
+        memory = (size / parts for size in (message, stored, group.activation_bytes))
+        program = (task.kind, bounds[device], task.micro_batch, device, overhead + seconds / parts)
+        jobs.append(Job(*program, takes[0] if takes else None, to, *memory))
     return jobs + [Job("update", bounds[d], 0, d, overhead + group.update) for d, group in enumerate(groups)]
 
 

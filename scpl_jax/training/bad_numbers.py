@@ -59,29 +59,17 @@ class SkipWatch:
         if count > _LINES:
             return
         epoch, batch = divmod(skip.step, self._steps_per_epoch)
+        of_gradient = skip.loss is None or np.isfinite(skip.loss)
+        reason = "its gradient is not finite" if of_gradient else f"its loss is {skip.loss}"
         more = "; further ones of this stage are only counted, in metrics.jsonl" if count == _LINES else ""
         _LOG.warning(
             "stage %d left out its update at step %d (epoch %d, batch %d): %s%s",
-            *(skip.stage, skip.step + 1, epoch + 1, batch + 1, _reason(skip), more),
+            *(skip.stage, skip.step + 1, epoch + 1, batch + 1, reason, more),
         )
 
 
-def _reason(skip: Skip) -> str:
-    if skip.loss is None or np.isfinite(skip.loss):
-        return "its gradient is not finite"
-    return f"its loss is {skip.loss}"
-
-
-def write_batch(path: Path, batch: tuple[Any, Any]) -> None:
-    """Write a batch as the data set gave it, before augmentation, as a NumPy archive.
-
-    Args:
-      path: the file, ending in ``.npz``.
-      batch: (inputs, an array or a dict of arrays; labels).
-
-    Raises:
-      OSError: it can't be written.
-    """
+def _write_batch(path: Path, batch: tuple[Any, Any]) -> None:
+    """Write a batch (inputs, an array or a dict of arrays; labels) as the data set gave it, before augmentation."""
     inputs, labels = batch
     named = {
         jax.tree_util.keystr(way, simple=True, separator="/") or "images": np.asarray(leaf)
@@ -107,11 +95,11 @@ def stop_run(step: int, stage: int, dataset: Examples, seed: int, batch_size: in
     kept = f"its batch is in {path}"
     if processes.is_first():
         try:
-            write_batch(path, next(iter(dataset.train_batches(batch_size, seed=seed, epoch=epoch + 1, start=batch))))
+            _write_batch(path, next(iter(dataset.train_batches(batch_size, seed=seed, epoch=epoch + 1, start=batch))))
         except OSError as error:
             kept = f"its batch could not be written to {path} ({reason_of(error)})"
     raise BadNumbersError(
         f"stage {stage} left out too many updates in a row for loss or gradient that are not finite, the last one at "
         f"step {step + 1} (epoch {epoch + 1}, batch {batch + 1}); the run is saved, {kept}; look at the data, start "
-        "again with a smaller --lr, or go on with --resume and a larger --max-skipped"
+        "again with a smaller `lr`, or go on with `resume` and a larger `max_skipped`"
     )

@@ -155,24 +155,21 @@ class CheckpointStore:
         processes.decided_by_first(self._prepare)  # nobody looks before it is tidy
 
     def _prepare(self) -> None:
+        """Make the directory; finish or undo what a killed run left half done."""
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            self._tidy()
+            for folder in self._root.glob("*.old"):
+                if (self._root / folder.stem).exists():
+                    shutil.rmtree(folder)
+                else:
+                    folder.rename(self._root / folder.stem)
+            for folder in self._root.glob("*.partial"):
+                shutil.rmtree(folder)
         except OSError as error:
             raise RunError(
-                f"{self._root} can't be prepared for checkpoints ({reason_of(error)}); give an --out-dir that can be "
+                f"{self._root} can't be prepared for checkpoints ({reason_of(error)}); give an `out_dir` that can be "
                 "written"
             ) from error
-
-    def _tidy(self) -> None:
-        """Finish or undo what a killed run left half done."""
-        for folder in self._root.glob("*.old"):
-            if (self._root / folder.stem).exists():
-                shutil.rmtree(folder)
-            else:
-                folder.rename(self._root / folder.stem)
-        for folder in self._root.glob("*.partial"):
-            shutil.rmtree(folder)
 
     def _steps(self) -> list[int]:
         return sorted(int(folder.name) for folder in self._root.iterdir() if folder.name.isdigit())
@@ -201,16 +198,12 @@ class CheckpointStore:
             "progress": dataclasses.asdict(progress),
             "stages": [describe(state) for state in pipeline.states],
         }
-        self._job = self._pool.submit(self._write, pipeline, pipeline.step, own, record, problem)
+        self._job = self._pool.submit(self._write, pipeline, own, record, problem)
 
     def _write(
-        self,
-        pipeline: Pipeline,
-        step: int,
-        own: dict[int, dict[str, jax.Array]],
-        record: dict[str, Any],
-        problem: str | None,
+        self, pipeline: Pipeline, own: dict[int, dict[str, jax.Array]], record: dict[str, Any], problem: str | None
     ) -> None:
+        step = record["step"]
         partial, final, old = (self._root / f"{step}{suffix}" for suffix in (".partial", "", ".old"))
         sums: dict[str, str] = {}
         try:
@@ -237,7 +230,8 @@ class CheckpointStore:
         if problem is None:
             pipeline.saved = f"step {step} in {self._root}"
         else:
-            self._report(problem)
+            self.failed = problem
+            _LOG.error("a checkpoint could not be saved (%s); training goes on, older checkpoints are intact", problem)
             if processes.is_first():
                 shutil.rmtree(partial, ignore_errors=True)
 
@@ -268,10 +262,6 @@ class CheckpointStore:
         best = {min(rated)[1]} if rated else set()
         for step in set(steps[: -self._keep]) - best:
             shutil.rmtree(self._root / str(step))
-
-    def _report(self, problem: str) -> None:
-        self.failed = problem
-        _LOG.error("a checkpoint could not be saved (%s); training goes on, older checkpoints are intact", problem)
 
     def wait(self) -> None:
         """Wait until everything is written."""
@@ -309,7 +299,7 @@ class CheckpointStore:
         if damaged:
             found = "; ".join(f"step {step}: {problem}" for step, problem in damaged)
             raise RunError(
-                f"no checkpoint in {self._root} is whole ({found}); put a whole one back, or start in a new --out-dir"
+                f"no checkpoint in {self._root} is whole ({found}); put a whole one back, or start in a new `out_dir`"
             )
         return None
 

@@ -1,4 +1,4 @@
-"""Checksums of a folder's files, in the format that ``sha256sum --check SHA256SUMS`` reads."""
+"""Checksums of a folder's files, in the format that ``sha256sum -c SHA256SUMS`` reads."""
 
 import hashlib
 import os

@@ -13,7 +13,6 @@ import optax
 from scpl_jax.data import Examples
 from scpl_jax.pipeline import Pipeline
 from scpl_jax.pipeline.exits import StopRule
-from scpl_jax.pipeline.whole_steps import Skip
 from scpl_jax.training.bad_numbers import SkipWatch, stop_run
 from scpl_jax.training.checkpoints import CheckpointStore, Progress
 from scpl_jax.training.interrupt import Agreement, Interrupt
@@ -105,15 +104,31 @@ def train(
     """
     progress = store.restore(pipeline) or Progress()
     restored_step = pipeline.step
-    until = _lines_until(progress, restored_step)
-    directory.keep_metrics(plan.seed, until)
+    # The last step whose line the checkpoint knows of: an unfinished epoch has none yet.
+    directory.keep_metrics(plan.seed, restored_step if progress.batch == 0 else restored_step - 1)
     steps_per_epoch = len(dataset.train_labels) // plan.batch_size
     # Compiled now, so that the first epoch's speed is that of training.
     for shapes in dataset.shapes(plan.batch_size):
         pipeline.compile(*shapes)
-    first_step_done = False
     stop = Agreement(interrupt, pipeline.max_in_flight)
     watch = SkipWatch(plan.max_skipped, steps_per_epoch)
+
+    def look_for_skips() -> None:
+        skip = watch.look(pipeline.take_skipped())
+        if skip is not None and stop.cause is None:
+            stop.ask([skip.step, skip.stage])
+
+    def save() -> None:
+        directory.flush_metrics()
+        store.save(pipeline, progress, directory.failed)
+
+    def end_early() -> None:
+        """End a run that was asked to stop and is being saved."""
+        reporter.end_epoch()
+        store.wait()
+        if stop.cause is not None:
+            step, stage = stop.cause
+            stop_run(step, stage, dataset, plan.seed, plan.batch_size, directory)
 
     while progress.epoch <= plan.epochs:
         if plan.joins:
@@ -126,32 +141,31 @@ def train(
             with_norms = plan.norms_every is not None and pipeline.step % plan.norms_every == 0
             _profile(plan, pipeline, pipeline.step - restored_step)
             metrics = pipeline.train_step(*batch, with_norms=with_norms)
-            if not first_step_done:
+            if pipeline.step == restored_step + 1:
                 pipeline.wait()
-                first_step_done = True
                 on_first_step()
             reporter.after_step(pipeline.step, metrics, with_norms)
             after_step(pipeline.step - restored_step)
-            _ask_to_stop(stop, watch.look(pipeline.take_skipped()))
+            look_for_skips()
             progress.batch += 1
             due = plan.save_every is not None and pipeline.step % plan.save_every == 0
             stopping = stop.reached(pipeline.step)
             if stopping or (due and progress.batch < steps_per_epoch):
                 pipeline.wait()
                 progress.epoch_seconds = time.perf_counter() - began
-                _save(store, pipeline, progress, directory)
+                save()
             if stopping:
-                _stopped(reporter, store, stop, dataset, plan, directory)
+                end_early()
                 return None
         pipeline.wait()
-        _ask_to_stop(stop, watch.look(pipeline.take_skipped()))
+        look_for_skips()
         progress.epoch_seconds = time.perf_counter() - began
         reporter.end_epoch()
 
         evaluation = _evaluate(pipeline, dataset, plan, interrupt)
         if evaluation is None:
-            _save(store, pipeline, progress, directory)
-            _stopped(reporter, store, stop, dataset, plan, directory)
+            save()
+            end_early()
             return None
         line = _line(pipeline, plan, progress, evaluation, steps_per_epoch, dataset.unit)
         directory.append_metrics(line)
@@ -161,46 +175,15 @@ def train(
         ends = progress.epoch > plan.epochs
         stopping = stop.reached(pipeline.step)
         if plan.save_every is None or ends or pipeline.step % plan.save_every == 0 or stopping:
-            _save(store, pipeline, progress, directory)
+            save()
         if stopping and not ends:
-            _stopped(reporter, store, stop, dataset, plan, directory)
+            end_early()
             return None
 
     store.wait()
     examples = plan.epochs * steps_per_epoch * plan.batch_size
     rate = examples / progress.seconds if progress.seconds else 0.0
     return Result(progress.last_accuracy, progress.best_accuracy, progress.best_epoch, rate, progress.seconds)
-
-
-def _lines_until(progress: Progress, step: int) -> int:
-    """The last step whose line in ``metrics.jsonl`` the checkpoint knows of: an unfinished epoch has none yet."""
-    return step if progress.batch == 0 else step - 1
-
-
-def _save(store: CheckpointStore, pipeline: Pipeline, progress: Progress, directory: RunDirectory) -> None:
-    directory.flush_metrics()
-    store.save(pipeline, progress, directory.failed)
-
-
-def _ask_to_stop(stop: Agreement, skip: Skip | None) -> None:
-    if skip is not None and stop.cause is None:
-        stop.ask([skip.step, skip.stage])
-
-
-def _stopped(
-    reporter: Reporter,
-    store: CheckpointStore,
-    stop: Agreement,
-    dataset: Examples,
-    plan: Plan,
-    directory: RunDirectory,
-) -> None:
-    """End a run that was asked to stop and is being saved."""
-    reporter.end_epoch()
-    store.wait()
-    if stop.cause is not None:
-        step, stage = stop.cause
-        stop_run(step, stage, dataset, plan.seed, plan.batch_size, directory)
 
 
 def _profile(plan: Plan, pipeline: Pipeline, done: int) -> None:

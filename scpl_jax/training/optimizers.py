@@ -51,12 +51,12 @@ def build_optimizer(name: str, schedule: optax.Schedule) -> optax.GradientTransf
     parameters = inspect.signature(factory).parameters if inspect.isfunction(factory) else {}
     required = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if next(iter(parameters), None) != "learning_rate" or required not in ([], ["learning_rate"]):
-        raise RunError(f"--optimizer {name} is not an Optax optimizer that needs only a learning rate; {_OTHERS}")
+        raise RunError(f"`optimizer` {name} is not an Optax optimizer that needs only a learning rate; {_OTHERS}")
     assert factory is not None
     try:
         optimizer: optax.GradientTransformation = factory(learning_rate=schedule)
     except (TypeError, ValueError) as error:
         raise RunError(
-            f"--optimizer {name} does not take a learning rate that changes with the steps ({error}); {_OTHERS}"
+            f"`optimizer` {name} does not take a learning rate that changes with the steps ({error}); {_OTHERS}"
         ) from error
     return optimizer

@@ -47,11 +47,7 @@ class _Arrays(ocp.type_handlers.NumpyHandler):
             "driver": "zarr",
             "kvstore": {"driver": "file", "path": str(info.path)},
             "dtype": value.dtype.name,
-            "metadata": {
-                "shape": value.shape,
-                "chunks": value.shape,
-                "compressor": {"id": "zstd", "level": 1},
-            },
+            "metadata": {"shape": value.shape, "chunks": value.shape, "compressor": {"id": "zstd", "level": 1}},
             # A missing file is damage, not zeros.
             "store_data_equal_to_fill_value": True,
         }

@@ -173,9 +173,8 @@ class Reporter:
             for one in line.get("exits", ()):
                 self._curves.add(f"exit_accuracy/stage_{one['stage']}", one["accuracy"], line["step"])
             for index, loss in enumerate(line["train_loss"]):
-                if loss is None:
-                    continue
-                self._curves.add(f"epoch_loss/stage_{index}", loss, line["step"])
+                if loss is not None:
+                    self._curves.add(f"epoch_loss/stage_{index}", loss, line["step"])
 
     def close(self) -> None:
         """Close the files."""

@@ -34,14 +34,14 @@ class RunDirectory:
         try:
             str(path).encode()
         except UnicodeEncodeError:
-            raise RunError(f"--out-dir {str(path)!a} is no UTF-8, and checkpoints need that; rename it") from None
+            raise RunError(f"`out_dir` {str(path)!a} is no UTF-8, and checkpoints need that; rename it") from None
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
         except OSError as error:
             raise RunError(
-                f"--out-dir {path} can't be written ({reason_of(error)}); give a directory that can"
+                f"`out_dir` {path} can't be written ({reason_of(error)}); give a directory that can"
             ) from error
 
     @staticmethod
@@ -56,7 +56,7 @@ class RunDirectory:
             return None
         config = read_json(file)
         if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
-            raise RunError(f"{file} is not the configuration of a run; start in a new --out-dir")
+            raise RunError(f"{file} is not the configuration of a run; start in a new `out_dir`")
         return config
 
     @staticmethod

@@ -120,7 +120,10 @@ def lasting(stream: Any) -> Any:
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[LastingStream]:
     """For the time of the block both streams take everything; gives standard output."""
-    hold_numbers()
+    # Open nothing under the numbers of standard streams that are closed: whatever C code prints would go into it.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
     before = sys.stdout, sys.stderr
     output, errors = LastingStream(sys.stdout, "standard output"), LastingStream(sys.stderr, "standard error")
     sys.stdout, sys.stderr = output, errors
@@ -130,13 +133,3 @@ def lasting_streams() -> Iterator[LastingStream]:
         output.finish()
         errors.finish()
         sys.stdout, sys.stderr = before
-
-
-def hold_numbers() -> None:
-    """Open nothing under the numbers of standard streams that are closed.
-
-    The next file would get the number otherwise, and whatever C code prints would go into it.
-    """
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(number, True)
-    os.close(number)

@@ -1,7 +1,9 @@
 """TensorBoard's event files, written such that a full disk ends neither the run nor the waiting for it."""
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tensorboardX.event_file_writer import EventsWriter
@@ -33,35 +35,33 @@ class Scalars:
 
     def __init__(self, folder: Path):
         self._writer: EventsWriter | None = None
-        try:
+        with self._or_give_up():
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = EventsWriter(str(folder / "events"))
-        except (OSError, ValueError) as error:
-            self._give_up(error)
         self._flushed = time.monotonic()
 
     def add(self, name: str, value: float, step: int) -> None:
         """Add one point."""
         if self._writer is None:
             return
-        try:
+        with self._or_give_up():
             self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._writer.flush()
                 self._flushed = time.monotonic()
-        except (OSError, ValueError) as error:
-            self._give_up(error)
 
-    def _give_up(self, error: OSError | ValueError) -> None:
-        _LOG.warning("TensorBoard's files could not be written (%s); the run goes on without them", reason_of(error))
-        self._writer = None
+    @contextlib.contextmanager
+    def _or_give_up(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            what = "TensorBoard's files could not be written (%s); the run goes on without them"
+            _LOG.warning(what, reason_of(error))
+            self._writer = None
 
     def close(self) -> None:
         """Write what is left and close the file."""
-        if self._writer is None:
-            return
-        try:
-            self._writer.close()
-        except (OSError, ValueError) as error:
-            self._give_up(error)
+        if self._writer is not None:
+            with self._or_give_up():
+                self._writer.close()
         self._writer = None

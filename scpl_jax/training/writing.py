@@ -92,7 +92,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} can't be read as JSON ({reason_of(error)}); start in a new --out-dir") from error
+        raise RunError(f"{path} can't be read as JSON ({reason_of(error)}); start in a new `out_dir`") from error
 
 
 def reason_of(error: BaseException) -> str:

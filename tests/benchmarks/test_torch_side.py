@@ -97,7 +97,7 @@ def test_three_steps_have_the_same_losses(case, local):
     from scpl_jax.benchmarks import torch_networks, torch_steps
 
     options = CASES[case]
-    network = measure.network(options.workload(), options.stages, options.cut_positions())
+    network = measure.network(options)
     stages = network.local if local else network.end_to_end
     ours = losses_here(stages, network.inputs, network.labels)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optax
 import pytest
 
 from scpl_jax import report
@@ -16,13 +17,13 @@ from scpl_jax.cli.building import build_stages
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.image_options import Options, ResolvedImageOptions
 from scpl_jax.cli.option_types import Count, flag
-from scpl_jax.cli.rules.learning_rule import LearningRule, Rule, SharedRuleOptions
+from scpl_jax.cli.rules import LearningRule, Rule, SharedRuleOptions
 from scpl_jax.cli.run_options import ResolvedOptions, from_json, resolved, to_json
 from scpl_jax.cli.text_options import ResolvedTextOptions, TextOptions
 from scpl_jax.data import DataError, load
 from scpl_jax.experiments import cifar, reproduce
 from scpl_jax.objectives import LocalClassifier
-from scpl_jax.training import RunError
+from scpl_jax.training import RunDirectory, RunError, build_optimizer
 
 RUNS = {"cifar": Options, "text": TextOptions}
 BENCHMARKS = (report, contrastive, convolutions, memory, overhead, simulate, throughput)
@@ -212,9 +213,10 @@ def test_options_do_not_change():
 # The library names arguments, a command line its options.
 
 
-def test_the_library_names_no_option():
-    package = Path(report.__file__).parent
-    found = [path.name for path in (package / "data").rglob("*.py") if re.search(r"--[a-z]", path.read_text())]
+@pytest.mark.parametrize("room", ["data", "training"])
+def test_the_library_names_no_option(room):
+    folder = Path(report.__file__).parent / room
+    found = [path.name for path in folder.rglob("*.py") if re.search(r"--[a-z]", path.read_text())]
     assert found == []
 
 
@@ -223,6 +225,18 @@ def test_errors_of_the_library_name_options_where_a_command_shows_them(capsys, t
         load("npz")
     assert run(cifar.main, ["--dataset", "npz", "--out-dir", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.startswith("error: --dataset npz needs --data-dir, which was not given; ")
+
+
+def test_errors_of_the_training_room_name_options_where_a_command_shows_them(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(RunError, match=r"is not the configuration of a run; start in a new `out_dir`$"):
+        RunDirectory.config_of(tmp_path)
+    assert run(cifar.main, ["--out-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("is not the configuration of a run; start in a new --out-dir\n")
+    with pytest.raises(RunError, match=r"^`optimizer` noise is not an Optax optimizer"):
+        build_optimizer("noise", optax.constant_schedule(0.1))
+    assert run(lambda _: build_optimizer("noise", optax.constant_schedule(0.1)), []) == 2
+    assert capsys.readouterr().err.startswith("error: --optimizer noise is not an Optax optimizer that needs only ")
 
 
 def test_what_a_user_gave_stays_as_it_was(capsys, tmp_path):
@@ -238,7 +252,7 @@ def test_warnings_of_the_package_and_of_no_other_name_options():
     assert done.stderr == "--cache-dir it is\n`cache_dir` it is\n"
 
 
-# A rule that is made up: what its module would hold.
+# A rule that is made up: what scpl_jax.cli.rules would hold.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +270,7 @@ def _objectives(options, setting):
 VOTE = LearningRule("vote", "a made-up rule", options=VoteOptions, own=("votes",), objectives=_objectives)
 
 
-def test_a_new_rule_is_a_module_and_a_row(help_of, monkeypatch):
+def test_a_new_rule_is_a_row(help_of, monkeypatch):
     table = (*methods.TABLE, VOTE)
     rule_options = methods.options_of(table)
     assert [field.name for field in dataclasses.fields(rule_options) if field.name == "votes"] == ["votes"]

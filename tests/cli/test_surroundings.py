@@ -111,7 +111,7 @@ def test_data_know_the_home_directory_in_a_program_too(monkeypatch, tmp_path):
 
 
 def test_a_directory_that_checkpoints_could_not_lie_in_is_refused(tmp_path):
-    with pytest.raises(RunError, match=r"--out-dir '.*\\udcff' is no UTF-8"):
+    with pytest.raises(RunError, match=r"`out_dir` '.*\\udcff' is no UTF-8"):
         RunDirectory(tmp_path / "\udcff")
 
 

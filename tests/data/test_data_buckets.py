@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from scpl_jax.data import DataError
-from scpl_jax.data.text.buckets import bucket_lengths, eval_text_batches, text_batches
-from scpl_jax.data.text.ragged import Texts
+from scpl_jax.data.text.buckets import Texts, bucket_lengths, eval_text_batches, text_batches
 
 
 @pytest.fixture

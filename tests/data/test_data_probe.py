@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from scpl_jax.data.images.readers.probe import reachable
+from scpl_jax.data.images.readers.tfds import reachable
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from scpl_jax.data import DataError, TextRequest, add_label_noise, limit, load_texts, paths
 from scpl_jax.data.text import text_sets
-from scpl_jax.data.text.ragged import Texts
+from scpl_jax.data.text.buckets import Texts
 from scpl_jax.data.text.words import build_vocabulary, clean, stop_words
 
 

@@ -257,7 +257,7 @@ BAD = {
     "threshold above 1": (["--exit-threshold", "1.5"], "--exit-threshold must be greater than 0 and at most 1"),
     "similarity nan": (["--exit-similarity", "nan"], "--exit-similarity must be greater than 0"),
     "patience 0": (["--exit-patience", "0"], "--exit-patience must be at least 1"),
-    "hidden size 0": (["--exit-hidden", "8,0"], "--exit-hidden must be sizes of at least 1"),
+    "hidden size 0": (["--exit-hidden", "8,0"], "--exit-hidden must be numbers of at least 1"),
     "codes without al": (["--al-codes", "released"], "--al-codes is for --method al, got --method scpl"),
     "micro-batches without gpipe": (
         ["--micro-batches", "2"],

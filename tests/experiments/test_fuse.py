@@ -57,5 +57,5 @@ def test_by_itself_it_fuses_where_each_stage_is_trained_from_the_start_and_no_ti
     small = ["--dataset", "synthetic", "--width", "0.03", "--head-dims", "8,8", "--batch-size", "32", "--epochs", "4"]
     options = parsed(*small, "--stages", "3", "--limit-train", "64", "--library", "xla", *arguments)
     dataset = TASK.load(options)
-    pipeline = build_pipeline(TASK, TASK.resolve(options, dataset), dataset, 0, 8, 2)
+    pipeline = build_pipeline(TASK, TASK.resolve(options, dataset), dataset, 0)
     assert [group.name for group in pipeline.groups] == programs

@@ -104,7 +104,7 @@ def test_an_unreadable_configuration_is_named(tmp_path):
 
 def test_a_file_in_place_of_the_directory_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"--out-dir .* can't be written"):
+    with pytest.raises(RunError, match=r"`out_dir` .* can't be written"):
         RunDirectory(tmp_path / "file" / "run")
 
 

@@ -1,10 +1,9 @@
 """Augmentation of image batches on the device, inside the compiled training step.
 
 ``none`` only normalises. ``basic`` is the usual augmentation of CIFAR and Tiny ImageNet: torchvision's
-``RandomCrop(size, padding=4)`` and ``RandomHorizontalFlip()``. ``strong`` gives two views of each image, the
-second with the colour jitter and grayscale of SimCLR (Chen et al. 2020, arXiv:2002.05709, appendix A) at the
-strengths of the reference code of SupCon (Khosla et al. 2020, arXiv:2004.11362; HobbitLong/SupContrast,
-``main_supcon.py``).
+``RandomCrop(size, padding=4)`` and ``RandomHorizontalFlip()``. ``strong`` gives two views of each image, the second
+with the colour jitter and grayscale of SimCLR (Chen et al. 2020, arXiv:2002.05709, appendix A) at the strengths of the
+reference code of SupCon (Khosla et al. 2020, arXiv:2004.11362; HobbitLong/SupContrast, ``main_supcon.py``).
 """
 
 from __future__ import annotations
@@ -37,10 +36,9 @@ def make_augment(kind: str, *, mean: Sequence[float], std: Sequence[float], dtyp
         dtype: dtype of the images that come out; the arithmetic is in float32.
 
     Returns:
-        A function of a key, images (B, H, W, 3) uint8 and labels (B,) int32 that returns images (B', H, W, 3)
-        of ``dtype`` and labels (B',). B' = B for ``none`` and ``basic``. For ``strong`` B' = 2 B: first all B
-        images with crop and flip, then all B again with another crop and flip and with colour, and the labels
-        twice.
+        A function of a key, images (B, H, W, 3) uint8 and labels (B,) int32 that returns images (B', H, W, 3) of
+        ``dtype`` and labels (B',). B' = B for ``none`` and ``basic``. For ``strong`` B' = 2 B: first all B images with
+        crop and flip, then all B again with another crop and flip and with colour, and the labels twice.
 
     Raises:
         ValueError: if ``kind`` is not the name of an augmentation.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from scpl_jax.data.errors import DataError
+from scpl_jax.data.errors import DataError, reason
 
 _STATISTICS_CHUNK = 4096
 # Converting these modes to RGB clips all but the lowest 8 bits, which would turn most pictures white.
@@ -16,9 +16,7 @@ _WIDE_MODES = ("I", "F")
 _ORIENTATION = 0x0112  # the tag in EXIF data; 1 is upright
 
 
-def channel_statistics(
-    images: np.ndarray,
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each colour channel, of pixels scaled to [0, 1].
 
     Args:
@@ -122,7 +120,7 @@ def _decode(opened: Any, name: str, size: int | None) -> tuple[np.ndarray, bool]
     # Pillow's plugins raise nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error.
     except Exception as error:
         raise DataError(
-            f"{name} cannot be read as an image ({_one_line(error)}); replace it by an intact file."
+            f"{name} cannot be read as an image ({reason(error)}); replace it by an intact file."
         ) from error
     if size is not None and rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
@@ -147,8 +145,3 @@ def _in_parallel(make: Callable[[int], np.ndarray], count: int, shape: tuple[int
         for _ in pool.map(fill, range(0, count, chunk)):
             pass
     return images
-
-
-def _one_line(error: Exception) -> str:
-    """The error's text without line breaks, or its kind when it has none, to fit into one sentence."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,17 +1,35 @@
 """Chooses a data set by its name."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from scpl_jax.data.dataset import Dataset, check_use
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.images.readers import auto, cifar_files, digits, idx, imagefolder, npz, synthetic, tiny_imagenet
+from scpl_jax.data.images.readers import cifar_files, digits, idx, imagefolder, npz, synthetic, tfds, tiny_imagenet
 from scpl_jax.data.images.readers.request import Request
 from scpl_jax.data.paths import expand, find_cache_dir
 from scpl_jax.data.reading import check_given, readable
 
+_NOTE = (
+    "CIFAR-10 was not found, so the digits bundled with scikit-learn are used; `name` cifar10 downloads "
+    "it through TensorFlow Datasets, or put the official archive into the folder given by `data_dir`."
+)
+
+
+def _auto(request: Request) -> Dataset:
+    """CIFAR-10 from `data_dir` or from what TFDS has prepared, damaged or not, else the digits; never download."""
+    as_cifar = replace(request, name="cifar10")
+    official = cifar_files.load_official(as_cifar)
+    if official is not None:
+        return official
+    if tfds.find_prepared("cifar10", request.data_dir) is not None:
+        return cifar_files.load_prepared(as_cifar)
+    return replace(digits.load(replace(request, name="digits")), note=_NOTE)
+
+
 _LOADERS: dict[str, Callable[[Request], Dataset]] = {
-    "auto": auto.load,
+    "auto": _auto,
     "cifar10": cifar_files.load,
     "cifar100": cifar_files.load,
     "tiny-imagenet": tiny_imagenet.load,
@@ -27,11 +45,7 @@ DATASETS: tuple[str, ...] = tuple(_LOADERS)
 
 
 def load(
-    name: str,
-    *,
-    data_dir: Path | str | None = None,
-    cache_dir: Path | str | None = None,
-    image_size: int | None = None,
+    name: str, *, data_dir: Path | str | None = None, cache_dir: Path | str | None = None, image_size: int | None = None
 ) -> Dataset:
     """Load a data set.
 

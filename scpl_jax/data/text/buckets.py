@@ -1,14 +1,59 @@
-"""Batches of texts of about the same length, so that short ones do not pay for the padding of long ones."""
+"""Texts of different lengths; batches of similar ones, so that short texts do not pay for the padding of long ones."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from scpl_jax.data.batching import Batch, check_batch_size, epoch_order, fill_up
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.text.ragged import Texts
 
 _MULTIPLE = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Texts:
+    """Texts of different lengths, one behind the other.
+
+    Attributes:
+        ids: all token ids, `(T,)` int32.
+        starts: where each text begins in `ids`, and at the end T, `(N + 1,)` int64.
+
+    Example:
+        >>> texts = Texts.of([[2, 3], [4]])
+        >>> len(texts), texts.lengths.tolist(), texts.padded([1, 0], 3).tolist()
+        (2, [2, 1], [[4, 0, 0], [2, 3, 0]])
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+    @staticmethod
+    def of(texts: Sequence[Sequence[int]]) -> "Texts":
+        """Texts from lists of token ids."""
+        starts = np.cumsum([0, *map(len, texts)]).astype(np.int64)
+        return Texts(np.array([token for text in texts for token in text], np.int32), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each text, `(N,)` int64."""
+        return np.diff(self.starts)
+
+    def padded(self, indices: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
+        """Some texts, cut off or filled up with 0 at the end: `(len(indices), length)` int32."""
+        indices = np.asarray(indices, np.int64)
+        position = np.arange(length)
+        at = self.starts[indices, None] + position
+        real = at < self.starts[indices + 1, None]
+        return np.where(real, self.ids[np.where(real, at, 0)], 0).astype(np.int32)
+
+    def first(self, count: int | None) -> "Texts":
+        """The first `count` texts; all of them for None."""
+        starts = self.starts[: None if count is None else count + 1]
+        return Texts(self.ids[: starts[-1]], starts)
 
 
 def bucket_lengths(lengths: np.ndarray, max_length: int, count: int) -> tuple[int, ...]:
@@ -63,14 +108,11 @@ def text_batches(
     Texts are put in random order and shared out to batches of one bucket each; what is left over in the buckets shares
     the batches that are left. Then the batches are put in random order. Nothing but the arguments decides.
 
+    `seed` and `epoch` are as for `scpl_jax.data.epoch_order`, all other arguments as for `scpl_jax.data.batches` but:
+
     Args:
         texts: the texts.
-        labels: `(N,)` int32.
-        batch_size: texts in a batch.
         buckets: lengths to pad to, ascending, as `bucket_lengths` gives them; longer texts are cut off.
-        seed: seed of the run, 0 or more.
-        epoch: epoch, counted from 0.
-        start: index of the first batch to give, for a run resumed within an epoch.
 
     Raises:
         DataError: at the call, when `batch_size` is below 1 or above the number of texts.
@@ -110,7 +152,6 @@ def eval_text_batches(texts: Texts, labels: np.ndarray, batch_size: int, buckets
     """
     check_batch_size(batch_size)
     order = np.argsort(_bucket_of(texts.lengths, buckets), kind="stable")
-
     chosen = (order[at : at + batch_size] for at in range(0, len(texts), batch_size))
     return (fill_up(_padded(texts, indices, buckets), labels[indices], batch_size) for indices in chosen)
 

@@ -7,31 +7,25 @@ from typing import Any, ClassVar
 import numpy as np
 
 from scpl_jax.data.batching import Batch, check_batch_size
-from scpl_jax.data.dataset import check_labels, make_printable
+from scpl_jax.data.dataset import SPLITS, check_labels, make_printable
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.text.buckets import eval_text_batches, text_batches
-from scpl_jax.data.text.ragged import Texts
-
-_SPLITS = ("train", "test")
+from scpl_jax.data.text.buckets import Texts, eval_text_batches, text_batches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextDataset:
     """Labelled texts of one data set, split into a training and a test part.
 
+    Attributes not listed are those of `scpl_jax.data.Dataset`, of texts in place of images.
+
     Attributes:
         name: name of the data set, as in `scpl_jax.data.TEXT_DATASETS`.
-        source: where the texts came from, for people to read.
         train_texts: training texts; every text has at least one token.
-        train_labels: class index of each training text, `(N,)` int32.
         test_texts: test texts.
-        test_labels: class index of each test text, `(M,)` int32.
-        class_names: name of each class, in the order of the labels.
         words: the words of ids 2, 3, ...; 0 is padding and 1 any other word.
         max_length: tokens of a text that count; what is behind is cut off.
         buckets: lengths to which texts are padded, ascending.
         vectors: vectors of some words, with which an embedding may begin: word -> `(D,)` float32.
-        note: what a user should know about how this data set was chosen or read; empty when nothing.
 
     Raises:
         DataError: on construction, when the arrays do not fit together.
@@ -56,7 +50,7 @@ class TextDataset:
         make_printable(self)
         if self.max_length < 1:
             raise DataError(f"`max_length` is {self.max_length}, expected at least 1 token; choose a larger one.")
-        for split in _SPLITS:
+        for split in SPLITS:
             texts, labels = getattr(self, f"{split}_texts"), getattr(self, f"{split}_labels")
             if len(texts) == 0:
                 raise DataError(f"data set {self.name}: the {split} split holds no texts; supply at least one.")
@@ -95,8 +89,8 @@ class TextDataset:
 
     def packed(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Its arrays, and everything else but word vectors as JSON can hold it."""
-        arrays = {f"{split}_labels": getattr(self, f"{split}_labels") for split in _SPLITS}
-        for split in _SPLITS:
+        arrays = {f"{split}_labels": getattr(self, f"{split}_labels") for split in SPLITS}
+        for split in SPLITS:
             texts = getattr(self, f"{split}_texts")
             arrays |= {f"{split}_ids": texts.ids, f"{split}_starts": texts.starts}
         kept = ("name", "source", "class_names", "words", "max_length", "buckets", "note")

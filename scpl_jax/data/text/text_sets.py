@@ -1,7 +1,6 @@
 """Chooses a text data set by its name, and turns its texts into token ids."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from scpl_jax.data.dataset import check_use
 from scpl_jax.data.errors import DataError
 from scpl_jax.data.paths import expand, find_cache_dir
 from scpl_jax.data.reading import check_given, readable, real_path
-from scpl_jax.data.text.buckets import bucket_lengths
-from scpl_jax.data.text.ragged import Texts
+from scpl_jax.data.text.buckets import Texts, bucket_lengths
 from scpl_jax.data.text.readers import folders, generated, table_files, tfds_texts
-from scpl_jax.data.text.readers.raw import RawDataset, RawTexts, Source
+from scpl_jax.data.text.readers.raw import RawDataset, Source
 from scpl_jax.data.text.text_dataset import TextDataset
 from scpl_jax.data.text.words import UNKNOWN, build_vocabulary, clean, stop_words
 
@@ -145,15 +143,16 @@ def _encoded(request: TextRequest, raw: RawDataset) -> TextDataset:
         raise DataError(
             f"`vocabulary` is {request.vocabulary}, expected room for padding, unknown and a word, at least 3."
         )
-    cleaned = {split: _cleaned(texts, stop) for split, texts in (("train", raw.train), ("test", raw.test))}
-    vocabulary = build_vocabulary(cleaned["train"][0], request.vocabulary)
+    parts = {"train": raw.train, "test": raw.test}
+    cleaned = {split: [clean(text, stop) for text in part.texts] for split, part in parts.items()}
+    vocabulary = build_vocabulary(cleaned["train"], request.vocabulary)
     texts, labels, empty = {}, {}, 0
-    for split, (words, classes) in cleaned.items():
-        ids = [[vocabulary.get(word, UNKNOWN) for word in some[:max_length]] for some in words]
+    for split, part in parts.items():
+        ids = [[vocabulary.get(word, UNKNOWN) for word in words[:max_length]] for words in cleaned[split]]
         full = [index for index, some in enumerate(ids) if some]
         empty += len(ids) - len(full)
         texts[split] = Texts.of([ids[index] for index in full])
-        labels[split] = np.array([classes[index] for index in full], np.int32)
+        labels[split] = np.array([part.labels[index] for index in full], np.int32)
     if min(map(len, texts.values())) == 0:
         raise DataError(f"data set {name}: no text of a split has a word; check the column with the texts.")
     notes = [raw.note]
@@ -174,7 +173,3 @@ def _encoded(request: TextRequest, raw: RawDataset) -> TextDataset:
         buckets=bucket_lengths(texts["train"].lengths, max_length, buckets),
         note=" ".join(filter(None, notes)),
     )
-
-
-def _cleaned(raw: RawTexts, stop: frozenset[str]) -> tuple[list[list[str]], Sequence[int]]:
-    return [clean(text, stop) for text in raw.texts], raw.labels

@@ -1,17 +1,17 @@
 """CIFAR-10 and CIFAR-100 in the archives published by their authors, or through TFDS."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
 from scpl_jax.data.images.decoding import resize
 from scpl_jax.data.images.readers import tfds
 from scpl_jax.data.images.readers.members import Members, find_members
-from scpl_jax.data.images.readers.request import Request
+from scpl_jax.data.images.readers.request import Arrays, Request
 from scpl_jax.data.images.readers.restricted_pickle import load_arrays
 from scpl_jax.data.reading import real_path
 
@@ -22,9 +22,9 @@ _CHANNELS_FIRST = (-1, 3, 32, 32)
 
 @dataclass(frozen=True)
 class _Archive:
-    """One published archive and what is read from it."""
+    """One published archive, `name`.tar.gz, and what is read from it."""
 
-    file: str
+    name: str
     folder: str
     train: tuple[str, ...]
     test: str
@@ -39,42 +39,18 @@ class _Archive:
 
 
 _FIVE = tuple(f"data_batch_{number}" for number in range(1, 6))
+_FIVE_BINARY = tuple(f"{name}.bin" for name in _FIVE)
 _ARCHIVES = {
     "cifar10": (
         _Archive(
-            file="cifar-10-python.tar.gz",
-            folder="cifar-10-batches-py",
-            train=_FIVE,
-            test="test_batch",
-            names="batches.meta",
-            names_key="label_names",
-            labels_key="labels",
+            "cifar-10-python", "cifar-10-batches-py", _FIVE, "test_batch", "batches.meta", "label_names", "labels"
         ),
-        _Archive(
-            file="cifar-10-binary.tar.gz",
-            folder="cifar-10-batches-bin",
-            train=tuple(f"{name}.bin" for name in _FIVE),
-            test="test_batch.bin",
-            names="batches.meta.txt",
-        ),
+        _Archive("cifar-10-binary", "cifar-10-batches-bin", _FIVE_BINARY, "test_batch.bin", "batches.meta.txt"),
     ),
     "cifar100": (
+        _Archive("cifar-100-python", "cifar-100-python", ("train",), "test", "meta", "fine_label_names", "fine_labels"),
         _Archive(
-            file="cifar-100-python.tar.gz",
-            folder="cifar-100-python",
-            train=("train",),
-            test="test",
-            names="meta",
-            names_key="fine_label_names",
-            labels_key="fine_labels",
-        ),
-        _Archive(
-            file="cifar-100-binary.tar.gz",
-            folder="cifar-100-binary",
-            train=("train.bin",),
-            test="test.bin",
-            names="fine_label_names.txt",
-            label_bytes=2,
+            "cifar-100-binary", "cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", label_bytes=2
         ),
     ),
 }
@@ -106,7 +82,7 @@ def load_official(request: Request) -> Dataset | None:
         return None
     for archive in _ARCHIVES[request.name]:
         wanted = (*archive.train, archive.test, archive.names)
-        members = find_members(real_path(request.data_dir), archive.file, archive.folder, wanted)
+        members = find_members(real_path(request.data_dir), f"{archive.name}.tar.gz", archive.folder, wanted)
         if members is not None:
             return _read(request, archive, members)
     return None
@@ -118,11 +94,7 @@ def load_prepared(request: Request) -> Dataset:
     Raises:
         DataError: as `scpl_jax.data.images.readers.tfds.load`.
     """
-
-    def finish(train: tfds.Arrays, test: tfds.Arrays, class_names: tuple[str, ...]) -> Dataset:
-        return _dataset(request, "TensorFlow Datasets", train, test, class_names)
-
-    return tfds.load(request, request.name, finish)
+    return tfds.load(request, request.name, partial(_dataset, request, "TensorFlow Datasets"))
 
 
 def _read(request: Request, archive: _Archive, members: Members) -> Dataset:
@@ -135,40 +107,19 @@ def _read(request: Request, archive: _Archive, members: Members) -> Dataset:
         images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
         return _dataset(request, f"official files {place.name}", (images, labels), test, class_names)
 
-    if not members.is_archive:
-        return build()
-    return cached(
-        Dataset,
-        build,
-        cache_dir=request.cache_dir,
-        reader=f"{_READER} {request.name}",
-        files=members.files,
-        options=request.image_size,
-    )
+    return request.cached(build, _READER, members.files) if members.is_archive else build()
 
 
-def _dataset(
-    request: Request, source: str, train: tfds.Arrays, test: tfds.Arrays, class_names: tuple[str, ...]
-) -> Dataset:
-    return Dataset(
-        name=request.name,
-        source=source,
-        train_images=resize(train[0], request.image_size),
-        train_labels=train[1],
-        test_images=resize(test[0], request.image_size),
-        test_labels=test[1],
-        class_names=class_names,
-        mean=_MEAN[request.name],
-        std=_STD[request.name],
-    )
+def _dataset(request: Request, source: str, train: Arrays, test: Arrays, class_names: tuple[str, ...]) -> Dataset:
+    train, test = ((resize(images, request.image_size), labels) for images, labels in (train, test))
+    return request.dataset(source, train, test, class_names, mean=_MEAN[request.name], std=_STD[request.name])
 
 
-def _batch(content: bytes, path: Path, archive: _Archive) -> tfds.Arrays:
-    pixels, labels = (
-        _pickled(content, path, archive.labels_key)
-        if archive.is_pickled
-        else _binary(content, path, archive.label_bytes)
-    )
+def _batch(content: bytes, path: Path, archive: _Archive) -> Arrays:
+    if archive.is_pickled:
+        pixels, labels = _pickled(content, path, archive.labels_key)
+    else:
+        pixels, labels = _binary(content, path, archive.label_bytes)
     images = pixels.reshape(_CHANNELS_FIRST).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), labels.astype(np.int32)
 

@@ -9,29 +9,13 @@ import numpy as np
 
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.images.decoding import channel_statistics, resize, to_rgb
+from scpl_jax.data.images.decoding import resize, to_rgb
 from scpl_jax.data.images.readers import tfds
-from scpl_jax.data.images.readers.request import Request
+from scpl_jax.data.images.readers.request import Arrays, Request
 from scpl_jax.data.reading import is_file, read_file
 
-_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-_CLASS_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _EDGE = 28
 _MARGIN = 2
 _UNSIGNED_BYTES = 8
@@ -49,9 +33,7 @@ def load(request: Request) -> Dataset:
     found = {name: _find(request.data_dir, name) for name in _FILES}
     if not any(found.values()):
         return tfds.load(
-            request,
-            "fashion_mnist",
-            lambda train, test, _: _dataset(request, "TensorFlow Datasets", train, test),
+            request, "fashion_mnist", lambda train, test, _: _dataset(request, "TensorFlow Datasets", train, test)
         )
     for name, path in found.items():
         if path is None:
@@ -98,20 +80,9 @@ def _read_idx(path: Path, num_axes: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _dataset(request: Request, source: str, train: tfds.Arrays, test: tfds.Arrays) -> Dataset:
-    train_images, test_images = (_finished(images, request.image_size) for images, _ in (train, test))
-    mean, std = channel_statistics(train_images)
-    return Dataset(
-        name=request.name,
-        source=source,
-        train_images=train_images,
-        train_labels=train[1].astype(np.int32),
-        test_images=test_images,
-        test_labels=test[1].astype(np.int32),
-        class_names=_CLASS_NAMES,
-        mean=mean,
-        std=std,
-    )
+def _dataset(request: Request, source: str, train: Arrays, test: Arrays) -> Dataset:
+    train, test = ((_finished(images, request.image_size), labels) for images, labels in (train, test))
+    return request.dataset(source, train, test, _CLASSES)
 
 
 def _finished(images: np.ndarray, size: int | None) -> np.ndarray:

@@ -43,14 +43,8 @@ def load(request: Request) -> Dataset:
         )
     test_names, test = _list_split(test_dir)
     check_classes(test_dir, class_names, test_names)
-    return decode_listings(
-        request,
-        source=f"ImageFolder {root.name}",
-        class_names=class_names,
-        train=train,
-        test=test,
-        image_size=request.image_size,
-    )
+    source = f"ImageFolder {root.name}"
+    return decode_listings(request, source=source, class_names=class_names, train=train, test=test)
 
 
 def _root(data_dir: Path) -> Path:

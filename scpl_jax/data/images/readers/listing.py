@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError, some
-from scpl_jax.data.images.decoding import channel_statistics, decode_images
+from scpl_jax.data.images.decoding import decode_images
 from scpl_jax.data.images.readers.request import Request
 from scpl_jax.data.reading import open_file
 from scpl_jax.data.text.words import composed
@@ -30,12 +29,9 @@ Listing = list[tuple[str, int]]
 
 
 def take_turns(files_by_class: Sequence[Sequence[str]]) -> Listing:
-    """Order files so that classes take turns: the first of each, the second of each, and so on.
+    """Order the files of all classes so that these take turns: the first of each, the second of each, and so on.
 
     The first N of them are then a balanced subset.
-
-    Args:
-        files_by_class: the files of each class, in the order of the classes.
 
     Example:
         >>> take_turns([["cat1", "cat2"], ["dog1"]])
@@ -51,14 +47,10 @@ def is_image(name: str) -> bool:
 
 
 def class_folders(place: Path | str, folders: Iterable[str]) -> dict[str, str]:
-    r"""The folder of each class, in the order of the classes.
+    r"""The folder of each class, in the order of the classes, from the names of the folders in `place`.
 
     A class is named after its folder, in Unicode's composed form: file systems differ in the form that they keep, so
     that two splits may spell one class in two ways.
-
-    Args:
-        place: where the folders lie, for the error.
-        folders: names of folders.
 
     Raises:
         DataError: when two folders are one class.
@@ -80,12 +72,7 @@ def class_folders(place: Path | str, folders: Iterable[str]) -> dict[str, str]:
 
 
 def check_classes(place: Path | str, train_names: Sequence[str], test_names: Sequence[str]) -> None:
-    """Check that the test classes are the training classes.
-
-    Args:
-        place: where the test images lie, for the error.
-        train_names: names of the training classes.
-        test_names: names of the test classes.
+    """Check that the test classes, of images in `place`, are the training classes.
 
     Raises:
         DataError: when they differ.
@@ -106,7 +93,6 @@ def decode_listings(
     class_names: tuple[str, ...],
     train: Listing,
     test: Listing,
-    image_size: int | None,
     files: Iterable[str | Path] | None = None,
     open_image: Callable[[str], Any] = open_file,
 ) -> Dataset:
@@ -116,42 +102,23 @@ def decode_listings(
     many images. (TIFF files are turned as they say, as Pillow does so.)
 
     Args:
-        request: what was asked for.
+        request: what was asked for; without `image_size` all images must be of one size.
         source: where the images came from, for people to read.
         class_names: name of each class.
         train: names and class indices of the training examples.
         test: the same of the test examples.
-        image_size: edge in pixels to which all images are resized; None when all have one size.
         files: the files on disk the images depend on; None when the names are their paths.
         open_image: gives, for a name, a binary file with the image.
 
     Raises:
         DataError: when an image cannot be read or images differ in size.
     """
-    names = [name for name, _ in train] + [name for name, _ in test]
+    names = [name for name, _ in train + test]
 
     def build() -> Dataset:
-        images, turned = decode_images(lambda at: open_image(names[at]), names, image_size)
-        train_images, test_images = images[: len(train)], images[len(train) :]
-        mean, std = channel_statistics(train_images)
-        return Dataset(
-            name=request.name,
-            source=source,
-            train_images=train_images,
-            train_labels=np.array([label for _, label in train], np.int32),
-            test_images=test_images,
-            test_labels=np.array([label for _, label in test], np.int32),
-            class_names=class_names,
-            mean=mean,
-            std=std,
-            note=_TURNED.format(turned) if turned else "",
-        )
+        images, turned = decode_images(lambda at: open_image(names[at]), names, request.image_size)
+        train_labels, test_labels = (np.array([label for _, label in split], np.int32) for split in (train, test))
+        parts = (images[: len(train)], train_labels), (images[len(train) :], test_labels)
+        return request.dataset(source, *parts, class_names, note=_TURNED.format(turned) if turned else "")
 
-    return cached(
-        Dataset,
-        build,
-        cache_dir=request.cache_dir,
-        reader=f"{_READER} {request.name}",
-        files=names if files is None else files,
-        options=image_size,
-    )
+    return request.cached(build, _READER, names if files is None else files)

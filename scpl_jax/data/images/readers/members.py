@@ -2,7 +2,6 @@
 
 import tarfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,26 +29,22 @@ class Members:
     @property
     def files(self) -> list[Path]:
         """The files on disk that the content depends on."""
-        if self.is_archive:
-            return [self.place]
-        return [self.place / name for name in self.wanted]
+        return [self.place] if self.is_archive else [self.place / name for name in self.wanted]
 
     def read(self) -> dict[str, bytes]:
-        """Content of each wanted file.
-
-        A tar archive is read as it is, and nothing is written to disk.
+        """Content of each wanted file; a tar archive is read as it is, and nothing is written to disk.
 
         Raises:
             DataError: when a file is missing, or the archive is damaged.
         """
-        found = self._read_archive() if self.is_archive else self._read_folder()
+        if self.is_archive:
+            found = self._read_archive()
+        else:
+            found = {name: read_file(file) for name in self.wanted if is_file(file := self.place / name)}
         for name in self.wanted:
             if name not in found:
                 raise DataError(f"{self.place} holds no {name}; fetch the official archive again.")
         return found
-
-    def _read_folder(self) -> dict[str, bytes]:
-        return {name: read_file(self.place / name) for name in self.wanted if is_file(self.place / name)}
 
     def _read_archive(self) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
@@ -68,8 +63,6 @@ class Members:
                     if len(found[name]) != member.size:
                         raise EOFError("the file ends too early")
                     reading = f"what follows its member {name}"
-        except DataError:
-            raise
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise DataError(
                 f"{self.place} is damaged at {reading} ({str(error).rstrip('.')}); fetch the official archive again."
@@ -77,7 +70,7 @@ class Members:
         return found
 
 
-def find_members(data_dir: Path, archive: str, folder: str, wanted: Sequence[str]) -> Members | None:
+def find_members(data_dir: Path, archive: str, folder: str, wanted: tuple[str, ...]) -> Members | None:
     """Look for a published data set.
 
     Args:
@@ -89,13 +82,10 @@ def find_members(data_dir: Path, archive: str, folder: str, wanted: Sequence[str
     Returns:
         The extracted folder if there is one, else the archive, else None.
     """
-    names = tuple(wanted)
     if is_file(data_dir):
-        return Members(data_dir, names) if data_dir.name == archive else None
+        return Members(data_dir, wanted) if data_dir.name == archive else None
     if is_folder(data_dir / folder):
-        return Members(data_dir / folder, names)
-    if data_dir.name == folder or any(is_file(data_dir / name) for name in names):
-        return Members(data_dir, names)
-    if is_file(data_dir / archive):
-        return Members(data_dir / archive, names)
-    return None
+        return Members(data_dir / folder, wanted)
+    if data_dir.name == folder or any(is_file(data_dir / name) for name in wanted):
+        return Members(data_dir, wanted)
+    return Members(data_dir / archive, wanted) if is_file(data_dir / archive) else None

@@ -8,7 +8,7 @@ import numpy as np
 from scpl_jax.data.class_names import LabelReader, class_numbers, in_order
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import ZIP_ERRORS, DataError, some
-from scpl_jax.data.images.decoding import channel_statistics, resize, to_rgb
+from scpl_jax.data.images.decoding import resize, to_rgb
 from scpl_jax.data.images.readers.request import Request
 from scpl_jax.data.reading import is_folder, is_there, open_file
 
@@ -29,10 +29,8 @@ def load(request: Request) -> Dataset:
         DataError: when a file or an array is missing, damaged, or of the wrong type or shape.
     """
     path = request.required_dir(_LAYOUT)
-    if is_folder(path):
-        places = [(path / f"{split}.npz", "x", "y") for split in ("train", "test")]
-    else:
-        places = [(path, f"x_{split}", f"y_{split}") for split in ("train", "test")]
+    apart, splits = is_folder(path), ("train", "test")
+    places = [(path / f"{split}.npz", "x", "y") if apart else (path, f"x_{split}", f"y_{split}") for split in splits]
     reader, parts = LabelReader(), []
     class_names: list[str] = []
     for place, images_key, labels_key in places:
@@ -45,21 +43,10 @@ def load(request: Request) -> Dataset:
             raise DataError(f"{where} holds no label ({reader.missing('images')}); label some images.")
         images = images if labelled.all() else images[labelled]
         images = resize(to_rgb(images) if images.ndim == 3 else images, request.image_size)
-        parts.append((images, labels[labelled].astype(np.int32)))
-    (train_images, train_labels), (test_images, test_labels) = parts
-    mean, std = channel_statistics(train_images)
-    return Dataset(
-        name=request.name,
-        source=f"numpy {'files in' if len({place for place, _, _ in places}) > 1 else 'file'} {path.name}",
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-        class_names=tuple(class_names),
-        mean=mean,
-        std=std,
-        note=reader.note("images"),
-    )
+        parts.append((images, labels[labelled]))
+    source = f"numpy {'files in' if apart else 'file'} {path.name}"
+    train, test = parts
+    return request.dataset(source, train, test, class_names, note=reader.note("images"))
 
 
 def _check_images(images: np.ndarray, where: str) -> None:

@@ -4,7 +4,7 @@ import io
 import pickle
 from typing import Any
 
-from scpl_jax.data.errors import DataError
+from scpl_jax.data.errors import DataError, reason
 
 # A pickle may call whatever it names, so only what rebuilds arrays may be named. numpy moved its `core` to
 # `_core` in 2.0; files written by either are in use.
@@ -56,7 +56,6 @@ def load_arrays(content: bytes, name: str) -> Any:
         return _Unpickler(io.BytesIO(content), encoding="bytes").load()
     # A damaged pickle makes the unpickler raise nearly anything.
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(
-            f"{name} is no intact pickle of arrays ({reason}); fetch the official archive again."
+            f"{name} is no intact pickle of arrays ({reason(error)}); fetch the official archive again."
         ) from error

@@ -3,7 +3,6 @@
 import numpy as np
 
 from scpl_jax.data.dataset import Dataset
-from scpl_jax.data.images.decoding import channel_statistics
 from scpl_jax.data.images.readers.request import Request
 
 _NUM_CLASSES = 10
@@ -23,26 +22,10 @@ def load(request: Request) -> Dataset:
     size = request.image_size or _DEFAULT_SIZE
     generator = np.random.Generator(np.random.PCG64(_SEED))
     colours = generator.uniform(0.2, 1.0, size=(_NUM_CLASSES, 3))
-    train_labels = _balanced_labels(_NUM_TRAIN)
-    test_labels = _balanced_labels(_NUM_TEST)
-    train_images = _images(train_labels, colours, size, generator)
-    test_images = _images(test_labels, colours, size, generator)
-    mean, std = channel_statistics(train_images)
-    return Dataset(
-        name="synthetic",
-        source="synthetic stripes (made by scpl_jax)",
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-        class_names=tuple(f"stripes-{index}" for index in range(_NUM_CLASSES)),
-        mean=mean,
-        std=std,
-    )
-
-
-def _balanced_labels(count: int) -> np.ndarray:
-    return (np.arange(count) % _NUM_CLASSES).astype(np.int32)
+    balanced = (np.arange(count) % _NUM_CLASSES for count in (_NUM_TRAIN, _NUM_TEST))
+    train, test = ((_images(labels, colours, size, generator), labels) for labels in balanced)
+    class_names = [f"stripes-{index}" for index in range(_NUM_CLASSES)]
+    return request.dataset("synthetic stripes (made by scpl_jax)", train, test, class_names)
 
 
 def _images(labels: np.ndarray, colours: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:

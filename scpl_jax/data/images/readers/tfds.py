@@ -3,22 +3,25 @@
 import contextlib
 import importlib.util
 import os
+import socket
+import threading
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 
-from scpl_jax.data.cache import cached
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.images.readers.probe import reachable
-from scpl_jax.data.images.readers.request import Request
+from scpl_jax.data.images.readers.request import Arrays, Request
 from scpl_jax.data.paths import expand
 
 _READER = "tfds-1"
 _FORMAT = "array_record"
 _READ_AT_ONCE = 1000
+_PORTS = {"http": 80, "https": 443}
 
 DOWNLOAD_URLS = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -26,9 +29,6 @@ DOWNLOAD_URLS = {
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 }
 """Where TFDS downloads each data set from, by its TFDS name."""
-
-Arrays = tuple[np.ndarray, np.ndarray]
-"""Images `(N, H, W, C)` uint8 and labels `(N,)` int32."""
 
 Part = TypeVar("Part")
 
@@ -56,14 +56,7 @@ def load(request: Request, tfds_name: str, finish: Callable[[Arrays, Arrays, tup
         class_names, (train, test) = read_prepared(tfds_name, tfds_dir, ("train", "test"), _arrays)
         return finish(train, test, class_names)
 
-    return cached(
-        Dataset,
-        build,
-        cache_dir=request.cache_dir,
-        reader=f"{_READER} {request.name}",
-        files=prepared_files(tfds_name, tfds_dir),
-        options=request.image_size,
-    )
+    return request.cached(build, _READER, prepared_files(tfds_name, tfds_dir))
 
 
 def default_dir() -> Path:
@@ -136,6 +129,37 @@ def prepare(tfds_name: str, tfds_dir: Path, url: str | None = None) -> None:
             f"TFDS could not prepare {tfds_name} in {tfds_dir} ({_first_line(error)}); try again or give "
             "`data_dir` with the official files."
         ) from error
+
+
+def reachable(url: str, timeout: float = 5.0) -> bool:
+    """Tell whether the host of an address accepts a connection.
+
+    Where the environment names a proxy for that address, the proxy is tried in the host's stead.
+
+    Args:
+        url: an http or https address.
+        timeout: seconds after which the answer is no.
+    """
+    address = urlsplit(url)
+    host, port = address.hostname or "", address.port or _PORTS[address.scheme]
+    proxy = urllib.request.getproxies().get(address.scheme)
+    if proxy and not urllib.request.proxy_bypass(host):
+        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        host, port = address.hostname or "", address.port or _PORTS.get(address.scheme, 80)
+    answers: list[bool] = []
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((host, port), timeout=timeout):
+                answers.append(True)
+        except OSError:
+            answers.append(False)
+
+    # A socket's timeout does not cover the look-up of the name. The thread must not outlive the program.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return answers == [True]
 
 
 def _builder(tfds_name: str, tfds_dir: Path) -> Any:

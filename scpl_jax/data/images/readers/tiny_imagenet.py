@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from scpl_jax.data.dataset import Dataset
@@ -36,9 +37,9 @@ def load(request: Request) -> Dataset:
     examples are a balanced subset; class names are WordNet ids.
 
     Raises:
-        DataError: when a split, an annotation or an image is missing or damaged, or the classes of the splits
-            differ.
+        DataError: when a split, an annotation or an image is missing or damaged, or the classes of the splits differ.
     """
+    request = replace(request, image_size=request.image_size or _DEFAULT_SIZE)
     data_dir = real_path(request.required_dir(_LAYOUT))
     archive = data_dir if is_file(data_dir) else data_dir / f"{_NAME}.zip"
     for folder in (data_dir, data_dir / _NAME):
@@ -64,12 +65,8 @@ def _load_folder(request: Request, folder: Path) -> Dataset:
         class_names=class_names,
         train=[(f"{folder}/{name}", label) for name, label in train],
         test=[(f"{folder}/{name}", label) for name, label in test],
-        image_size=request.image_size or _DEFAULT_SIZE,
         # Sizes and times of the images do not show a change of the annotations.
-        files=[
-            *(f"{folder}/{name}" for name, _ in train + test),
-            *([annotations] if text is not None else []),
-        ],
+        files=[*(f"{folder}/{name}" for name, _ in train + test), *([annotations] if text is not None else [])],
     )
 
 
@@ -85,12 +82,9 @@ def _load_archive(request: Request, archive: Path) -> Dataset:
                 class_names=class_names,
                 train=train,
                 test=test,
-                image_size=request.image_size or _DEFAULT_SIZE,
                 files=[archive],
                 open_image=lambda name: io.BytesIO(opened.read(members[name])),
             )
-    except DataError:
-        raise
     except ZIP_ERRORS as error:
         raise DataError(f"{archive} is damaged ({str(error).rstrip('.')}); fetch the archive again.") from error
 
@@ -115,10 +109,7 @@ def _listings(place: Path, names: Iterable[str], annotations: str | None) -> tup
     """
     images = sorted(name for name in names if is_image(name) and not name.rpartition("/")[2].startswith("."))
     train = _by_class(images, "train")
-    if annotations is None:
-        test = _by_class(images, "val")
-    else:
-        test = _annotated(place, images, annotations)
+    test = _by_class(images, "val") if annotations is None else _annotated(place, images, annotations)
     for split, found in (("train", train), ("val", test)):
         if not found:
             raise DataError(f"{place} holds no images in {split}, expected the published folders; fetch it again.")

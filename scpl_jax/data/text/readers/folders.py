@@ -8,8 +8,6 @@ from scpl_jax.data.reading import is_folder, names_in, read_file
 from scpl_jax.data.text.readers.raw import MAX_LINE_BYTES, RawDataset, RawTexts, Replaced, Source
 
 _CLASSES = ("neg", "pos")
-
-
 _Labelled = list[tuple[Path, int]]
 
 

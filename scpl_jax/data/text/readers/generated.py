@@ -4,37 +4,15 @@ import numpy as np
 
 from scpl_jax.data.text.readers.raw import RawDataset, RawTexts
 
-_GOOD = ["great", "lovely", "superb", "charming", "brilliant", "moving", "funny", "warm", "clever", "gorgeous"]
-_BAD = ["awful", "dull", "clumsy", "boring", "dreadful", "bland", "stale", "tedious", "sloppy", "lifeless"]
-_FLIP = ("hardly", "barely", "scarcely")
-_THINGS = [
-    "plot",
-    "cast",
-    "music",
-    "script",
-    "camera",
-    "ending",
-    "story",
-    "dialogue",
-    "hero",
-    "villain",
-    "pace",
-    "humour",
-]
-_FILLERS = [
-    "film",
-    "evening",
-    "minute",
-    "scene",
-    "director",
-    "studio",
-    "sequel",
-    "crowd",
-    "ticket",
-    "screen",
-    "reel",
-    "season",
-]
+# Praise, blame, what turns either round, what it is said of, and what says nothing.
+_WORDS = """
+great lovely superb charming brilliant moving funny warm clever gorgeous
+awful dull clumsy boring dreadful bland stale tedious sloppy lifeless
+hardly barely scarcely
+plot cast music script camera ending story dialogue hero villain pace humour
+film evening minute scene director studio sequel crowd ticket screen reel season
+"""
+_GOOD, _BAD, _FLIP, _THINGS, _FILLERS = (line.split() for line in _WORDS.strip().splitlines())
 _TRAIN, _TEST = 4000, 1000
 
 

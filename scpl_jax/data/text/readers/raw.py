@@ -2,6 +2,7 @@
 
 import codecs
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -96,20 +97,17 @@ def byte_lines(file: BufferedReader, path: Path, most: int, holds: str) -> Itera
     Raises:
         DataError: when the file cannot be read or unpacked, or has a longer line.
     """
-    number = 0
-    while line := _line(file, path, most + 1):
-        number += 1
+    for number in itertools.count(1):
+        with unpackable(path):
+            line = file.readline(most + 1)
+        if not line:
+            return
         if len(line) > most:
             raise DataError(
                 f"line {number} of {path} is longer than {most // 1_000_000} MB, expected {holds}; check that this is "
                 "the right file."
             )
         yield line
-
-
-def _line(file: BufferedReader, path: Path, most: int) -> bytes:
-    with unpackable(path):
-        return file.readline(most)
 
 
 def lines(path: Path, replaced: Replaced) -> Iterator[str]:

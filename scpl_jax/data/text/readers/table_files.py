@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +19,16 @@ Row = tuple[int, Mapping[str, Any]]
 _MOST_CLASSES = 1000
 
 AG_NEWS = ("World", "Sports", "Business", "Sci/Tech")
-DBPEDIA = (
-    "Company",
-    "EducationalInstitution",
-    "Artist",
-    "Athlete",
-    "OfficeHolder",
-    "MeanOfTransportation",
-    "Building",
-    "NaturalPlace",
-    "Village",
-    "Animal",
-    "Plant",
-    "Album",
-    "Film",
-    "WrittenWork",
+_DBPEDIA_NAMES = (
+    "Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation Building NaturalPlace Village "
+    "Animal Plant Album Film WrittenWork"
 )
+DBPEDIA = tuple(_DBPEDIA_NAMES.split())
 
 
-def read_rows(path: Path, replaced: Replaced, columns: tuple[str, ...] | None = None) -> Iterator[Row]:
-    """The rows of a file, whose ending tells the layout: `.csv`, `.tsv` (unquoted), `.jsonl` or `.ndjson`.
-
-    Args:
-        path: the file.
-        replaced: counts characters that are no UTF-8.
-        columns: names of the columns of a file without a header line; None where the first line has them.
-
-    Raises:
-        DataError: for another ending, a file that cannot be read, or a line that is no row.
-    """
-    readers: dict[str, Callable[..., Iterator[Row]]] = {
-        ".csv": _separated,
-        ".tsv": _separated,
-        ".jsonl": _json_lines,
-        ".ndjson": _json_lines,
-    }
+def _read_rows(path: Path, replaced: Replaced, columns: tuple[str, ...] | None = None) -> Iterator[Row]:
+    """The rows of a file, whose ending tells the layout; `columns` are those of a file without a header line."""
+    readers = {".csv": _separated, ".tsv": _separated, ".jsonl": _json_lines, ".ndjson": _json_lines}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path} is of an unknown kind, expected one ending in {', '.join(readers)}; convert it.")
     return readers[path.suffix.lower()](path, replaced, columns)
@@ -170,17 +145,12 @@ def find_file_pair(data_file: Path, test_file: Path | None, text_column: str, la
             classes.
     """
     files = [data_file] if test_file is None else [data_file, test_file]
-    return Source(files, lambda: _own(data_file, test_file, text_column, label_column))
+    return Source(files, lambda: _own(data_file, test_file, composed(text_column), composed(label_column)))
 
 
 def _own(data_file: Path, test_file: Path | None, text_column: str, label_column: str) -> RawDataset:
-    replaced, reader, text_column, label_column = (
-        Replaced(),
-        LabelReader(),
-        composed(text_column),
-        composed(label_column),
-    )
-    rows = list(read_rows(data_file, replaced))
+    replaced, reader = Replaced(), LabelReader()
+    rows = list(_read_rows(data_file, replaced))
     found = {class_of(label) for _, row in rows if isinstance(label := row.get(label_column), str)}
     names = tuple(in_order(name for name in found if name is not None))
     classes = {name: index for index, name in enumerate(names)}
@@ -193,20 +163,16 @@ def _own(data_file: Path, test_file: Path | None, text_column: str, label_column
         )
     if test_file is not None:
         source = f"{data_file.name}, {test_file.name}"
-        test_rows = list(read_rows(test_file, replaced))
+        test_rows = list(_read_rows(test_file, replaced))
         test = _with_classes(test_file, test_rows, [text_column], label_column, classes, reader)
     else:
         source = f"{data_file.name}, a stratified fifth held out"
-        train, test = hold_out(train, data_file, names)
+        train, test = _hold_out(train, data_file, names)
     return RawDataset(source, names, train, test, replaced.characters, reader.note("texts"))
 
 
-def hold_out(all_texts: RawTexts, path: Path, names: Sequence[str]) -> tuple[RawTexts, RawTexts]:
-    """(training, test) texts: a stratified fifth, always the same one, is for testing.
-
-    Raises:
-        DataError: when a class has one text only, or there are too few texts.
-    """
+def _hold_out(all_texts: RawTexts, path: Path, names: Sequence[str]) -> tuple[RawTexts, RawTexts]:
+    """(training, test) texts: a stratified fifth, always the same one, is for testing."""
     from sklearn.model_selection import train_test_split
 
     if single := [name for name, count in zip(names, np.bincount(all_texts.labels), strict=True) if count == 1]:
@@ -231,11 +197,8 @@ def find_sst2(folder: Path) -> Source | None:
     files = _pair(folder, "sst2", "SST-2", names=("train.tsv", "dev.tsv"))
     if files is None:
         return None
-
-    def read() -> RawDataset:
-        return _published(files, "GLUE SST-2 files", {"0": "negative", "1": "positive"}, ["sentence"], "label")
-
-    return Source(files, read)
+    classes = {"0": "negative", "1": "positive"}
+    return Source(files, lambda: _published(files, "GLUE SST-2 files", classes, ["sentence"], "label"))
 
 
 def find_csv(folder: Path, name: str) -> Source | None:
@@ -243,19 +206,14 @@ def find_csv(folder: Path, name: str) -> Source | None:
 
     None where they are not there.
     """
-    class_names = AG_NEWS if name == "ag-news" else DBPEDIA
-    files = _pair(
-        folder, name, name.replace("-", "_"), f"{name.replace('-', '_')}_csv", names=("train.csv", "test.csv")
-    )
+    plain = name.replace("-", "_")
+    files = _pair(folder, name, plain, f"{plain}_csv", names=("train.csv", "test.csv"))
     if files is None:
         return None
-
-    def read() -> RawDataset:
-        classes = {str(number): title for number, title in enumerate(class_names, start=1)}
-        columns = ("class", "title", "text")
-        return _published(files, f"{name} CSV files", classes, ["title", "text"], "class", columns)
-
-    return Source(files, read)
+    class_names = AG_NEWS if name == "ag-news" else DBPEDIA
+    classes = {str(number): title for number, title in enumerate(class_names, start=1)}
+    source, columns = f"{name} CSV files", ("class", "title", "text")
+    return Source(files, lambda: _published(files, source, classes, ["title", "text"], "class", columns))
 
 
 def _published(
@@ -270,7 +228,7 @@ def _published(
     replaced, reader = Replaced(), LabelReader()
     indices = {name: index for index, name in enumerate(classes)}
     train, test = (
-        _with_classes(file, list(read_rows(file, replaced, columns)), text, label, indices, reader, unless="-1")
+        _with_classes(file, list(_read_rows(file, replaced, columns)), text, label, indices, reader, unless="-1")
         for file in files
     )
     return RawDataset(source, tuple(classes.values()), train, test, replaced.characters, reader.note("texts"))
