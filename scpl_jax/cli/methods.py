@@ -10,7 +10,7 @@ import tyro
 
 from scpl_jax.cli.option_types import flag, listed
 from scpl_jax.cli.rules import TABLE, LearningRule, Rule, Setting, SharedRuleOptions
-from scpl_jax.objectives import Mixture, Objective, SupCon
+from scpl_jax.objectives import AUXILIARIES, AuxiliaryNetwork, LocalObjective, Mixture, Objective
 from scpl_jax.training.run_error import RunError
 
 RULES = tuple(rule.name for rule in TABLE)
@@ -112,6 +112,11 @@ def check_rule(options: Any) -> None:
             raise RunError(f"{flag(name)} is for --method {listed(methods)}, got --method {options.method}")
     for rule in TABLE:
         rule.check(options)
+    for name in ("aux_side", "aux_depth", "aux_width"):
+        if options.aux == "none" and getattr(options, name) != defaults[name]:
+            raise RunError(f"{flag(name)} is for an auxiliary network; choose one by --aux {listed(list(AUXILIARIES))}")
+    if options.aux != "none" and not row_of(options.method).takes_aux:
+        raise RunError(f"--method {options.method} has no local losses that could read through --aux {options.aux}")
 
 
 def row_of(method: str) -> LearningRule:
@@ -146,7 +151,8 @@ def rule_of(options: Any, num_classes: int, dtype: Any, associated: Mapping[str,
       >>> rule_of(Options(method="scpl", stages=2, head="linear"), 10, None).objectives[0].head
       'linear'
     """
-    setting = Setting(options.stages, num_classes, options.init, options.head_pool, dtype, associated)
+    local = {"aux": _auxiliary(options, dtype), "classifier_gradient": options.classifier_gradient}
+    setting = Setting(options.stages, num_classes, options.init, options.head_pool, dtype, associated, local)
     row = row_of(options.method)
     if row.objectives is not None:
         return row.objectives(options, setting)
@@ -157,6 +163,15 @@ def rule_of(options: Any, num_classes: int, dtype: Any, associated: Mapping[str,
 
 def _mixture(text: str, options: Any, setting: Setting) -> Objective:
     mixed = [(weight, _TERMS[name](options, setting)) for weight, name in _parse_mixture(text)]
-    if len(mixed) == 1 and mixed[0][0] == 1 and (isinstance(mixed[0][1], SupCon) or not options.classifier_gradient):
-        return mixed[0][1]
-    return Mixture(tuple(mixed), options.classifier_gradient)
+    if len(mixed) == 1 and mixed[0][0] == 1 and isinstance(mixed[0][1], LocalObjective):
+        return dataclasses.replace(mixed[0][1], **setting.local)
+    return Mixture(tuple(mixed), **setting.local)
+
+
+def _auxiliary(options: Any, dtype: Any) -> AuxiliaryNetwork | None:
+    if options.aux == "none":
+        return None
+    # Where nothing is said of the library yet, only shapes matter.
+    layers = {"init": options.init, "dtype": dtype, "library": getattr(options, "library", None) or "xla"}
+    kind = AUXILIARIES[options.aux]
+    return kind(options.aux_side, options.aux_depth, options.aux_width, MappingProxyType(layers))

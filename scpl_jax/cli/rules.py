@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from scpl_jax.cli.option_types import Certainty, Count, OneOf, Positive, Unset, default, integers
+from scpl_jax.cli.option_types import Certainty, Count, Natural, OneOf, Positive, Unset, default, integers
 from scpl_jax.cli.parsing import Group
 from scpl_jax.objectives import (
+    AUXILIARIES,
     HEADS,
     Associated,
     CrossEntropy,
@@ -15,6 +16,7 @@ from scpl_jax.objectives import (
     Mixture,
     Objective,
     PredSim,
+    Reconstruction,
     SupCon,
 )
 from scpl_jax.training.run_error import RunError
@@ -31,6 +33,16 @@ class SharedRuleOptions(Group, title="rule"):
     """Layer sizes of the head, as 512,1024."""
     classifier_gradient: bool = False
     """Let the classifier's gradient into the last stage; dascpl: that of every local classifier into its stage."""
+    aux: Annotated[str, OneOf(("none", *AUXILIARIES))] = "none"
+    """Auxiliary network between a stage's features and its local loss: dgl (1x1 convolutions and linear layers on few
+    pixels), conv (one convolution) or blocks (like the network's own later ones). It is trained with the stage and not
+    handed on."""
+    aux_side: Annotated[Natural | None, default("blocks: 8; dgl: a quarter; conv: 0")] = None
+    """Average a feature map to this side before the auxiliary network, in pixels; 0: not at all."""
+    aux_depth: Annotated[Count | None, default("blocks: 2; dgl: 3; conv: 1")] = None
+    """Its convolutions or blocks; of blocks in the first stage, falling to 1 in the last."""
+    aux_width: Positive = 1.0
+    """Multiplier of its channels or hidden units."""
     exit_threshold: Unset[Certainty] = None
     """At evaluation an example stops at the first exit whose confidence is at least this, from 0 to 1."""
     exit_patience: Unset[Count] = None
@@ -50,6 +62,7 @@ class Setting:
       pool: side to which a feature map is averaged before a head; 0: not at all.
       dtype: of the computation; None for float32.
       associated: options of associated learning as in its authors' code, for ``--al-codes released``.
+      local: what a stage's objective, but no term of a mixture, gets besides: ``aux`` and ``classifier_gradient``.
 
     Example:
       >>> Setting(stages=2, num_classes=10, init="torch", pool=2).pooled
@@ -62,6 +75,7 @@ class Setting:
     pool: int
     dtype: Any = None
     associated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    local: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def layers(self) -> dict[str, Any]:
@@ -103,6 +117,7 @@ class LearningRule:
         start; refuses epochs after the end of the run.
       pipeline: options to arguments of :class:`scpl_jax.Pipeline`.
       end_to_end: whether one loss trains all stages.
+      takes_aux: whether its local losses may read features through an auxiliary network.
 
     Example:
       >>> from scpl_jax.objectives import CrossEntropy
@@ -121,6 +136,7 @@ class LearningRule:
     joins: Callable[[Any], tuple[int, ...]] = lambda options: ()
     pipeline: Callable[[Any], dict[str, Any]] = lambda options: {}
     end_to_end: bool = False
+    takes_aux: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +156,6 @@ def _contrastive(options: ScplOptions, setting: Setting) -> SupCon:
         head_dims=integers(options.head_dims, "--head-dims") or None,
         head_pool=setting.pool,
         count_anchor=options.count_anchor,
-        classifier_gradient=options.classifier_gradient,
         **setting.layers,
     )
 
@@ -176,6 +191,7 @@ BP = LearningRule(
     objectives=_end_to_end,
     pipeline=lambda options: {"remat": options.remat},
     end_to_end=True,
+    takes_aux=False,
 )
 
 
@@ -195,6 +211,7 @@ GPIPE = LearningRule(
     objectives=_end_to_end,
     pipeline=lambda options: {"micro_batches": options.micro_batches or 4, "remat": options.remat},
     end_to_end=True,
+    takes_aux=False,
 )
 
 
@@ -216,7 +233,8 @@ def _local_classifier(options: EarlyExitOptions, setting: Setting) -> LocalClass
 
 def _early_exit(options: EarlyExitOptions, setting: Setting) -> Rule:
     # The last stage has the network's own classifier.
-    return Rule((*(_local_classifier(options, setting),) * (setting.stages - 1), CrossEntropy()))
+    local = dataclasses.replace(_local_classifier(options, setting), **setting.local)
+    return Rule((*(local,) * (setting.stages - 1), CrossEntropy()))
 
 
 EARLY_EXIT = LearningRule(
@@ -244,11 +262,20 @@ def _associated(options: AlOptions, setting: Setting) -> Rule:
     return Rule((objective,) * setting.stages, classifier=False)
 
 
-AL = LearningRule("al", "associated learning", options=AlOptions, own=("al_codes",), objectives=_associated)
+AL = LearningRule(
+    "al", "associated learning", options=AlOptions, own=("al_codes",), objectives=_associated, takes_aux=False
+)
 
 
 def _predsim(options: SharedRuleOptions, setting: Setting) -> PredSim:
     return PredSim(setting.num_classes, **setting.pooled)
+
+
+def _reconstruction(options: SharedRuleOptions, setting: Setting) -> Reconstruction:
+    return Reconstruction(**setting.layers)
+
+
+RECON = LearningRule("recon", "reconstruction of the input, for mixtures", term=("recon", _reconstruction))
 
 
 PREDSIM = LearningRule("predsim", "local prediction and similarity matching", term=("predsim", _predsim))
@@ -273,7 +300,7 @@ class DascplOptions(EarlyExitOptions, ScplOptions):
 def _read_everywhere(options: DascplOptions, setting: Setting) -> Rule:
     read = dataclasses.replace(_local_classifier(options, setting), detach=not options.classifier_gradient)
     terms = ((1.0, _contrastive(options, setting)), (1.0, read))
-    return Rule((Mixture(terms, options.classifier_gradient),) * setting.stages)
+    return Rule((Mixture(terms, **setting.local),) * setting.stages)
 
 
 def _check_joins(options: Any) -> None:
@@ -303,4 +330,4 @@ DASCPL = LearningRule(
 )
 
 # A new rule is a row here: its options, its help and its checks follow.
-TABLE = (SCPL, BP, GPIPE, EARLY_EXIT, AL, PREDSIM, INFOREG, DASCPL)
+TABLE = (SCPL, BP, GPIPE, EARLY_EXIT, AL, PREDSIM, INFOREG, DASCPL, RECON)

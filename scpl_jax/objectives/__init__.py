@@ -21,4 +21,5 @@ from scpl_jax.objectives.inforeg import InfoReg as InfoReg
 from scpl_jax.objectives.local import LocalObjective as LocalObjective
 from scpl_jax.objectives.mixture import Mixture as Mixture
 from scpl_jax.objectives.predsim import PredSim as PredSim
+from scpl_jax.objectives.reconstruction import Reconstruction as Reconstruction
 from scpl_jax.objectives.supcon import SupCon as SupCon

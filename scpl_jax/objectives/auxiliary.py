@@ -98,6 +98,11 @@ class AuxiliaryNetwork:
         """This network as that of a stage at a place; it is the same everywhere unless it says otherwise."""
         return self
 
+    def _options(self, rngs: nnx.Rngs) -> LayerOptions:
+        options: Any = {"rngs": rngs, **self.layers}
+        made: LayerOptions = options
+        return made
+
 
 @dataclasses.dataclass(frozen=True)
 class Dgl(AuxiliaryNetwork):
@@ -116,7 +121,7 @@ class Dgl(AuxiliaryNetwork):
 
     def __call__(self, features: Any, targets: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for features of this shape: (N, H, W, C) or (N, C) to (N, 4 C)."""
-        options = LayerOptions(rngs=rngs, **self.layers)
+        options = self._options(rngs)
         features = summary_of(features)
         channels = scaled(features.shape[-1], self.width)
         steps: list[Any] = [summary_of]
@@ -161,9 +166,10 @@ class Conv(AuxiliaryNetwork):
         """
         if not is_map(features):
             raise ValueError(
-                f"the auxiliary network conv needs a feature map (N, H, W, C), got {_shapes(features)}; use blocks or dgl"
+                f"the auxiliary network conv needs a feature map (N, H, W, C), got {_shapes(features)}; "
+                "use blocks or dgl"
             )
-        options = LayerOptions(rngs=rngs, **self.layers)
+        options = self._options(rngs)
         steps: list[Any] = [functools.partial(average_pool, side=self.side)] if self.side else []
         size = features.shape[-1]
         for _ in range(self.depth or 1):
@@ -175,7 +181,7 @@ class Conv(AuxiliaryNetwork):
 
 @dataclasses.dataclass(frozen=True)
 class Blocks(AuxiliaryNetwork):
-    """Blocks of the architecture, not of the values, of the network's own later ones, as in AugLocal (arXiv 2402.17318).
+    """Blocks of the architecture, not the values, of the network's own later ones, as in AugLocal (arXiv 2402.17318).
 
     A feature map is averaged to ``side`` (8). Then come ``depth`` (2) blocks like those behind the stage, evenly
     sampled, the last one included, with ``width`` times their channels or hidden units, and the average over the
@@ -230,7 +236,9 @@ class Blocks(AuxiliaryNetwork):
 
     def _chosen(self) -> Sequence[Callable[..., nnx.Module]]:
         if self.place is None:
-            raise ValueError("blocks depend on the place of their stage; pass them to decouple, or call at(place) first")
+            raise ValueError(
+                "blocks depend on the place of their stage; pass them to decouple, or call at(place) first"
+            )
         later, most = self.place.later, self.depth or 2
         way = 1 - self.place.stage / max(self.place.num_stages - 1, 1)
         depth = min(math.ceil(1 + (most - 1) * way), len(later))
@@ -263,7 +271,9 @@ def named_auxiliary(name: str, **options: Any) -> AuxiliaryNetwork:
       0.5
     """
     if name not in AUXILIARIES:
-        raise ValueError(f"unknown auxiliary network {name!r}; choose one of {', '.join(AUXILIARIES)}, or pass a builder")
+        raise ValueError(
+            f"unknown auxiliary network {name!r}; choose one of {', '.join(AUXILIARIES)}, or pass a builder"
+        )
     return AUXILIARIES[name](**options)
 
 

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 from flax import nnx
@@ -70,6 +70,8 @@ class Objective(abc.ABC):
     classifier_gradient: bool = False
     #: Whether a stage without the classifier has something to minimise.
     local: ClassVar[bool] = True
+    #: Whether in a mixture it reads the stage's features themselves, never through an auxiliary network.
+    direct: ClassVar[bool] = False
     #: Whether the network's own classifier is trained beside it, by the cross-entropy of its logits.
     takes_classifier: ClassVar[bool] = True
 
@@ -93,12 +95,12 @@ class Objective(abc.ABC):
           ValueError: the objective can't use such features.
         """
 
-    def at(self, place: Place) -> "Objective":
+    def at(self, place: Place) -> Self:
         """This objective as that of a stage at a place; it is the same everywhere unless it says otherwise."""
         return self
 
     def seen(self, features: Any) -> Any:
-        """The part of what a stage's blocks return that its local loss gets: the ``summary`` of a message that has one."""
+        """What a stage's local loss gets of what its blocks return: the ``summary`` of a message that has one."""
         return summary_of(features)
 
     # What follows is for rules that send something along with the messages, as associated learning does.
@@ -148,10 +150,14 @@ class Objective(abc.ABC):
         return type(self).read_back is not Objective.read_back
 
     @property
-    def is_plain(self) -> bool:
-        """Whether its module is all there is to it: nothing goes along with the messages or comes back."""
+    def sends(self) -> Any:
+        """What it sends along with messages, as a value that is equal for objectives that understand one another.
+
+        None: nothing goes along or comes back; its module is all there is to it.
+        """
         names = ("accompany", "local_loss", "answer", "read_back")
-        return all(getattr(type(self), name) is getattr(Objective, name) for name in names)
+        plain = all(getattr(type(self), name) is getattr(Objective, name) for name in names)
+        return None if plain else type(self).__name__
 
 
 def summary_of(features: Any) -> Any:

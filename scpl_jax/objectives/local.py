@@ -1,9 +1,9 @@
-"""What local objectives have in common that read a stage's features through layers of their own."""
+"""What local objectives have in common that may read a stage's features through layers of their own."""
 
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 from flax import nnx
@@ -11,13 +11,13 @@ from flax import nnx
 from scpl_jax.objectives.auxiliary import AuxiliaryNetwork, named_auxiliary, traced
 from scpl_jax.objectives.base import Exit, Objective, Place, summary_of
 
-Auxiliary = str | Callable[..., nnx.Module | None]
+Auxiliary = Callable[..., nnx.Module | None]
 
 
 class ReadThrough(nnx.Module):
     """A local loss that reads features through an auxiliary network."""
 
-    def __init__(self, auxiliary: nnx.Module, loss: nnx.Module):
+    def __init__(self, auxiliary: nnx.Module, loss: Any):
         self.auxiliary = auxiliary
         self.loss = loss
 
@@ -50,9 +50,20 @@ class LocalObjective(Objective):
         those of the labels. The module is called with the features, and what it returns, or its ``summary``, is what
         the objective reads. It is trained with the stage and never handed on; an exit reads through it.
       classifier_gradient: let the gradient of the network's classifier into the last stage.
+
+    Raises:
+      ValueError: ``aux`` is none of these, at construction.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from scpl_jax.objectives import LocalClassifier
+      >>> features = jax.ShapeDtypeStruct((8, 4, 4, 3), jnp.float32)
+      >>> loss = LocalClassifier(5, aux="conv").build(features, rngs=nnx.Rngs(0))
+      >>> loss.logits(jnp.ones((8, 4, 4, 3))).shape
+      (8, 5)
     """
 
-    aux: Auxiliary | None = dataclasses.field(default=None, kw_only=True)
+    aux: str | Auxiliary | None = dataclasses.field(default=None, kw_only=True)
     classifier_gradient: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -63,9 +74,14 @@ class LocalObjective(Objective):
 
     @abc.abstractmethod
     def build_loss(self, features: Any, *, rngs: nnx.Rngs) -> nnx.Module:
-        """The local loss of what the auxiliary network returns; as :meth:`build` where there is none."""
+        """The local loss of what the auxiliary network returns; of the stage's features where there is none.
 
-    def at(self, place: Place) -> "LocalObjective":
+        Args:
+          features: shapes and dtypes, batch first.
+          rngs: source of randomness for the initial parameters.
+        """
+
+    def at(self, place: Place) -> Self:
         """The objective with the auxiliary network of a stage at this place."""
         return dataclasses.replace(self, aux=self.aux.at(place)) if isinstance(self.aux, AuxiliaryNetwork) else self
 
@@ -73,16 +89,27 @@ class LocalObjective(Objective):
         """All of a message where there is an auxiliary network, else its summary."""
         return summary_of(features) if self.aux is None else features
 
+    def auxiliary(self, features: Any, rngs: nnx.Rngs) -> tuple[nnx.Module | None, Any]:
+        """(auxiliary network of features of this shape or None, shapes and dtypes of what it makes of them).
+
+        Raises:
+          ValueError: ``aux`` made something that is no module, or it can't use such features.
+        """
+        if self.aux is None or isinstance(self.aux, str):
+            return None, features
+        targets = jax.ShapeDtypeStruct(jax.tree.leaves(features)[0].shape[:1], "int32")
+        made = self.aux(features, targets, rngs=rngs)
+        if made is None:
+            return None, features
+        if not isinstance(made, nnx.Module):
+            raise ValueError(f"an auxiliary network must be an nnx.Module or None, got a {type(made).__name__}")
+        return made, traced(made, features)
+
     def build(self, features: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """The local loss for features of this shape, behind its auxiliary network if it has one."""
         if self.aux is None:
             return self.build_loss(features, rngs=rngs)
-        assert not isinstance(self.aux, str)
-        targets = jax.ShapeDtypeStruct(jax.tree.leaves(features)[0].shape[:1], "int32")
-        auxiliary = self.aux(features, targets, rngs=rngs)
-        if auxiliary is None:
-            auxiliary = nnx.Sequential(summary_of)
-        if not isinstance(auxiliary, nnx.Module):
-            raise ValueError(f"an auxiliary network must be an nnx.Module or None, got a {type(auxiliary).__name__}")
-        loss = self.build_loss(summary_of(traced(auxiliary, features)), rngs=rngs)
-        return (ReadThroughExit if isinstance(loss, Exit) else ReadThrough)(auxiliary, loss)
+        auxiliary, read = self.auxiliary(features, rngs)
+        loss = self.build_loss(summary_of(read), rngs=rngs)
+        kind = ReadThroughExit if isinstance(loss, Exit) else ReadThrough
+        return kind(nnx.Sequential(summary_of) if auxiliary is None else auxiliary, loss)

@@ -2,28 +2,48 @@
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from scpl_jax.objectives.base import Exit, Objective, Place, classes_of, common_classes, summary_of
-from scpl_jax.objectives.local import LocalObjective, ReadThrough
+from scpl_jax.objectives.local import LocalObjective
 
 
 class MixedLoss(nnx.Module):
-    """Weighted sum of the losses of several modules, each with parameters of its own."""
+    """Weighted sum of the losses of several modules, each with parameters of its own.
 
-    def __init__(self, weights: tuple[float, ...], losses: list[nnx.Module]):
-        self.weights = weights
+    Args:
+      weights: of the losses.
+      losses: the modules.
+      direct: of each, whether it reads the stage's features themselves and not through the auxiliary network.
+      auxiliary: what the others read through; None: nothing.
+    """
+
+    def __init__(
+        self,
+        weights: tuple[float, ...],
+        losses: Sequence[nnx.Module],
+        direct: tuple[bool, ...],
+        auxiliary: nnx.Module | None,
+    ):
+        self.weights, self.direct = weights, direct
         self.losses = nnx.List(losses)
+        self.auxiliary = auxiliary
+
+    def given(self, features: Any) -> list[Any]:
+        """What each of the losses reads of what the stage hands on."""
+        read = features if self.auxiliary is None else self.auxiliary(features)
+        return [summary_of(features if direct else read) for direct in self.direct]
 
     def __call__(self, features: Any, labels: jax.Array) -> jax.Array:
         """Features and labels (N,) to a scalar."""
         total = jnp.float32(0)
-        for weight, loss in zip(self.weights, self.losses, strict=True):
-            total = total + weight * loss(_given(loss, features), labels)
+        for weight, loss, read in zip(self.weights, self.losses, self.given(features), strict=True):
+            total = total + weight * loss(read, labels)
         return total
 
 
@@ -32,12 +52,8 @@ class MixedExit(MixedLoss):
 
     def logits(self, features: Any) -> jax.Array:
         """Features to (N, classes)."""
-        exit_ = next(loss for loss in self.losses if isinstance(loss, Exit))
-        return exit_.logits(_given(exit_, features))
-
-
-def _given(loss: nnx.Module, features: Any) -> Any:
-    return features if isinstance(loss, ReadThrough) else summary_of(features)
+        both = zip(self.losses, self.given(features), strict=True)
+        return next(loss.logits(read) for loss, read in both if isinstance(loss, Exit))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +62,12 @@ class Mixture(LocalObjective):
 
     Args:
       terms: pairs of a weight, greater than 0, and an objective with a local loss.
-      aux: an auxiliary network that all terms share; a term may have one of its own, which then reads what this one
-        returns. Otherwise as for :class:`~scpl_jax.objectives.LocalObjective`, and ``classifier_gradient``, too.
+      aux: an auxiliary network that all terms share but those that read features ``directly``; a term has none of its
+        own. Otherwise as for :class:`~scpl_jax.objectives.LocalObjective`, and ``classifier_gradient``, too.
 
     Raises:
-      ValueError: no term, a weight that is not a number greater than 0, or an objective without a local loss, at
-        construction.
+      ValueError: no term, a weight that is not a number greater than 0, an objective without a local loss, or one that
+        answers otherwise than by logits or has an auxiliary network, at construction.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -69,12 +85,15 @@ class Mixture(LocalObjective):
         if not self.terms:
             raise ValueError("a mixture needs at least one term")
         for weight, objective in self.terms:
+            name = type(objective).__name__
             if not (weight > 0 and math.isfinite(weight)):
                 raise ValueError(f"a mixture's weights must be numbers greater than 0, got {weight}")
             if not objective.local:
-                raise ValueError(f"{type(objective).__name__} has no local loss to be mixed; LocalClassifier has")
-            if not objective.is_plain:
-                raise ValueError(f"{type(objective).__name__} sends something along with messages and can't be mixed")
+                raise ValueError(f"{name} has no local loss to be mixed; LocalClassifier has")
+            if objective.comes_back or not objective.takes_classifier:
+                raise ValueError(f"{name} gives answers that go back through the stages and can't be mixed")
+            if getattr(objective, "aux", None) is not None:
+                raise ValueError(f"{name} in a mixture has aux; give it to the mixture, whose terms share one")
         common_classes(classes_of(one) for _, one in self.terms)
 
     @property
@@ -82,19 +101,46 @@ class Mixture(LocalObjective):
         """That of the terms that know it; None where no term does."""
         return common_classes(classes_of(objective) for _, objective in self.terms)
 
-    def at(self, place: Place) -> "Mixture":
-        """The mixture with the auxiliary networks, its own and those of the terms, of a stage at this place."""
+    @property
+    def sends(self) -> Any:
+        """What each term sends along; None where none sends anything."""
+        parts = tuple(objective.sends for _, objective in self.terms)
+        return parts if any(part is not None for part in parts) else None
+
+    def at(self, place: Place) -> Self:
+        """The mixture of a stage at this place."""
         terms = tuple((weight, objective.at(place)) for weight, objective in self.terms)
         return dataclasses.replace(super().at(place), terms=terms)
 
-    def seen(self, features: Any) -> Any:
-        """All of a message where there is an auxiliary network, else its summary."""
-        whole = self.aux is not None or any(getattr(one, "aux", None) is not None for _, one in self.terms)
-        return features if whole else summary_of(features)
-
-    def build_loss(self, features: Any, *, rngs: nnx.Rngs) -> MixedLoss:
+    def build(self, features: Any, *, rngs: nnx.Rngs, companion: Any = None) -> MixedLoss:
         """The losses of all terms for features of this shape."""
-        losses = [objective.build(objective.seen(features), rngs=rngs) for _, objective in self.terms]
-        modules = [loss for loss in losses if loss is not None]
-        kind = MixedExit if any(isinstance(loss, Exit) for loss in modules) else MixedLoss
-        return kind(tuple(weight for weight, _ in self.terms), modules)
+        auxiliary, read = self.auxiliary(features, rngs)
+        losses = []
+        for index, (_, objective) in enumerate(self.terms):
+            part = None if companion is None else companion[index]
+            extra = {} if part is None else {"companion": part}
+            loss = objective.build(summary_of(features if objective.direct else read), rngs=rngs, **extra)
+            assert loss is not None
+            losses.append(loss)
+        kind = MixedExit if any(isinstance(loss, Exit) for loss in losses) else MixedLoss
+        direct = tuple(objective.direct for _, objective in self.terms)
+        return kind(tuple(weight for weight, _ in self.terms), losses, direct, auxiliary)
+
+    build_loss = build
+
+    def accompany(self, message: Any, labels: jax.Array) -> Any:
+        """What the terms add, each its own; None where none adds anything."""
+        parts = tuple(objective.accompany(message, labels) for _, objective in self.terms)
+        return parts if any(part is not None for part in parts) else None
+
+    def local_loss(self, module: Any, features: Any, labels: jax.Array, companion: Any) -> tuple[jax.Array, Any]:
+        """The weighted sum, and what the terms make of what came along for them."""
+        if companion is None:
+            return module(features, labels), None
+        total, carried = jnp.float32(0), []
+        parts = zip(self.terms, module.losses, module.given(features), companion, strict=True)
+        for (weight, objective), loss, read, part in parts:
+            value, new = objective.local_loss(loss, read, labels, part)
+            total = total + weight * value
+            carried.append(new)
+        return total, tuple(carried)

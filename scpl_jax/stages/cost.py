@@ -12,7 +12,6 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from scpl_jax.objectives import Objective
-from scpl_jax.objectives.base import summary_of
 from scpl_jax.stages.variables import floating_leaves, split
 
 # One byte of memory traffic weighs as much as this many floating-point operations. On one core of a Xeon the training

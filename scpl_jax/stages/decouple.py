@@ -176,13 +176,13 @@ def decouple(
     modules, descriptions = [], []
     for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
         objective = at(index, stop)
-        given = objective, index, companion
+        of_stage = objective, index, companion
         about = {
             "blocks": (start, stop),
             "objective": objective,
             "example": inputs[start] if index == 0 or companion is None else Accompanied(inputs[start], companion),
-            "cost": prices.of_stage(start, stop, *given),
-            "loss_cost": prices.of_loss(stop, *given),
+            "cost": prices.of_stage(start, stop, *of_stage),
+            "loss_cost": prices.of_loss(stop, *of_stage),
             "message_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(inputs[stop])),
         }
         loss = build_loss(objective, inputs[stop], rngs, companion if index else None)
@@ -217,7 +217,7 @@ def _checked(
                 f"{name} is the classifier's loss and stage {index} has no classifier; "
                 "use it for all stages, or a local objective such as SupCon"
             )
-        if not one.is_plain and any(type(other) is not type(one) for other in objectives):
+        if one.sends is not None and any(other.sends != one.sends for other in objectives if other.local):
             raise ValueError(f"{name} sends something along from stage to stage, so all stages need it or none")
         if not one.takes_classifier and last is not None:
             raise ValueError(f"{name} has no use for the network's classifier; leave it out: classifier=False")
