@@ -14,6 +14,7 @@ from scpl_jax.objectives import LocalClassifier as LocalClassifier
 from scpl_jax.objectives import Mixture as Mixture
 from scpl_jax.objectives import Objective as Objective
 from scpl_jax.objectives import PredSim as PredSim
+from scpl_jax.objectives import Reconstruction as Reconstruction
 from scpl_jax.objectives import SupCon as SupCon
 from scpl_jax.pipeline import Pipeline as Pipeline
 from scpl_jax.stages import Stage as Stage

@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 
 from scpl_jax.models.layers import LayerOptions, batch_norm, conv, linear, scaled
-from scpl_jax.objectives.base import Place, summary_of
+from scpl_jax.objectives.base import Place, one_array, summary_of
 from scpl_jax.objectives.heads import average_pool, pooled_size
 
 
@@ -122,7 +122,7 @@ class Dgl(AuxiliaryNetwork):
     def __call__(self, features: Any, targets: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """The network for features of this shape: (N, H, W, C) or (N, C) to (N, 4 C)."""
         options = self._options(rngs)
-        features = summary_of(features)
+        features = one_array(summary_of(features), "the auxiliary network dgl")
         channels = scaled(features.shape[-1], self.width)
         steps: list[Any] = [summary_of]
         size, inner = features.shape[-1], math.prod(features.shape[1:])

@@ -195,7 +195,7 @@ def build_loss(objective: Objective, features: Any, rngs: nnx.Rngs, companion: A
 
     ``companion`` is what comes along from the stage before, shapes and dtypes; None: nothing, or there is none before.
     """
-    extra: dict[str, Any] = {} if companion is None else {"companion": companion}
+    extra: dict[str, Any] = {} if companion is None or objective.sends is None else {"companion": companion}
     return objective.build(objective.seen(features), rngs=rngs, **extra)
 
 

@@ -36,7 +36,7 @@ class Masked(scpl.Objective):
 
     takes_classifier = False
 
-    def accompany(self, labels):
+    def accompany(self, message, labels):
         return {"kept": jnp.ones((len(labels), 6), bool).at[:, 0].set(False), "biases": jnp.zeros((CLASSES,))}
 
     def local_loss(self, module, features, labels, companion):
@@ -109,7 +109,7 @@ def test_answers_go_back_through_the_stages():
 
 
 def test_rules_that_send_something_along_are_not_mixed():
-    with pytest.raises(ValueError, match="Masked sends something along with messages and can't be mixed"):
+    with pytest.raises(ValueError, match="Masked gives answers that go back through the stages and can't be mixed"):
         scpl.Mixture(((1.0, Masked()), (1.0, scpl.LocalClassifier(CLASSES))))
     mixed = [Masked(), scpl.LocalClassifier(CLASSES), Masked()]
     with pytest.raises(ValueError, match="Masked sends something along from stage to stage, so all stages need it"):

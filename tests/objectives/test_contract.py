@@ -12,6 +12,7 @@ from closeness import assert_close
 from flax import nnx
 
 import scpl_jax as scpl
+from scpl_jax.objectives import Blocks, Dgl
 from scpl_jax.stages import gradients
 from scpl_jax.training import CheckpointStore
 from scpl_jax.training.checkpoints import Progress
@@ -26,7 +27,17 @@ OBJECTIVES = {
     "inforeg": scpl.InfoReg(CLASSES, dims=(8, 6)),
     "associated": scpl.Associated(CLASSES, code=6, hidden=8),
     "mixture": scpl.Mixture(((1.0, scpl.SupCon(**HEAD)), (0.5, scpl.LocalClassifier(CLASSES)))),
+    "supcon through blocks": scpl.SupCon(**HEAD, aux=Blocks(width=0.5, side=4)),
+    "classifier through blocks": scpl.LocalClassifier(CLASSES, aux="blocks", classifier_gradient=True),
+    "predsim through conv": scpl.PredSim(CLASSES, aux="conv"),
+    "inforeg through dgl": scpl.InfoReg(CLASSES, dims=(8, 6), aux=Dgl(depth=1)),
+    "mixture through conv": scpl.Mixture(
+        ((1.0, scpl.SupCon(**HEAD)), (0.5, scpl.LocalClassifier(CLASSES)), (1.0, scpl.Reconstruction())), aux="conv"
+    ),
+    "reconstruction": scpl.Reconstruction(),
 }
+# Those whose stages, but for the last one with its classifier, can't tell classes.
+NO_EXIT = {"supcon", "supcon through blocks", "reconstruction"}
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 
 
@@ -124,7 +135,7 @@ def test_survives_a_checkpoint_and_predicts(small_vgg, batch, name, tmp_path):
     np.testing.assert_array_equal(one.predict(batch[0]), other.predict(batch[0]))
     assert one.predict(batch[0]).shape == (8, CLASSES)
     exits = one.predict_exits(batch[0])
-    assert sorted(exits) == ([1] if name == "supcon" else [0, 1])
+    assert sorted(exits) == ([1] if name in NO_EXIT else [0, 1])
     np.testing.assert_array_equal(exits[1], one.predict(batch[0]))
 
 
@@ -136,7 +147,7 @@ class NotOneArray(nnx.Module):
 @every_objective
 def test_a_message_that_it_cannot_use_is_refused_in_one_sentence(batch, name):
     objective = OBJECTIVES[name]
-    with pytest.raises(ValueError, match="needs features that are one array"):
+    with pytest.raises(ValueError, match=r"needs (features that are one array|a feature map)"):
         scpl.decouple([NotOneArray()], 1, objective, batch[0], nnx.Rngs(0), classifier=False)
 
 
@@ -151,6 +162,17 @@ def test_values_out_of_range_are_refused():
         (lambda: scpl.Mixture(()), "at least one term"),
         (lambda: scpl.Mixture(((0.0, scpl.SupCon()),)), "greater than 0, got 0"),
         (lambda: scpl.Mixture(((1.0, scpl.CrossEntropy()),)), "no local loss"),
+        (
+            lambda: scpl.Mixture(((1.0, scpl.SupCon(aux="conv")),)),
+            "SupCon in a mixture has aux; give it to the mixture",
+        ),
+        (lambda: scpl.Mixture(((1.0, scpl.Associated(3)),)), "go back through the stages and can't be mixed"),
+        (lambda: scpl.Reconstruction(hidden=0), "hidden must be at least 1, got 0"),
+        (lambda: scpl.SupCon(aux="mlp"), "unknown auxiliary network 'mlp'; choose one of dgl, conv, blocks"),
+        (lambda: scpl.SupCon(aux=3), "aux must be a name, a function or None, got 3"),
+        (lambda: Blocks(depth=0), "depth at least 1, got None and 0"),
+        (lambda: Blocks(width=0), "width must be a number greater than 0, got 0"),
+        (lambda: Blocks(factory=nnx.Linear, width=0.5), "a factory makes blocks of its own width, got width 0.5"),
     ]:
         with pytest.raises(ValueError, match=what):
             make()
