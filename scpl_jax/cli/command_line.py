@@ -14,6 +14,7 @@ import jax
 
 from scpl_jax.cli.option_types import as_options
 from scpl_jax.cli.parsing import parse_options as parse_options
+from scpl_jax.cli.recipes import with_recipe
 from scpl_jax.cli.run_options import AnyOptions, contradiction, from_json
 from scpl_jax.data.paths import expand
 from scpl_jax.kernels.glibc import keep_freed_memory
@@ -91,6 +92,8 @@ def parse(
     config = processes.decided_by_first(lambda: RunDirectory.config_of(given) if given else None)
     resuming = config is not None and "--resume" in arguments
     saved = from_json(kind, config["options"]) if config is not None and resuming else kind()
+    if not resuming:
+        saved = with_recipe(saved, _peek(arguments, "--recipe"))
     options = parse_options(kind, arguments, module, saved)
     options.check()
     if config is not None and not resuming:

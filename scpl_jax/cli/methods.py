@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from scpl_jax.cli.option_types import flag, listed
+from scpl_jax.cli.recipes import check_recipe
 from scpl_jax.cli.rules import TABLE, LearningRule, Rule, Setting, SharedRuleOptions
 from scpl_jax.objectives import AUXILIARIES, AuxiliaryNetwork, LocalObjective, Mixture, Objective
 from scpl_jax.training.run_error import RunError
@@ -102,6 +103,7 @@ def check_rule(options: Any) -> None:
       scpl_jax.training.run_error.RunError: --al-codes is for --method al, got --method scpl
     """
     check_method(options.method, options.stages)
+    check_recipe(options)
     owners: dict[str, list[str]] = {}
     for rule in TABLE:
         for name in rule.own:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from scpl_jax.cli.option_types import Certainty, Count, Natural, OneOf, Positive, Unset, default, integers
 from scpl_jax.cli.parsing import Group
+from scpl_jax.cli.recipes import RECIPES
 from scpl_jax.objectives import (
     AUXILIARIES,
     HEADS,
@@ -26,6 +27,9 @@ from scpl_jax.training.run_error import RunError
 class SharedRuleOptions(Group, title="rule"):
     """How the stages learn."""
 
+    recipe: Annotated[str | None, OneOf(tuple(RECIPES)), default("none")] = None
+    """A set of options: paper (the settings released with the paper), fast (the best accuracy per second) or accurate
+    (per epoch). Options that are given win; --method must be the recipe's."""
     method: str = "scpl"
     head: Annotated[str, OneOf(HEADS)] = "mlp"
     """Projection head."""
