@@ -11,7 +11,7 @@ EXAMPLES = [text for page in PAGES for text in re.findall(r"```python\n(.*?)```"
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.splitlines()[0][:20])
