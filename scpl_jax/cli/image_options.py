@@ -11,9 +11,7 @@ from scpl_jax.models import MODELS
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageNetworkOptions(NetworkOptions):
-    """What is trained, and how it is cut into stages."""
-
+class _Network(NetworkOptions):
     model: Annotated[str, OneOf(MODELS)] = "vgg8"
     """The network."""
     width: Annotated[Positive | None, default("1.0; for the digits 0.125")] = None
@@ -23,17 +21,13 @@ class ImageNetworkOptions(NetworkOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageRuleOptions(RuleOptions):
-    """How the stages learn."""
-
+class _Rule(RuleOptions):
     head_pool: Natural = 2
     """Average a feature map to this side before the head, in pixels; 0: not at all, as in the paper."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageTrainingOptions(TrainingOptions):
-    """How long and how fast it is trained."""
-
+class _Training(TrainingOptions):
     epochs: Annotated[Count | None, default("200; for the digits 20")] = None
     """Number of epochs."""
     batch_size: Annotated[Count | None, default("1024; for the digits 128")] = None
@@ -41,9 +35,7 @@ class ImageTrainingOptions(TrainingOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageDataOptions(DataOptions):
-    """What it is trained and tested on."""
-
+class _Data(DataOptions):
     dataset: Annotated[str, OneOf(DATASETS)] = "auto"
     """The data set; auto is CIFAR-10 where its files are found, otherwise scikit-learn's digits."""
     image_size: Annotated[Count | None, default("as they come; tiny-imagenet 32")] = None
@@ -53,7 +45,7 @@ class ImageDataOptions(DataOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(ImageDataOptions, ImageTrainingOptions, ImageRuleOptions, ImageNetworkOptions, RunOptions):
+class Options(_Data, _Training, _Rule, _Network, RunOptions):
     """Train an image classifier in stages with local supervised-contrastive losses.
 
     Without --dataset, CIFAR-10 is used where its files are found, otherwise scikit-learn's digits, which need no

@@ -14,9 +14,7 @@ TEXT_MODELS = ("lstm", "transformer")
 
 
 @dataclasses.dataclass(frozen=True)
-class TextNetworkOptions(NetworkOptions):
-    """What is trained, and how it is cut into stages."""
-
+class _Network(NetworkOptions):
     model: Annotated[str, OneOf(TEXT_MODELS)] = "lstm"
     """The network: a bidirectional LSTM, or a pre-norm transformer encoder."""
     layers: Annotated[int, at_least(2)] = 4
@@ -38,17 +36,13 @@ class TextNetworkOptions(NetworkOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextRuleOptions(RuleOptions):
-    """How the stages learn."""
-
+class _Rule(RuleOptions):
     head: Annotated[str, OneOf(HEADS)] = "identity"
     """Projection head."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TextTrainingOptions(TrainingOptions):
-    """How long and how fast it is trained."""
-
+class _Training(TrainingOptions):
     epochs: Annotated[Count | None, default("50; for generated texts 20")] = None
     """Number of epochs."""
     batch_size: Annotated[Count | None, default("1024; for generated texts 64")] = None
@@ -58,9 +52,7 @@ class TextTrainingOptions(TrainingOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextDataOptions(DataOptions):
-    """What it is trained and tested on."""
-
+class _Data(DataOptions):
     dataset: Annotated[str, OneOf(TEXT_DATASETS)] = "auto"
     """The data set; auto is SST-2 where its files are found, otherwise generated; file needs --data-file."""
     data_file: Unset[Path] = None
@@ -84,7 +76,7 @@ class TextDataOptions(DataOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextOptions(TextDataOptions, TextTrainingOptions, TextRuleOptions, TextNetworkOptions, RunOptions):
+class TextOptions(_Data, _Training, _Rule, _Network, RunOptions):
     """Train a text classifier in stages with local supervised-contrastive losses.
 
     Without --dataset, SST-2 is used where its files are found, otherwise sentences made by rules, which need no
