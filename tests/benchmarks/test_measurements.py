@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from scpl_jax.benchmarks import contrastive, convolutions, measure, memory, throughput
-from scpl_jax.benchmarks.flops import matrix_flops
+from scpl_jax.benchmarks.single import matrix_flops
 from scpl_jax.cli.command_line import run
 from scpl_jax.kernels import onednn
 

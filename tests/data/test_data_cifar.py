@@ -18,7 +18,7 @@ from data_archives import (
 )
 
 from scpl_jax.data import DataError, load
-from scpl_jax.data.images.readers.restricted_pickle import load_arrays
+from scpl_jax.data.images.readers.cifar_files import load_arrays
 
 VERSIONS = {
     "cifar10-python": ("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py", cifar10_python),

@@ -363,7 +363,7 @@ def pickles(folder: Path, chance: random.Random) -> None:
     """Load a pickle that wants to call something."""
     import pickle
 
-    from scpl_jax.data.images.readers.restricted_pickle import load_arrays
+    from scpl_jax.data.images.readers.cifar_files import load_arrays
 
     names = ("os system", "posix system", "builtins eval", "subprocess Popen", "numpy.core.multiarray _reconstruct",
              "numpy ndarray", "numpy dtype", "_codecs encode", "builtins getattr", "shutil rmtree")  # fmt: skip
@@ -520,7 +520,7 @@ def checkpoints(folder: Path, chance: random.Random) -> None:
 def forged_checkpoint(folder: Path, chance: random.Random) -> None:
     """Restore a checkpoint with other contents and the right checksums."""
     from scpl_jax.training import CheckpointStore
-    from scpl_jax.training.checksums import sums_of, write_sums
+    from scpl_jax.training.writing import sums_of, write_sums
 
     files, pipeline = checkpoint_template()
     place = write(folder / "2", {k[2:]: v for k, v in files.items() if k.startswith("2/") and "SHA256" not in k})

@@ -175,8 +175,8 @@ def keeping(folder: Path, chance: random.Random) -> None:
 
 def drawing(folder: Path, chance: random.Random) -> None:
     """Draw, and write a file that a reader finds whole, whatever the environment is."""
-    from scpl_jax.analysis.exit_curves import draw_exits
     from scpl_jax.analysis.figures import attempt
+    from scpl_jax.analysis.report_figures import draw_exits
     from scpl_jax.training.writing import write_json
 
     exits = [{"stage": stage, "accuracy": chance.random(), "share": chance.random()} for stage in range(2)]

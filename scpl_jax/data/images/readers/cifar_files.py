@@ -1,18 +1,20 @@
 """CIFAR-10 and CIFAR-100 in the archives published by their authors, or through TFDS."""
 
+import io
+import pickle
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scpl_jax.data.dataset import Dataset
-from scpl_jax.data.errors import DataError
+from scpl_jax.data.errors import DataError, reason
 from scpl_jax.data.images.decoding import resize
 from scpl_jax.data.images.readers import tfds
 from scpl_jax.data.images.readers.members import Members, find_members
 from scpl_jax.data.images.readers.request import Arrays, Request
-from scpl_jax.data.images.readers.restricted_pickle import load_arrays
 from scpl_jax.data.reading import real_path
 
 _READER = "cifar-1"
@@ -56,6 +58,18 @@ _ARCHIVES = {
 }
 _MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.5071, 0.4865, 0.4409)}
 _STD = {"cifar10": (0.2470, 0.2435, 0.2616), "cifar100": (0.2673, 0.2564, 0.2762)}
+# A pickle may call whatever it names, so only what rebuilds arrays may be named. numpy moved its `core` to
+# `_core` in 2.0; files written by either are in use.
+_ALLOWED = frozenset(
+    {
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy.core.numeric", "_frombuffer"),
+        ("numpy._core.numeric", "_frombuffer"),
+    }
+)
 
 
 def load(request: Request) -> Dataset:
@@ -170,3 +184,44 @@ def _entry(batch: object, key: str, path: Path) -> object:
             if spelling in batch:
                 return batch[spelling]
     raise DataError(f"{path} has no entry {key}; fetch the official archive again.")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand in for `codecs.encode`, a call of which is how Python 3 writes bytes for Python 2."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _encode
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        if module.startswith("numpy.core"):
+            module = module.replace("numpy.core", "numpy._core", 1)
+        return super().find_class(module, name)
+
+
+def load_arrays(content: bytes, name: str) -> Any:
+    """Unpickle arrays, numbers and strings in dicts, lists and tuples.
+
+    Args:
+        content: a pickle, of Python 2 or 3.
+        name: what to call it in an error.
+
+    Returns:
+        What was pickled; strings of Python 2 come as bytes.
+
+    Raises:
+        DataError: when the pickle is damaged, or names anything but what rebuilds a numpy array. Nothing it
+            names is imported or called then.
+    """
+    try:
+        return _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    # A damaged pickle makes the unpickler raise nearly anything.
+    except Exception as error:
+        raise DataError(
+            f"{name} is no intact pickle of arrays ({reason(error)}); fetch the official archive again."
+        ) from error
