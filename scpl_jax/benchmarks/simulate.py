@@ -58,7 +58,7 @@ class Options:
     """Write the numbers as JSON."""
 
 
-def equal_stages(options: Options, count: int) -> list[StageTimes]:
+def _equal_stages(options: Options, count: int) -> list[StageTimes]:
     """The times of ``count`` stages of equal blocks, by the compiler's estimate."""
     side, channels = options.image_size, options.channels
     features = jax.ShapeDtypeStruct((options.batch_size, side, side, channels), jnp.float32)
@@ -88,15 +88,8 @@ def equal_stages(options: Options, count: int) -> list[StageTimes]:
     ]
 
 
-def _check(options: Options, path: Path) -> list[dict[str, Any]]:
-    """Measured and simulated seconds a step of every method in a file of the throughput experiment."""
-    try:
-        return _compare(options, read_json(path))
-    except (KeyError, TypeError, AttributeError, ArithmeticError):
-        raise RunError(f"--check {path} does not hold scpl and bp of a throughput experiment; measure both") from None
-
-
 def _compare(options: Options, found: Any) -> list[dict[str, Any]]:
+    """Measured and simulated seconds a step of every method in the numbers of a throughput experiment."""
     alone = [one["median"] for one in found["alone_seconds"]]
     sizes, tasks = found["message_bytes"], found["methods"]["bp"]["task_seconds"]
     measured = {name: row["seconds_a_step"]["median"] for name, row in found["methods"].items()}
@@ -131,7 +124,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(Options, arguments, "scpl_jax.benchmarks.simulate", Options())
     counts, parts = integers(options.stages, "--stages"), integers(options.micro_batches, "--micro-batches")
     if options.check is not None:
-        rows = _check(options, options.check)
+        try:
+            rows = _compare(options, read_json(options.check))
+        except (KeyError, TypeError, AttributeError, ArithmeticError):
+            what = f"--check {options.check} does not hold scpl and bp of a throughput experiment"
+            raise RunError(f"{what}; measure both") from None
         print(f"{'':22}{'measured ms':>12}{'simulated ms':>14}{'error':>8}")
         for row in rows:
             seconds = f"{row['measured'] * 1e3:>12.1f}{row['simulated'] * 1e3:>14.1f}"
@@ -141,7 +138,7 @@ def main(arguments: Sequence[str]) -> int:
             if count < 1 or _BLOCKS % count:
                 raise RunError(f"--stages must be numbers that divide {_BLOCKS}, got {count}")
         link = Link(options.bandwidth, options.latency)
-        rows = speedup_table(lambda n: equal_stages(options, n), counts, parts, link=link, overhead=options.overhead)
+        rows = speedup_table(lambda n: _equal_stages(options, n), counts, parts, link=link, overhead=options.overhead)
         columns = ["scpl", "bp", *(f"{kind} {m}" for kind in ("gpipe", "1f1b") for m in parts)]
         print(f"{'stages':>6}" + "".join(f"{name:>10}" for name in columns) + "   (milliseconds a step)")
         for row in rows:

@@ -200,8 +200,8 @@ def test_help_and_commands_without_devices_need_none(no_device, capsys):
 
 
 def test_the_backend_that_jax_misses_is_one_sentence():
-    code = "import sys; from scpl_jax.cli.command_line import run, check_devices; "
-    code += "sys.exit(run(lambda _: check_devices(), []))"
+    code = "import sys; from scpl_jax.cli.command_line import run, _check_devices; "
+    code += "sys.exit(run(lambda _: _check_devices(), []))"
     env = {"JAX_PLATFORMS": "gpuu", "PATH": "", "PYTHONPATH": str(Path(report.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 2
