@@ -26,8 +26,8 @@ data data.text buckets ragged=buckets text_dataset text_registry=text_sets vecto
 experiments benchmarks contrastive convolutions flops=single input_path measure memory overhead simulate single
 experiments benchmarks speed_report=throughput throughput throughput_options torch_networks torch_steps
 experiments benchmarks workloads=throughput_options
-experiments cli building command_line library=building methods options=image_options
-experiments cli machine=environment run_options tasks=building text_options
+experiments cli building command_line library=building methods options=task_options
+experiments cli machine=environment run_options tasks=building text_options=task_options
 experiments experiments reuse=cells
 """
 MOVED: dict[str, str] = {}

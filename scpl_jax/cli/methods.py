@@ -136,7 +136,7 @@ def rule_of(options: Any, num_classes: int, dtype: Any, associated: Mapping[str,
       ValueError: options do not fit an objective.
 
     Example:
-      >>> from scpl_jax.cli.image_options import Options
+      >>> from scpl_jax.cli.task_options import Options
       >>> rule_of(Options(method="scpl", stages=2, head="linear"), 10, None).objectives[0].head
       'linear'
     """

@@ -17,7 +17,7 @@ from scpl_jax.analysis.figures import attempt
 from scpl_jax.analysis.report_figures import draw_exits
 from scpl_jax.cli.building import Task, build_pipeline, plan_of, schedule_of, stop_rules, with_library
 from scpl_jax.cli.command_line import parse
-from scpl_jax.cli.environment import keep_compiled, peak_memory_bytes, say, shell_line, versions
+from scpl_jax.cli.environment import device_peak_bytes, keep_compiled, process_peak_bytes, say, shell_line, versions
 from scpl_jax.cli.methods import row_of
 from scpl_jax.cli.option_types import as_options
 from scpl_jax.cli.run_options import PRECISIONS, AnyOptions, AnyResolved, ResolvedOptions, RunOptions, to_json
@@ -167,7 +167,7 @@ def _summary(
     rate = f"{dataset.unit}_per_second"
     speed = statistics.fmean(one[rate] for one in per_run)
     accuracies = [one["test_accuracy"] for one in per_run]
-    peaks = processes.gather(peak_memory_bytes())
+    peaks = processes.gather(device_peak_bytes() or process_peak_bytes())
     best = max(per_run, key=lambda one: one["best_test_accuracy"])
     results: dict[str, Any] = {
         "dataset": dataset.name,

@@ -59,6 +59,16 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def hindrance(folder: Path) -> str | None:
+    """Why files can't be made in a folder, which is made if need be; None if they can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return reason_of(error)
+
+
 def check_space(folder: Path, size: int) -> None:
     """Find out before writing whether a disk is too full, as far as one can: others may fill it meanwhile.
 

@@ -15,11 +15,10 @@ from scpl_jax.benchmarks import contrastive, convolutions, memory, overhead, sim
 from scpl_jax.cli import methods
 from scpl_jax.cli.building import _build_stages
 from scpl_jax.cli.command_line import parse_options, run
-from scpl_jax.cli.image_options import Options, ResolvedImageOptions
 from scpl_jax.cli.option_types import Count, flag
 from scpl_jax.cli.rules import LearningRule, Rule, SharedRuleOptions
 from scpl_jax.cli.run_options import ResolvedOptions, from_json, resolved, to_json
-from scpl_jax.cli.text_options import ResolvedTextOptions, TextOptions
+from scpl_jax.cli.task_options import Options, ResolvedImageOptions, ResolvedTextOptions, TextOptions
 from scpl_jax.data import DataError, load
 from scpl_jax.experiments import cifar, reproduce
 from scpl_jax.objectives import LocalClassifier

@@ -17,9 +17,8 @@ from scpl_jax.benchmarks import memory, simulate, throughput
 from scpl_jax.cli import command_line
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import keep_compiled, shell_line
-from scpl_jax.cli.image_options import Options
 from scpl_jax.cli.run_options import from_json
-from scpl_jax.cli.text_options import TextOptions
+from scpl_jax.cli.task_options import Options, TextOptions
 from scpl_jax.data import DataError, TextRequest, load, load_texts, paths
 from scpl_jax.data.images.readers import tfds
 from scpl_jax.experiments import reproduce

@@ -121,8 +121,7 @@ def parsing(folder: Path, chance: random.Random) -> None:
     """Parse a command line with paths, up to where a program would begin to work; nothing is made in a folder "~"."""
     from scpl_jax.benchmarks import memory, simulate, throughput_options
     from scpl_jax.cli.command_line import parse_options, run
-    from scpl_jax.cli.image_options import Options
-    from scpl_jax.cli.text_options import TextOptions
+    from scpl_jax.cli.task_options import Options, TextOptions
 
     kinds: tuple[Any, ...] = (Options, TextOptions, memory.Options, simulate.Options, throughput_options.Options)
     kind = chance.choice(kinds)
