@@ -110,11 +110,7 @@ class Source:
 
 @contextlib.contextmanager
 def _unpackable(path: Path | str) -> Iterator[None]:
-    """What goes wrong in a block that reads a compressed file, as one sentence.
-
-    Raises:
-        DataError: in place of what the file system and unpacking raise.
-    """
+    """What goes wrong in a block that reads a compressed file, as one sentence: a :class:`DataError`."""
     try:
         with readable(path):
             yield
