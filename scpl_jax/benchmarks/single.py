@@ -189,7 +189,7 @@ def _flops_of_local(stages: tuple[Stage, ...], network: measure.Network) -> floa
     for stage in stages:
         step = functools.partial(train_step, stage, optimizer)
         arguments = (initial_state(stage, optimizer), message, network.labels)
-        total += matrix_flops(step, *arguments)
+        total += _matrix_flops(step, *arguments)
         message = jax.eval_shape(step, *arguments)[1]
     return total
 
@@ -205,25 +205,16 @@ def _flops_of_bp(stages: tuple[Stage, ...], network: measure.Network) -> float:
                 message = block(message)
         return cross_entropy(module.classifier(message), network.labels)
 
-    return matrix_flops(jax.grad(loss), [stage.params for stage in stages])
+    return _matrix_flops(jax.grad(loss), [stage.params for stage in stages])
 
 
-def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
+def _matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
     """Operations of all matrix products and convolutions of a function, a multiplication and an addition being two.
 
     They are counted in the program as JAX traces it, before any compiler changes it, but without what no result needs,
     as the gradient of a stage's inputs, which derivatives of our own give unasked. What a loop does counts as often as
     it is done; of the branches of a condition the most expensive one counts. Zeros that a strided convolution's
     gradient is given between the pixels don't count.
-
-    Args:
-      function: to be traced.
-      *arguments: pytrees of arrays or ``jax.ShapeDtypeStruct``.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> matrix_flops(lambda a, b: jnp.tanh(a @ b), jnp.ones((3, 4)), jnp.ones((4, 5)))
-      120.0
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
