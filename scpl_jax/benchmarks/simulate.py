@@ -88,8 +88,15 @@ def _equal_stages(options: Options, count: int) -> list[StageTimes]:
     ]
 
 
+def _check(options: Options, path: Path) -> list[dict[str, Any]]:
+    """Measured and simulated seconds a step of every method in a file of the throughput experiment."""
+    try:
+        return _compare(options, read_json(path))
+    except (KeyError, TypeError, AttributeError, ArithmeticError):
+        raise RunError(f"--check {path} does not hold scpl and bp of a throughput experiment; measure both") from None
+
+
 def _compare(options: Options, found: Any) -> list[dict[str, Any]]:
-    """Measured and simulated seconds a step of every method in the numbers of a throughput experiment."""
     alone = [one["median"] for one in found["alone_seconds"]]
     sizes, tasks = found["message_bytes"], found["methods"]["bp"]["task_seconds"]
     measured = {name: row["seconds_a_step"]["median"] for name, row in found["methods"].items()}
@@ -124,11 +131,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(Options, arguments, "scpl_jax.benchmarks.simulate", Options())
     counts, parts = integers(options.stages, "--stages"), integers(options.micro_batches, "--micro-batches")
     if options.check is not None:
-        try:
-            rows = _compare(options, read_json(options.check))
-        except (KeyError, TypeError, AttributeError, ArithmeticError):
-            what = f"--check {options.check} does not hold scpl and bp of a throughput experiment"
-            raise RunError(f"{what}; measure both") from None
+        rows = _check(options, options.check)
         print(f"{'':22}{'measured ms':>12}{'simulated ms':>14}{'error':>8}")
         for row in rows:
             seconds = f"{row['measured'] * 1e3:>12.1f}{row['simulated'] * 1e3:>14.1f}"
