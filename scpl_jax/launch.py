@@ -48,7 +48,7 @@ except OSError as error:
 """
 
 
-class LaunchError(ValueError):
+class _LaunchError(ValueError):
     """A mistake in the command line, in one sentence."""
 
 
@@ -222,26 +222,17 @@ class _Watch:
             child.end()
 
 
-def launch(command: Sequence[str], processes: int, pin: bool = False) -> int:
+def _launch(command: Sequence[str], processes: int, pin: bool) -> int:
     """Run a command in several processes until all have ended; to be called from the main thread.
 
-    Args:
-      command: the program and its arguments.
-      processes: how many of it.
-      pin: give each process its own share of the cores.
-
-    Returns:
-      0 if all ended with 0, else the status of the one that failed; 128 + the signal's number if a signal ended it.
-
-    Raises:
-      LaunchError: what was asked for can't be started.
+    Returns 0 if all ended with 0, else the status of the one that failed; 128 + its number if a signal ended it.
     """
     if processes < 1:
-        raise LaunchError(f"--processes must be at least 1, got {processes}")
+        raise _LaunchError(f"--processes must be at least 1, got {processes}")
     if not command:
-        raise LaunchError("there is no command; give it behind --, as in --processes 2 -- python train.py")
+        raise _LaunchError("there is no command; give it behind --, as in --processes 2 -- python train.py")
     if shutil.which(command[0]) is None:
-        raise LaunchError(f"command not found: {command[0]}")
+        raise _LaunchError(f"command not found: {command[0]}")
     cores = _shares(processes) if pin else [""] * processes
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -275,17 +266,17 @@ def launch(command: Sequence[str], processes: int, pin: bool = False) -> int:
 def _shares(processes: int) -> list[str]:
     """The cores of each process: contiguous shares whose sizes differ by one at most."""
     if not hasattr(os, "sched_setaffinity"):
-        raise LaunchError("--pin is not possible here: this system can't bind a process to cores")
+        raise _LaunchError("--pin is not possible here: this system can't bind a process to cores")
     cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
     if len(cores) < processes:
-        raise LaunchError(f"--pin needs a core for each of the {processes} processes, and there are {len(cores)}")
+        raise _LaunchError(f"--pin needs a core for each of the {processes} processes, and there are {len(cores)}")
     cuts = [len(cores) * index // processes for index in range(processes + 1)]
     return [",".join(cores[start:stop]) for start, stop in itertools.pairwise(cuts)]
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise LaunchError(f"{message}; --help lists every option")
+        raise _LaunchError(f"{message}; --help lists every option")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -301,8 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.close(number)
     try:
         options = parser.parse_args(arguments[:end])
-        return launch(arguments[end + 1 :], options.processes, options.pin)
-    except LaunchError as error:
+        return _launch(arguments[end + 1 :], options.processes, options.pin)
+    except _LaunchError as error:
         _write(2, f"error: {error}\n".encode(errors="replace"))
         return 2
 

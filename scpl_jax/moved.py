@@ -15,18 +15,19 @@ _MOVES = """
 models kernels conv dropout kernel_gradients norm onednn pooling products recurrence winograd
 models models registry=named initial=layers
 pipeline pipeline groups=placement skips=whole_steps
-losses losses classification=softmax supcon=contrastive_loss supcon_blocks=contrastive_loss
+losses losses classification=softmax information=similarity supcon=contrastive_loss supcon_blocks=contrastive_loss
 analysis simulation machine=devices simulate=simulator
-analysis analysis exits=exit_curves shapes=runs timeline=timeline_figure
-training training errors=run_error files=writing
+analysis analysis exits=report_figures shapes=runs timeline=timeline_figure
+training training checksums=writing errors=run_error files=writing
 data data files=reading labels=class_names
+data data.text packed=readers.raw
 data data.images augment colour registry=image_sets
 data data.text buckets ragged=buckets text_dataset text_registry=text_sets vectors words
-experiments benchmarks contrastive convolutions flops input_path measure memory overhead simulate single
+experiments benchmarks contrastive convolutions flops=single input_path measure memory overhead simulate single
 experiments benchmarks speed_report=throughput throughput throughput_options torch_networks torch_steps
 experiments benchmarks workloads=throughput_options
-experiments cli building command_line library=building methods options=image_options
-experiments cli machine=environment run_options tasks=building text_options
+experiments cli building command_line library=building methods options=task_options
+experiments cli machine=environment run_options tasks=building text_options=task_options
 experiments experiments reuse=cells
 """
 MOVED: dict[str, str] = {}

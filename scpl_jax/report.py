@@ -16,7 +16,6 @@ from typing import Annotated
 import tyro
 
 from scpl_jax.analysis import report_figures
-from scpl_jax.analysis.exit_curves import draw_exits
 from scpl_jax.analysis.runs import Run, name_runs, read_run
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.option_types import default, flag
@@ -145,7 +144,7 @@ def _details(one: Run) -> str:
         what = "Accuracy of each stage's exit." if found.get("exits") else "Probes of each stage's features."
         text.append(_figure(report_figures.probes(one), what))
     if found.get("exits") and found.get("early_stops"):
-        svg = report_figures.svg_of(lambda file: draw_exits(found["exits"], found["early_stops"], file))
+        svg = report_figures.svg_of(lambda file: report_figures.draw_exits(found["exits"], found["early_stops"], file))
         text.append(_figure(svg, "Stopping early: accuracy against the mean share of the network that is computed."))
     if "confusion" in found:
         svg = report_figures.confusion(found["confusion"], found["class_names"])

@@ -1,9 +1,11 @@
-"""The figures of a report, as SVG to put into a page."""
+"""The figures of a report, as SVG to put into a page; that of early exits is drawn for every run, too."""
 
 import functools
 import io
+import itertools
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, Any, ParamSpec
 
 import numpy as np
@@ -27,16 +29,11 @@ def svg_of(draw: Callable[[IO[str]], None]) -> str:
     file = io.StringIO()
     if not attempt("a figure of the report", draw, file):
         return "<p>This figure could not be written.</p>"
-    return inline(file.getvalue())
+    return _inline(file.getvalue())
 
 
-def inline(text: str) -> str:
-    """An SVG file's element, as wide as its place in a page.
-
-    Example:
-      >>> inline('<?xml version="1.0"?><svg width="9pt" height="5pt" viewBox="0 0 9 5"><g/></svg>')
-      '<svg viewBox="0 0 9 5"><g/></svg>'
-    """
+def _inline(text: str) -> str:
+    """An SVG file's element, as wide as its place in a page."""
     text = text[text.index("<svg") :]
     head, rest = text.split(">", 1)
     return re.sub(r'\s(width|height)="[^"]*"', "", head) + ">" + rest
@@ -76,20 +73,16 @@ def loss_curves(run: Run) -> Any:
     """Training loss of every stage against epochs, of the first seed."""
     figure, (axis,) = new_figure(figsize=(6, 3.4))
     lines = run.seeds()[0]
-    stages = max(len(line["train_loss"]) for line in lines)
-    for stage in range(stages):
-        points = [(line["epoch"], loss) for line in lines if (loss := _at(line["train_loss"], stage)) is not None]
-        label = f"stage {stage}" if stages > 1 else "network"
+    by_stage = list(itertools.zip_longest(*(line["train_loss"] for line in lines)))
+    for stage, losses in enumerate(by_stage):
+        points = [(line["epoch"], loss) for line, loss in zip(lines, losses, strict=True) if loss is not None]
+        label = f"stage {stage}" if len(by_stage) > 1 else "network"
         axis.plot(*zip(*points, strict=True), ".-", color=COLOURS[stage % len(COLOURS)], label=label)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(xlabel="epoch", ylabel="training loss", xlim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend(**_BESIDE)
     return figure
-
-
-def _at(values: Sequence[float | None], index: int) -> float | None:
-    return values[index] if index < len(values) else None
 
 
 @_as_svg
@@ -151,3 +144,46 @@ def memory(runs: Sequence[Run]) -> Any:
     axis.margins(x=0.12)
     axis.set_xlabel("peak memory, MiB")
     return figure
+
+
+def draw_exits(exits: Sequence[dict[str, Any]], stops: Sequence[dict[str, Any]], file: Path | IO[str]) -> None:
+    """Draw accuracy against the mean share of the network's cost.
+
+    Args:
+      exits: ``stage``, ``accuracy`` and ``share`` of each exit, all examples stopping there.
+      stops: ``accuracy`` and ``share`` of stop rules, with either ``confidence`` or ``patience``.
+      file: SVG or PNG, or a file that is open for SVG.
+    """
+    figure, (axis,) = new_figure(figsize=(6, 3.6))
+    curve = sorted((s for s in stops if s["confidence"] is not None), key=lambda s: s["confidence"])
+
+    def plot(points: Sequence[dict[str, Any]], style: str, colour: str, label: str) -> None:
+        axis.plot([p["share"] for p in points], [p["accuracy"] for p in points], style, color=colour, label=label)
+
+    def name(point: dict[str, Any], text: str, above: int) -> None:
+        at = (point["share"], point["accuracy"])
+        axis.annotate(text, at, (0, above), textcoords="offset points", ha="center")
+
+    plot(exits, "s", "#777777", "one exit for all")
+    for one in exits:
+        name(one, f"{one['stage']}", -13)
+    plot(curve, "o-", "#4477aa", "by confidence")
+    for stop, text in _named_ends(curve):
+        name(stop, text, 7)
+    if patient := [s for s in stops if s["patience"] is not None]:
+        plot(patient, "^", "#cc6677", "by patience")
+    axis.set(xlabel="mean share of the network's cost", ylabel="test accuracy", xlim=(0, 1.05))
+    axis.margins(y=0.2)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, loc="lower right")
+    save_figure(figure, file)
+
+
+def _named_ends(curve: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
+    """The first and the last point with their confidences; where they lie close together, one name for both."""
+    if not curve:
+        return []
+    first, last = curve[0], curve[-1]
+    if abs(first["share"] - last["share"]) > 0.1:
+        return [(first, f"{first['confidence']:g}"), (last, f"{last['confidence']:g}")]
+    return [(last, f"{first['confidence']:g} to {last['confidence']:g}")]

@@ -10,7 +10,7 @@ from scpl_jax.training.run_dir import RunDirectory
 from scpl_jax.training.run_error import RunError
 from scpl_jax.training.writing import read_json, reason_of
 
-NUMBER = float  # a finite one, for mismatch
+NUMBER = float  # a finite one, for _mismatch
 _OPTIONAL = (NUMBER, None)
 _STAGE = {"blocks": [int], "devices": [str], "parameters": int, "share_of_cost": NUMBER, "share_of_local_loss": NUMBER}
 _CONFIG = {"options": {"width?": _OPTIONAL}, "stages?": [_STAGE]}
@@ -96,11 +96,11 @@ def read_run(path: Path, name: str | None = None) -> Run:
     config = RunDirectory.config_of(path)
     if config is None:
         raise RunError(f"{path} holds no run: there is no config.json; give a run directory")
-    _check(path / "config.json", mismatch(config, _CONFIG) or _odd_stages(config))
+    _check(path / "config.json", _mismatch(config, _CONFIG) or _odd_stages(config))
     file = path / "results.json"
     results = read_json(file) if file.exists() else None
     if results is not None:
-        _check(file, mismatch(results, _RESULTS) or _odd_confusion(results))
+        _check(file, _mismatch(results, _RESULTS) or _odd_confusion(results))
     return Run(name or path.name, path, config, _read_lines(path / "metrics.jsonl"), results)
 
 
@@ -118,7 +118,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
             if number < len(texts):
                 raise RunError(f"line {number} of {path} is no JSON; remove the line") from None
             continue
-        _check(path, mismatch(line, _LINE), f"line {number} of ")
+        _check(path, _mismatch(line, _LINE), f"line {number} of ")
         lines.append(line)
     return lines
 
@@ -128,23 +128,12 @@ def _check(path: Path, problem: str | None, place: str = "") -> None:
         raise RunError(f"{place}{path} is not what a run of this version writes: {problem}")
 
 
-def mismatch(value: Any, shape: Any, name: str = "") -> str | None:
-    """Where a value differs from a shape, in a few words; None if it does not.
+def _mismatch(value: Any, shape: Any, name: str = "") -> str | None:
+    """Where a value differs from a shape, in a few words, as "losses[1] is 'x'"; None if it does not.
 
-    Args:
-      value: what ``json.loads`` gave.
-      shape: a type (``float`` takes whole numbers too, and none that is not finite); None; a tuple of shapes, any of
-        which will do; a list of one shape for a list of any length; or a dict of shapes by name, where a name with a
-        question mark may be missing. Other names are not looked at.
-      name: of the value, for the answer.
-
-    Example:
-      >>> shape = {"epoch": int, "losses?": [(float, None)]}
-      >>> mismatch({"epoch": 1, "losses": [0.5, None]}, shape)
-      >>> mismatch({"epoch": 1, "losses": [0.5, "x"]}, shape)
-      "losses[1] is 'x'"
-      >>> mismatch({"losses": []}, shape)
-      'epoch is missing'
+    A shape is a type (``float`` takes whole numbers too, and none that is not finite); None; a tuple of shapes, any of
+    which will do; a list of one shape for a list of any length; or a dict of shapes by name, where a name with a
+    question mark may be missing. Other names are not looked at.
     """
     if isinstance(shape, dict):
         if not isinstance(value, dict):
@@ -155,16 +144,16 @@ def mismatch(value: Any, shape: Any, name: str = "") -> str | None:
             if plain not in value:
                 if plain == key:
                     return f"{inside} is missing"
-            elif (found := mismatch(value[plain], inner, inside)) is not None:
+            elif (found := _mismatch(value[plain], inner, inside)) is not None:
                 return found
         return None
     if isinstance(shape, list):
         if not isinstance(value, list):
             return _wrong(value, name)
         pairs = ((one, f"{name}[{index}]") for index, one in enumerate(value))
-        return next((found for one, inside in pairs if (found := mismatch(one, shape[0], inside)) is not None), None)
+        return next((found for one, inside in pairs if (found := _mismatch(one, shape[0], inside)) is not None), None)
     if isinstance(shape, tuple):
-        fits = any(mismatch(value, one) is None for one in shape)
+        fits = any(_mismatch(value, one) is None for one in shape)
     elif isinstance(value, bool):
         fits = shape is bool
     elif shape is None:

@@ -37,18 +37,17 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
 _FUSE = {"fused": True, "separate": False}
 
 
-class _Squares(nnx.Module):
+class _MeanSquares(nnx.Module):
     def __call__(self, features: Any, labels: jax.Array) -> jax.Array:
         return sum((jnp.mean(jnp.square(x)) for x in jax.tree.leaves(features)), jnp.float32(0))
 
 
 @dataclasses.dataclass(frozen=True)
-class Squares(Objective):
+class _Squares(Objective):
     """A local loss that costs nothing to speak of: what a stage takes beside it is its blocks' own work."""
 
     def build(self, features: Any, *, rngs: nnx.Rngs) -> nnx.Module:
-        """The loss: no parameters."""
-        return _Squares()
+        return _MeanSquares()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +87,7 @@ def network(options: Options) -> Network:
     rules = {name: options.rule(name) for name in options.other_rules}
     return Network(
         local,
-        build(Squares(), positions),
+        build(_Squares(), positions),
         build(CrossEntropy(), positions),
         {name: build(rule.objectives, positions, rule.classifier) for name, rule in rules.items()},
         inputs,

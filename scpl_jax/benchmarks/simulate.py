@@ -58,7 +58,7 @@ class Options:
     """Write the numbers as JSON."""
 
 
-def equal_stages(options: Options, count: int) -> list[StageTimes]:
+def _equal_stages(options: Options, count: int) -> list[StageTimes]:
     """The times of ``count`` stages of equal blocks, by the compiler's estimate."""
     side, channels = options.image_size, options.channels
     features = jax.ShapeDtypeStruct((options.batch_size, side, side, channels), jnp.float32)
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str]) -> int:
             if count < 1 or _BLOCKS % count:
                 raise RunError(f"--stages must be numbers that divide {_BLOCKS}, got {count}")
         link = Link(options.bandwidth, options.latency)
-        rows = speedup_table(lambda n: equal_stages(options, n), counts, parts, link=link, overhead=options.overhead)
+        rows = speedup_table(lambda n: _equal_stages(options, n), counts, parts, link=link, overhead=options.overhead)
         columns = ["scpl", "bp", *(f"{kind} {m}" for kind in ("gpipe", "1f1b") for m in parts)]
         print(f"{'stages':>6}" + "".join(f"{name:>10}" for name in columns) + "   (milliseconds a step)")
         for row in rows:

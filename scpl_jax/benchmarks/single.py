@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,9 +21,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
+from jax.extend.core import Jaxpr
+from jax.interpreters import partial_eval
 
 from scpl_jax.benchmarks import measure
-from scpl_jax.benchmarks.flops import matrix_flops
 from scpl_jax.benchmarks.input_path import data_paths
 from scpl_jax.benchmarks.throughput_options import Options
 from scpl_jax.cli.building import dtype_of
@@ -31,7 +33,9 @@ from scpl_jax.cli.run_options import as_arguments
 from scpl_jax.kernels import onednn
 from scpl_jax.losses import cross_entropy
 from scpl_jax.pipeline import Pipeline
+from scpl_jax.pipeline.compilation import configured
 from scpl_jax.stages import Stage, initial_state, train_step
+from scpl_jax.stages.cost import inner_programs
 
 TORCH = ("PyTorch scpl", "PyTorch bp")
 # Side of the matrices whose product shows the peak.
@@ -57,20 +61,12 @@ def measure_single(options: Options) -> dict[str, Any]:
 @contextlib.contextmanager
 def _programs_kept_in(folder: str) -> Iterator[None]:
     """Keep every compiled program in a folder that is empty now."""
-    wanted = {
-        "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in wanted}
+    all_programs = {"jax_persistent_cache_min_compile_time_secs": 0, "jax_persistent_cache_min_entry_size_bytes": -1}
     try:
-        for name, value in wanted.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()  # it has one folder until told otherwise
-        yield
+        with configured(jax_compilation_cache_dir=folder, **all_programs):
+            compilation_cache.reset_cache()  # it has one folder until told otherwise
+            yield
     finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
         compilation_cache.reset_cache()
 
 
@@ -193,7 +189,7 @@ def _flops_of_local(stages: tuple[Stage, ...], network: measure.Network) -> floa
     for stage in stages:
         step = functools.partial(train_step, stage, optimizer)
         arguments = (initial_state(stage, optimizer), message, network.labels)
-        total += matrix_flops(step, *arguments)
+        total += _matrix_flops(step, *arguments)
         message = jax.eval_shape(step, *arguments)[1]
     return total
 
@@ -209,7 +205,40 @@ def _flops_of_bp(stages: tuple[Stage, ...], network: measure.Network) -> float:
                 message = block(message)
         return cross_entropy(module.classifier(message), network.labels)
 
-    return matrix_flops(jax.grad(loss), [stage.params for stage in stages])
+    return _matrix_flops(jax.grad(loss), [stage.params for stage in stages])
+
+
+def _matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """Operations of all matrix products and convolutions of a function, a multiplication and an addition being two.
+
+    They are counted in the program as JAX traces it, before any compiler changes it, but without what no result needs,
+    as the gradient of a stage's inputs, which derivatives of our own give unasked. What a loop does counts as often as
+    it is done; of the branches of a condition the most expensive one counts. Zeros that a strided convolution's
+    gradient is given between the pixels don't count.
+    """
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _flops_in(needed)
+
+
+def _flops_in(jaxpr: Jaxpr) -> float:
+    return sum((_flops_by(equation) for equation in jaxpr.eqns), 0.0)
+
+
+def _flops_by(equation: Any) -> float:
+    name, parameters = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel, numbers = equation.invars[1].aval.shape, parameters["dimension_numbers"].rhs_spec
+        each = math.prod(kernel) / kernel[numbers[0]]  # products for each value of the output
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * each / math.prod(parameters["lhs_dilation"])
+    if name == "cond":
+        return max(_flops_in(branch.jaxpr) for branch in parameters["branches"])
+    times = parameters["length"] if name == "scan" else 1
+    return float(times * sum((_flops_in(inner) for inner in inner_programs(equation)), 0.0))
 
 
 def show(result: dict[str, Any], unit: str) -> None:

@@ -176,10 +176,9 @@ def _in_processes(options: Options, arguments: Sequence[str], memory_of: str | N
     extra = [] if memory_of is None else ["--only-memory-of", memory_of]
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        command = [sys.executable, "-m", "scpl_jax.benchmarks.throughput", *arguments, *extra]
-        launch = [sys.executable, "-m", "scpl_jax.launch", "--processes", str(options.processes)]
-        launch += ["--pin"] if options.pin else []
-        command = [*launch, "--", *command]
+        command = [sys.executable, "-m", "scpl_jax.launch", "--processes", str(options.processes)]
+        command += ["--pin"] if options.pin else []
+        command += ["--", sys.executable, "-m", "scpl_jax.benchmarks.throughput", *arguments, *extra]
         # Compiled programs go where the other experiments keep them, not into a folder that nobody removes.
         environment = {**os.environ, "SCPL_THROUGHPUT_ANSWER": str(answer)}
         if "JAX_COMPILATION_CACHE_DIR" not in environment and (kept := find_cache_dir(None)) is not None:
@@ -212,8 +211,7 @@ def main(arguments: Sequence[str]) -> int:
         result = _in_processes(options, arguments)
     if options.memory:
         for name, row in result["methods"].items():
-            alone = dataclasses.replace(options, repeats=1)
-            row |= _in_processes(alone, arguments, name)
+            row |= _in_processes(options, arguments, name)
     found = result.pop("timelines").items()
     unit = "tokens" if options.is_text else "images"
     spans: dict[str, Sequence[Span]] = {name: [Span(**span) for span in some] for name, some in found}

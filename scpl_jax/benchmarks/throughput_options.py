@@ -10,11 +10,11 @@ import numpy as np
 from flax import nnx
 
 from scpl_jax.cli.building import cut_of, dtype_of, resolve_library
-from scpl_jax.cli.image_options import Options as ImageOptions
 from scpl_jax.cli.methods import END_TO_END, Rule, check_method, rule_of
 from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, Unset, at_least, check_values, default
 from scpl_jax.cli.run_options import PRECISIONS
-from scpl_jax.cli.text_options import TEXT_MODELS, TextOptions
+from scpl_jax.cli.task_options import TEXT_MODELS, TextOptions
+from scpl_jax.cli.task_options import Options as ImageOptions
 from scpl_jax.models import LIBRARIES, MODELS, build_model, lstm, paper_cut, transformer
 from scpl_jax.objectives import HEADS
 from scpl_jax.training.run_error import RunError

@@ -16,17 +16,8 @@ from scpl_jax.benchmarks.throughput_options import Options
 from scpl_jax.training.run_error import RunError
 
 
-def torch_stages(options: Options, cut: Sequence[int], *, local: bool) -> list[networks.Stage]:
-    """The network of the options, cut before these blocks, on the CPU.
-
-    Args:
-      options: of the throughput experiment.
-      cut: the blocks at which stages 1, 2, ... begin.
-      local: with the heads of the local losses.
-
-    Raises:
-      RunError: a network or a head that is not written in PyTorch.
-    """
+def _torch_stages(options: Options, cut: Sequence[int], *, local: bool) -> list[networks.Stage]:
+    """The network of the options, cut before these blocks, on the CPU; if ``local`` with the heads of local losses."""
     if (options.head, options.head_dims) not in (("mlp", None), ("mlp", "512,1024")):
         raise RunError("--single has PyTorch's side for --head mlp with its default sizes; add --no-torch")
     if options.is_text:
@@ -102,11 +93,11 @@ def torch_steps(options: Options, cut: Sequence[int], name: str, steps: int) -> 
       steps: how many.
 
     Raises:
-      RunError: as :func:`torch_stages`.
+      RunError: a network or a head that is not written in PyTorch.
     """
     _set_precision(options)
     device, local = _device(), name.endswith("scpl")
-    stages = [stage.to(device) for stage in torch_stages(options, cut, local=local)]
+    stages = [stage.to(device) for stage in _torch_stages(options, cut, local=local)]
     optimizers = [networks.adam(stage) for stage in stages]
     inputs, labels = _batch(options)
     step = networks.scpl_step if local else networks.bp_step

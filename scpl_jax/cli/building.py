@@ -71,13 +71,10 @@ def cut_of(cut: str, stages: int, paper: Callable[[], Sequence[int]]) -> str | S
     return cut if cut in ("auto", "even") else integers(cut, "--cut")
 
 
-def build_stages(
+def _build_stages(
     task: Task[Any, AnyResolved], options: AnyResolved, dataset: Any, seed: int, plan: dict[str, Any] | None = None
 ) -> tuple[Stage, ...]:
-    """The network's stages with the initial values of one seed.
-
-    ``plan`` holds the cut and the costs that were found before, when the run was started.
-    """
+    """The network's stages with the initial values of one seed; ``plan``: cut and costs found at the run's start."""
     key = jax.random.key(seed)
     blocks = task.blocks(options, dataset, nnx.Rngs(jax.random.fold_in(key, 0)))
     if options.stages > len(blocks) - 1:
@@ -136,7 +133,7 @@ def build_pipeline(
     rule = row_of(options.method)
     apart = options.fuse is None and (options.timeline or bool(rule.joins(options)))
     return Pipeline(
-        build_stages(task, options, dataset, seed, plan),
+        _build_stages(task, options, dataset, seed, plan),
         optimizer,
         devices_of(options.devices),
         data_parallel=options.data_parallel,

@@ -86,7 +86,7 @@ def parse(
     if {"--help", "-h"} & set(arguments):  # needs neither the other processes nor a device
         parse_options(kind, arguments, module, kind())
     join(arguments)
-    check_devices()
+    _check_devices()
     asked = _peek(arguments, "--out-dir")
     given = expand(asked, "--out-dir") if asked else None
     config = processes.decided_by_first(lambda: RunDirectory.config_of(given) if given else None)
@@ -110,12 +110,8 @@ def parse(
     return options, out_dir, config if resuming else None
 
 
-def check_devices() -> None:
-    """Find out whether JAX has the devices that the environment asks for.
-
-    Raises:
-      RunError: it has not.
-    """
+def _check_devices() -> None:
+    """Refuse to go on where JAX does not have the devices that the environment asks for."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # an AssertionError where the plugin of the platform is missing
@@ -202,7 +198,7 @@ def _sentence(error: Exception) -> str | None:
         return f"{error.strerror}; set TMPDIR to a folder that can be written"
     if isinstance(error, RuntimeError | AssertionError):
         try:
-            check_devices()  # a command that does not ask for them at its start
+            _check_devices()  # a command that does not ask for them at its start
         except RunError as problem:
             return str(problem)
     return None

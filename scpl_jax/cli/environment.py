@@ -6,7 +6,6 @@ import platform
 import resource
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax
 
 from scpl_jax.data.paths import find_cache_dir, say_once
 from scpl_jax.pipeline import processes
-from scpl_jax.training.writing import reason_of
+from scpl_jax.training.writing import hindrance
 
 
 def versions(*others: str) -> dict[str, str]:
@@ -44,31 +43,16 @@ def process_peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def peak_memory_bytes() -> int:
-    """Peak memory in use: of the fullest device where the backend tells, else the process's resident size."""
-    return device_peak_bytes() or process_peak_bytes()
-
-
 def keep_compiled(cache_dir: Path | None) -> None:
     """Keep compiled programs below the cache's folder; one that can't be written is read, and a warning says so."""
     folder = find_cache_dir(cache_dir)
     jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder / "compiled"))
     least: float = 0  # seconds that a program must have taken to be kept
-    if folder is not None and (why := _hindrance(folder / "compiled")) is not None:
+    if folder is not None and (why := hindrance(folder / "compiled")) is not None:
         least = float("inf")  # JAX would warn for every program
         if processes.is_first():
             say_once(f"Compiled programs are not kept in {folder} ({why}); --cache-dir names another folder for them.")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-
-
-def _hindrance(folder: Path) -> str | None:
-    """Why files can't be made in a folder, which is made if need be; None if they can."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return reason_of(error)
 
 
 def say(text: str) -> None:

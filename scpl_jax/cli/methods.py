@@ -23,14 +23,8 @@ TERMS = tuple(_TERMS)
 _TERM = re.compile(r"(?:(?P<weight>[0-9.eE-]+)\*)?(?P<name>[a-z][a-z-]*)")
 
 
-def options_of(table: Sequence[LearningRule]) -> type[SharedRuleOptions]:
-    """The dataclass with the options of all rules in a table; its ``--method`` lists them.
-
-    Example:
-      >>> from scpl_jax.cli.rules import AL
-      >>> [field.name for field in dataclasses.fields(options_of([AL]))][-1]
-      'al_codes'
-    """
+def _options_of(table: Sequence[LearningRule]) -> type[SharedRuleOptions]:
+    """The dataclass with the options of all rules in a table; its ``--method`` lists them."""
     named = ", ".join(f"{rule.name} ({rule.help})" if rule.help else rule.name for rule in table)
     terms = listed([rule.term[0] for rule in table if rule.term is not None] or ["none"])
     said = f"{named}; or a mixture of {terms}, such as supcon+0.5*ce, or one for each stage with commas between them."
@@ -49,7 +43,7 @@ def options_of(table: Sequence[LearningRule]) -> type[SharedRuleOptions]:
 if TYPE_CHECKING:  # only the rules read the others
     RuleOptions = SharedRuleOptions
 else:
-    RuleOptions = options_of(TABLE)
+    RuleOptions = _options_of(TABLE)
 
 
 def _parse_mixture(text: str) -> list[tuple[float, str]]:
@@ -149,7 +143,7 @@ def rule_of(options: Any, num_classes: int, dtype: Any, associated: Mapping[str,
       ValueError: options do not fit an objective.
 
     Example:
-      >>> from scpl_jax.cli.image_options import Options
+      >>> from scpl_jax.cli.task_options import Options
       >>> rule_of(Options(method="scpl", stages=2, head="linear"), 10, None).objectives[0].head
       'linear'
     """

@@ -25,23 +25,13 @@ _WORDS = {"yes": True, "no": False, "auto": None}
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound:
-    """Values within bounds.
-
-    Args:
-      must: what a value must be, for the error.
-      fits: whether a value is that.
-
-    Example:
-      >>> Bound("must be even", lambda value: value % 2 == 0).problem(3)
-      'must be even, got 3'
-    """
+class _Bound:
+    """Values within bounds: what a value must be, for the error, and whether it is that."""
 
     must: str
     fits: Callable[[Any], bool]
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a value that is not None, as a sentence without the option; None if it is right."""
         return None if self.fits(value) else f"{self.must}, got {value}"
 
 
@@ -71,26 +61,26 @@ class OneOf(PrimitiveConstructorSpec[str | None]):
     names: tuple[str, ...]
 
     def problem(self, value: Any) -> str | None:
-        """As for :class:`Bound`."""
+        """What is wrong with a value that is not None, as a sentence without the option; None if it is right."""
         return None if value in self.names else f"{value} is unknown; choose {listed(self.names)}"
 
 
-def at_least(low: int) -> Bound:
+def at_least(low: int) -> _Bound:
     """Numbers of at least this.
 
     Example:
       >>> at_least(1).problem(0)
       'must be at least 1, got 0'
     """
-    return Bound(f"must be at least {low}", lambda value: value >= low)
+    return _Bound(f"must be at least {low}", lambda value: value >= low)
 
 
 Natural = Annotated[int, at_least(0)]
 Count = Annotated[int, at_least(1)]
-Positive = Annotated[float, Bound("must be a number greater than 0", lambda value: 0 < value < math.inf)]
-NotNegative = Annotated[float, Bound("must be a number of at least 0", lambda value: 0 <= value < math.inf)]
-Share = Annotated[float, Bound("must lie between 0 and 1", lambda value: 0 <= value <= 1)]
-Certainty = Annotated[float, Bound("must be greater than 0 and at most 1", lambda value: 0 < value <= 1)]
+Positive = Annotated[float, _Bound("must be a number greater than 0", lambda value: 0 < value < math.inf)]
+NotNegative = Annotated[float, _Bound("must be a number of at least 0", lambda value: 0 <= value < math.inf)]
+Share = Annotated[float, _Bound("must lie between 0 and 1", lambda value: 0 <= value <= 1)]
+Certainty = Annotated[float, _Bound("must be greater than 0 and at most 1", lambda value: 0 < value <= 1)]
 
 
 def default(words: str = "") -> Any:
@@ -245,13 +235,13 @@ def members(hint: Any) -> tuple[Any, ...]:
     return tuple(kind for one in typing.get_args(hint) for kind in members(one)) if is_union else (hint,)
 
 
-def _constraints(hint: Any) -> Iterator[Bound | OneOf]:
+def _constraints(hint: Any) -> Iterator[_Bound | OneOf]:
     if typing.get_origin(hint) is Literal:
         yield OneOf(typing.get_args(hint))
     elif typing.get_origin(hint) is Annotated:
         inner, *said = typing.get_args(hint)
         yield from _constraints(inner)
-        yield from (one for one in said if isinstance(one, Bound | OneOf))
+        yield from (one for one in said if isinstance(one, _Bound | OneOf))
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
         for one in typing.get_args(hint):
             yield from _constraints(one)

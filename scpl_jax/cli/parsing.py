@@ -39,7 +39,7 @@ class Group:
     """Base of the dataclasses whose fields the help shows together; a dataclass of options inherits from several.
 
     Args:
-      title: names the group; a subclass without one has its base's.
+      title: names the group; a subclass without one has its base's, and without a docstring that of its base.
 
     Example:
       >>> @dataclasses.dataclass
@@ -58,6 +58,7 @@ class Group:
     def __init_subclass__(cls, title: str | None = None) -> None:
         if title is not None:
             cls.title = title
+        cls.__doc__ = inspect.getdoc(cls)
 
 
 def parse_options(kind: type[T], arguments: Sequence[str], module: str, default: T) -> T:

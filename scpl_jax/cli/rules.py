@@ -144,16 +144,14 @@ class LearningRule:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScplOptions(SharedRuleOptions):
-    """Options of the contrastive loss."""
-
+class _ScplOptions(SharedRuleOptions):
     temperature: Positive = 0.1
     """Temperature of the contrastive loss."""
     count_anchor: bool = False
     """Divide the contrastive loss by the positives and the anchor, as the released PyTorch code does."""
 
 
-def _contrastive(options: ScplOptions, setting: Setting) -> SupCon:
+def _contrastive(options: _ScplOptions, setting: Setting) -> SupCon:
     return SupCon(
         temperature=options.temperature,
         head=options.head,
@@ -167,22 +165,20 @@ def _contrastive(options: ScplOptions, setting: Setting) -> SupCon:
 SCPL = LearningRule(
     "scpl",
     "local supervised-contrastive losses",
-    options=ScplOptions,
+    options=_ScplOptions,
     term=("supcon", _contrastive),
     check=lambda options: integers(options.head_dims, "--head-dims"),
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class BpOptions(SharedRuleOptions):
-    """Options of backpropagation."""
-
+class _BpOptions(SharedRuleOptions):
     remat: bool = False
     """bp, gpipe: compute activations again in the backward pass instead of keeping them (not for the last device);
     with local losses a stage keeps none."""
 
 
-def _end_to_end(options: BpOptions, setting: Setting) -> Rule:
+def _end_to_end(options: _BpOptions, setting: Setting) -> Rule:
     """The network's own loss alone."""
     return Rule((CrossEntropy(),) * setting.stages)
 
@@ -190,7 +186,7 @@ def _end_to_end(options: BpOptions, setting: Setting) -> Rule:
 BP = LearningRule(
     "bp",
     "backpropagation; over several devices naive model parallelism",
-    options=BpOptions,
+    options=_BpOptions,
     own=("remat",),
     objectives=_end_to_end,
     pipeline=lambda options: {"remat": options.remat},
@@ -200,9 +196,7 @@ BP = LearningRule(
 
 
 @dataclasses.dataclass(frozen=True)
-class GpipeOptions(BpOptions):
-    """Options of GPipe."""
-
+class _GpipeOptions(_BpOptions):
     micro_batches: Annotated[Count | None, default("4")] = None
     """gpipe: parts that a batch is worked through in."""
 
@@ -210,7 +204,7 @@ class GpipeOptions(BpOptions):
 GPIPE = LearningRule(
     "gpipe",
     "backpropagation pipelined by micro-batches",
-    options=GpipeOptions,
+    options=_GpipeOptions,
     own=("micro_batches", "remat"),
     objectives=_end_to_end,
     pipeline=lambda options: {"micro_batches": options.micro_batches or 4, "remat": options.remat},
@@ -220,22 +214,20 @@ GPIPE = LearningRule(
 
 
 @dataclasses.dataclass(frozen=True)
-class EarlyExitOptions(SharedRuleOptions):
-    """Options of local classifiers."""
-
+class _EarlyExitOptions(SharedRuleOptions):
     exit_hidden: Annotated[str | None, default("none, they are linear")] = None
     """Hidden layer sizes of the local classifiers of early-exit and ce, as 512."""
 
 
-def _hidden_sizes(options: EarlyExitOptions) -> tuple[int, ...]:
+def _hidden_sizes(options: _EarlyExitOptions) -> tuple[int, ...]:
     return integers(options.exit_hidden, "--exit-hidden", least=1)
 
 
-def _local_classifier(options: EarlyExitOptions, setting: Setting) -> LocalClassifier:
+def _local_classifier(options: _EarlyExitOptions, setting: Setting) -> LocalClassifier:
     return LocalClassifier(setting.num_classes, _hidden_sizes(options), **setting.pooled)
 
 
-def _early_exit(options: EarlyExitOptions, setting: Setting) -> Rule:
+def _early_exit(options: _EarlyExitOptions, setting: Setting) -> Rule:
     # The last stage has the network's own classifier.
     local = dataclasses.replace(_local_classifier(options, setting), **setting.local)
     return Rule((*(local,) * (setting.stages - 1), CrossEntropy()))
@@ -244,7 +236,7 @@ def _early_exit(options: EarlyExitOptions, setting: Setting) -> Rule:
 EARLY_EXIT = LearningRule(
     "early-exit",
     "a classifier in every stage",
-    options=EarlyExitOptions,
+    options=_EarlyExitOptions,
     objectives=_early_exit,
     check=_hidden_sizes,
     term=("ce", _local_classifier),
@@ -252,22 +244,20 @@ EARLY_EXIT = LearningRule(
 
 
 @dataclasses.dataclass(frozen=True)
-class AlOptions(SharedRuleOptions):
-    """Options of associated learning."""
-
+class _AlOptions(SharedRuleOptions):
     al_codes: Literal["plain", "released"] = "plain"
     """al: how codes of the label are learned: plain (tanh, cross-entropy of the label) or released (as in its authors'
     code, for images by sigmoids and squares, which takes much longer to learn)."""
 
 
-def _associated(options: AlOptions, setting: Setting) -> Rule:
+def _associated(options: _AlOptions, setting: Setting) -> Rule:
     released = setting.associated if options.al_codes == "released" else {}
     objective = Associated(setting.num_classes, **setting.pooled, **released)
     return Rule((objective,) * setting.stages, classifier=False)
 
 
 AL = LearningRule(
-    "al", "associated learning", options=AlOptions, own=("al_codes",), objectives=_associated, takes_aux=False
+    "al", "associated learning", options=_AlOptions, own=("al_codes",), objectives=_associated, takes_aux=False
 )
 
 
@@ -294,14 +284,12 @@ INFOREG = LearningRule("inforeg", "information regularisation", term=("inforeg",
 
 
 @dataclasses.dataclass(frozen=True)
-class DascplOptions(EarlyExitOptions, ScplOptions):
-    """Options of the rule whose stages join one after another."""
-
+class _DascplOptions(_EarlyExitOptions, _ScplOptions):
     join_epochs: Annotated[str | None, default("spread over the first half")] = None
     """dascpl: the epoch from which each stage is trained, as 1,3,5,7."""
 
 
-def _read_everywhere(options: DascplOptions, setting: Setting) -> Rule:
+def _read_everywhere(options: _DascplOptions, setting: Setting) -> Rule:
     read = dataclasses.replace(_local_classifier(options, setting), detach=not options.classifier_gradient)
     terms = ((1.0, _contrastive(options, setting)), (1.0, read))
     return Rule((Mixture(terms, **setting.local),) * setting.stages)
@@ -326,7 +314,7 @@ def _joins(options: Any) -> tuple[int, ...]:
 DASCPL = LearningRule(
     "dascpl",
     "scpl with a classifier that reads every stage, and stages that join one after another",
-    options=DascplOptions,
+    options=_DascplOptions,
     own=("join_epochs",),
     objectives=_read_everywhere,
     check=_check_joins,

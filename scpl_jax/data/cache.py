@@ -20,20 +20,16 @@ _FORMAT = 1
 
 
 @runtime_checkable
-class Storable(Protocol):
-    """A data set that a cache file can hold."""
+class _Storable(Protocol):
+    """A data set that a cache file can hold; `unpacked` meets missing parts with a KeyError or TypeError."""
 
-    def packed(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Its arrays, and everything else as JSON can hold it."""
-        ...
+    def packed(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]: ...
 
     @classmethod
-    def unpacked(cls, arrays: dict[str, np.ndarray], texts: dict[str, Any]) -> Any:
-        """The data set of what `packed` gave, lists as tuples; missing parts end in a KeyError or TypeError."""
-        ...
+    def unpacked(cls, arrays: dict[str, np.ndarray], texts: dict[str, Any]) -> Any: ...
 
 
-AnyDataset = TypeVar("AnyDataset", bound=Storable)
+AnyDataset = TypeVar("AnyDataset", bound=_Storable)
 
 
 def cached(
@@ -98,7 +94,7 @@ def _read(kind: type[AnyDataset], path: Path) -> AnyDataset | None:
         return None
 
 
-def _write(path: Path, dataset: Storable) -> None:
+def _write(path: Path, dataset: _Storable) -> None:
     arrays, texts = dataset.packed()
     temporary = None
     try:

@@ -158,25 +158,22 @@ class Dataset:
         """
         for split in SPLITS:
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
-            _check_images(self.name, split, images)
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+                raise DataError(
+                    f"data set {self.name}: {split} images are {images.dtype} of shape {images.shape}, expected uint8 "
+                    "of shape (N, H, W, 3); convert them first."
+                )
+            if images.size == 0:
+                raise DataError(
+                    f"data set {self.name}: the {split} split holds no images (shape {images.shape}); supply at least "
+                    "one."
+                )
             check_labels(self.name, split, labels, len(images), self.num_classes, "image")
         if self.train_images.shape[1:] != self.test_images.shape[1:]:
             raise DataError(
                 f"data set {self.name}: training images are {self.train_images.shape[1:]} but test images "
                 f"are {self.test_images.shape[1:]}; give `image_size` to bring them to one size."
             )
-
-
-def _check_images(name: str, split: str, images: np.ndarray) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise DataError(
-            f"data set {name}: {split} images are {images.dtype} of shape {images.shape}, expected uint8 of "
-            "shape (N, H, W, 3); convert them first."
-        )
-    if images.size == 0:
-        raise DataError(
-            f"data set {name}: the {split} split holds no images (shape {images.shape}); supply at least one."
-        )
 
 
 def check_labels(name: str, split: str, labels: np.ndarray, count: int, num_classes: int, unit: str) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 
 from scpl_jax.analysis.runs import read_run
 from scpl_jax.cli.command_line import parse_options
-from scpl_jax.cli.image_options import Options
-from scpl_jax.cli.text_options import TextOptions
+from scpl_jax.cli.task_options import Options, TextOptions
 from scpl_jax.experiments.tables import Cell, Table
 from scpl_jax.training.interrupt import Interrupt
 from scpl_jax.training.run_dir import RunDirectory

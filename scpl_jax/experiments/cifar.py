@@ -17,8 +17,8 @@ from flax import nnx  # noqa: E402
 
 from scpl_jax.cli.building import Task, dtype_of  # noqa: E402
 from scpl_jax.cli.command_line import run  # noqa: E402
-from scpl_jax.cli.image_options import Options, ResolvedImageOptions  # noqa: E402
 from scpl_jax.cli.run_options import resolved  # noqa: E402
+from scpl_jax.cli.task_options import Options, ResolvedImageOptions  # noqa: E402
 from scpl_jax.data import Dataset, load, make_augment, normalise  # noqa: E402
 from scpl_jax.experiments.training_run import train_task  # noqa: E402
 from scpl_jax.models import build_model, paper_cut  # noqa: E402

@@ -42,7 +42,7 @@ class Cell:
     @property
     def folder(self) -> Path:
         """Where its run directory lies below that of the table."""
-        return Path(slug(self.part), slug(self.row), f"seed-{self.seed}")
+        return Path(_slug(self.part), _slug(self.row), f"seed-{self.seed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Speed:
     @property
     def file(self) -> str:
         """Where its numbers are kept below the table's directory."""
-        return f"speed/{slug(self.parts[0])}-{slug('-'.join(self.methods))}.json"
+        return f"speed/{_slug(self.parts[0])}-{_slug('-'.join(self.methods))}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +93,8 @@ class Table:
         return _UNITS[self.task]
 
 
-def slug(name: str) -> str:
-    """A name as part of a path.
-
-    Example:
-      >>> slug("VGG8, 40 % noise")
-      'vgg8-40-noise'
-    """
+def _slug(name: str) -> str:
+    """A name as part of a path: "vgg8-40-noise" for "VGG8, 40 % noise"."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower().replace("+", " and ")).strip("-")
 
 

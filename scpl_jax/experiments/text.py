@@ -20,7 +20,7 @@ from flax import nnx  # noqa: E402
 from scpl_jax.cli.building import Task, dtype_of  # noqa: E402
 from scpl_jax.cli.command_line import run  # noqa: E402
 from scpl_jax.cli.run_options import resolved  # noqa: E402
-from scpl_jax.cli.text_options import ResolvedTextOptions, TextOptions  # noqa: E402
+from scpl_jax.cli.task_options import ResolvedTextOptions, TextOptions  # noqa: E402
 from scpl_jax.data import TextDataset, TextRequest, load_texts  # noqa: E402
 from scpl_jax.data.reading import check_given  # noqa: E402
 from scpl_jax.data.text.vectors import read_vectors  # noqa: E402

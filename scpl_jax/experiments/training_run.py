@@ -12,28 +12,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from scpl_jax.analysis.exit_curves import draw_exits
+from scpl_jax import training
 from scpl_jax.analysis.figures import attempt
+from scpl_jax.analysis.report_figures import draw_exits
 from scpl_jax.cli.building import Task, build_pipeline, plan_of, schedule_of, stop_rules, with_library
 from scpl_jax.cli.command_line import parse
-from scpl_jax.cli.environment import keep_compiled, peak_memory_bytes, say, shell_line, versions
+from scpl_jax.cli.environment import device_peak_bytes, keep_compiled, process_peak_bytes, say, shell_line, versions
 from scpl_jax.cli.methods import row_of
 from scpl_jax.cli.option_types import as_options
 from scpl_jax.cli.run_options import PRECISIONS, AnyOptions, AnyResolved, ResolvedOptions, RunOptions, to_json
 from scpl_jax.data import Examples, add_label_noise, limit
 from scpl_jax.experiments.recording import Recording
 from scpl_jax.pipeline import Pipeline, processes
-from scpl_jax.training import (
-    CheckpointStore,
-    Interrupt,
-    Plan,
-    Reporter,
-    Result,
-    RunDirectory,
-    RunError,
-    probe_stages,
-    train,
-)
 from scpl_jax.training.writing import reason_of
 
 
@@ -91,12 +81,12 @@ def _train_seed(
     dataset: Examples,
     pipeline: Pipeline,
     seed: int,
-    directory: RunDirectory,
-    interrupt: Interrupt,
+    directory: training.RunDirectory,
+    interrupt: training.Interrupt,
     started: float,
-) -> tuple[Result | None, str | None]:
+) -> tuple[training.Result | None, str | None]:
     """Train one seed; (its result or None if interrupted, why the last save failed or None)."""
-    plan = Plan(
+    plan = training.Plan(
         seed=seed,
         epochs=options.epochs,
         batch_size=options.batch_size,
@@ -108,9 +98,9 @@ def _train_seed(
         joins=row_of(options.method).joins(options),
         max_skipped=options.max_skipped or None,
     )
-    store = CheckpointStore(directory.checkpoints / f"seed-{seed}", options.keep)
+    store = training.CheckpointStore(directory.checkpoints / f"seed-{seed}", options.keep)
     board = directory.path / "tensorboard" / f"seed-{seed}" if options.tensorboard else None
-    reporter = Reporter(board, unit=dataset.unit)
+    reporter = training.Reporter(board, unit=dataset.unit)
 
     def on_first_step() -> None:
         seconds = time.perf_counter() - started
@@ -118,7 +108,7 @@ def _train_seed(
 
     recording = Recording(pipeline, directory.path) if options.timeline else None
     try:
-        result = train(
+        result = training.train(
             pipeline,
             dataset,
             plan,
@@ -138,7 +128,7 @@ def _train_seed(
 
 
 def _after_training(
-    options: ResolvedOptions, dataset: Examples, pipeline: Pipeline, seed: int, directory: RunDirectory
+    options: ResolvedOptions, dataset: Examples, pipeline: Pipeline, seed: int, directory: training.RunDirectory
 ) -> dict[str, Any]:
     """What is known of the single stages of a trained network: their exits, or probes of their features."""
     last = processes.from_first(directory.last_metrics(seed))
@@ -147,7 +137,7 @@ def _after_training(
     if count is None:
         count = 0 if "exits" in found else 2000
     if count:
-        found["probes"] = probe_stages(pipeline, dataset, count, options.batch_size)
+        found["probes"] = training.probe_stages(pipeline, dataset, count, options.batch_size)
         for name, key in (("nearest neighbours", "neighbours_accuracy"), ("linear probe", "linear_accuracy")):
             say(f"{name} of stages 0 to {len(pipeline.stages) - 1}: " + _each(found["probes"], key))
     if "exits" in found:
@@ -177,7 +167,7 @@ def _summary(
     rate = f"{dataset.unit}_per_second"
     speed = statistics.fmean(one[rate] for one in per_run)
     accuracies = [one["test_accuracy"] for one in per_run]
-    peaks = processes.gather(peak_memory_bytes())
+    peaks = processes.gather(device_peak_bytes() or process_peak_bytes())
     best = max(per_run, key=lambda one: one["best_test_accuracy"])
     results: dict[str, Any] = {
         "dataset": dataset.name,
@@ -225,7 +215,7 @@ def train_task(task: Task[AnyOptions, AnyResolved], arguments: Sequence[str], st
       The exit status.
     """
     asked, out_dir, config = parse(task.options, arguments, task.name)
-    processes.decided_by_first(lambda: RunDirectory.check_free(out_dir))
+    processes.decided_by_first(lambda: training.RunDirectory.check_free(out_dir))
     jax.config.update("jax_default_matmul_precision", PRECISIONS[asked.precision])
     keep_compiled(asked.cache_dir)
     dataset = limit(task.load(asked), asked.limit_train, asked.limit_test)
@@ -233,23 +223,23 @@ def train_task(task: Task[AnyOptions, AnyResolved], arguments: Sequence[str], st
         dataset = add_label_noise(dataset, asked.label_noise, asked.seed)
     options = task.resolve(with_library(asked, dataset.name, config), dataset)
     if options.batch_size > len(dataset.train_labels):
-        raise RunError(
+        raise training.RunError(
             f"--batch-size {options.batch_size} is larger than the {len(dataset.train_labels)} training {dataset.unit}"
         )
     row_of(options.method).joins(options)  # refuses epochs that do not fit
     if config is not None and (config["dataset"], config["dataset_source"]) != (dataset.name, dataset.source):
-        raise RunError(
+        raise training.RunError(
             f"the run to be resumed used {config['dataset']} ({config['dataset_source']}), now there is "
             f"{dataset.name} ({dataset.source}); give the same --data-dir"
         )
     plan = None if config is None else config.get("plan")
     pipeline = build_pipeline(task, options, dataset, options.seed, plan)
-    directory = RunDirectory(out_dir, writes=processes.is_first())
+    directory = training.RunDirectory(out_dir, writes=processes.is_first())
     with processes.entered_by_first(directory.lock):
         # Only now is it sure that nobody else has started a run here since the command line was read.
-        there = processes.decided_by_first(lambda: RunDirectory.config_of(out_dir))
+        there = processes.decided_by_first(lambda: training.RunDirectory.config_of(out_dir))
         if there != config:
-            raise RunError(f"--out-dir {out_dir} holds another run by now; choose another directory")
+            raise training.RunError(f"--out-dir {out_dir} holds another run by now; choose another directory")
         if directory.complete:
             say(f"the run in {out_dir} is complete, there is nothing left to do")
             return 0
@@ -264,14 +254,14 @@ def _train_all(
     options: AnyResolved,
     dataset: Any,
     pipeline: Pipeline,
-    directory: RunDirectory,
+    directory: training.RunDirectory,
     started: float,
 ) -> int:
     """Train every seed and write the results; the exit status."""
     plan = plan_of(pipeline.stages)
     per_run: list[dict[str, Any]] = []
     failed: str | None = None
-    with Interrupt() as interrupt:
+    with training.Interrupt() as interrupt:
         for index in range(options.runs):
             seed = options.seed + index
             if (finished := directory.finished_run(seed)) is not None:
@@ -312,7 +302,7 @@ def _train_all(
     return 0
 
 
-def _write_results(results: dict[str, Any], directory: RunDirectory) -> None:
+def _write_results(results: dict[str, Any], directory: training.RunDirectory) -> None:
     """Write what a run leaves at its end; ``results.json`` marks it as complete, and only then figures are drawn."""
     if not processes.is_first():
         return

@@ -30,28 +30,25 @@ _NEVER = math.inf
 class Thresholds:
     """The sizes for one class of processor, by default with AVX-512; in brackets the name of the command.
 
+    That of the first ones, up to ``winograd_bytes``, is [convolutions], for the last of them with --chunks.
+
     Attributes:
-      patches_pixels: the least output pixels an image for which matrix products over copies give a kernel's gradient
-        faster than XLA does [convolutions].
-      shifts_pixels: the same of products over shifted copies by oneDNN [convolutions].
-      convolved_pixels: the same of oneDNN's convolution [convolutions].
-      shifted_channels: the least channels for copies of shifted cotangents; with fewer they cost more than they save
-        [convolutions].
+      patches_pixels: the least output pixels of an image for which products over copies give a kernel's gradient faster
+        than XLA does.
+      shifts_pixels: the same of products over shifted copies by oneDNN.
+      convolved_pixels: the same of oneDNN's convolution.
+      shifted_channels: the least channels for copies of shifted cotangents; with fewer they cost more than they save.
       convolved_channels: the least channels, both in and out, with which oneDNN's convolution is as fast as its
-        products over shifted copies, or faster [convolutions].
+        products over shifted copies, or faster.
       few_into: with too few channels in for shifts, the most channels out with which oneDNN's convolution is faster
-        than products over patches [convolutions].
-      winograd_channels: the least channels for Winograd's form; with fewer its transforms always cost more than they
-        save [convolutions].
-      winograd_kernel_work: the least pixels times channels in times channels out for its kernel gradient
-        [convolutions].
-      winograd_kernel_work_onednn: the same where oneDNN computes convolutions [convolutions].
-      winograd_work: the least channels times pixels for its forward pass and image gradient instead of XLA's
-        [convolutions].
-      winograd_always: the least channels in times channels out for all of its passes, instead of oneDNN's convolution
-        too [convolutions].
+        than products over patches.
+      winograd_channels: the least channels for Winograd's form; with fewer its transforms cost more than they save.
+      winograd_kernel_work: the least pixels times channels in times channels out for its kernel gradient.
+      winograd_kernel_work_onednn: the same where oneDNN computes convolutions.
+      winograd_work: the least channels times pixels for its forward pass and image gradient instead of XLA's.
+      winograd_always: the least channels in times channels out for all of its passes, also instead of oneDNN's.
       winograd_bytes: of transformed images and products at a time: few enough to stay in the cache, enough to keep all
-        cores busy [convolutions, with --chunks].
+        cores busy.
       copied_bytes: of copies at a time in kernel gradients; a quarter or four times as much is slower.
       convolved_bytes: of cotangents that are convolved with at a time; oneDNN copies them into another order first.
       onednn_convolution: the least operations for which a call of oneDNN takes less time than it saves [small calls].

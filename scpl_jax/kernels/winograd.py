@@ -60,18 +60,15 @@ def sum_over_parts(
         return add(*batches).astype(jnp.promote_types(dtype, jnp.float32))
 
     def body(index: Any, total: jax.Array) -> jax.Array:
-        return total + add(*(part_of(batch, index, chunk) for batch in batches))
+        return total + add(*(_part_of(batch, index, chunk) for batch in batches))
 
     total: jax.Array
     total = lax.fori_loop(0, len(batches[0]) // chunk, body, jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32)))
     return total
 
 
-def part_of(batch: jax.Array, index: Any, chunk: int) -> jax.Array:
-    """Part number ``index`` of ``chunk`` images.
-
-    Cut out, not reshaped into parts: XLA would compute an array once more for a second shape of it.
-    """
+def _part_of(batch: jax.Array, index: Any, chunk: int) -> jax.Array:
+    """Part ``index`` of ``chunk`` images, cut out: for a second shape of an array XLA would compute it once more."""
     part: jax.Array = lax.dynamic_slice_in_dim(batch, index * chunk, chunk)
     return part
 
@@ -177,7 +174,7 @@ def _convolve(images: jax.Array, kernel: jax.Array, precision: Any, chunk_bytes:
         return some(images)
 
     def body(index: Any, result: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice_in_dim(result, some(part_of(images, index, chunk)), index * chunk, 0)
+        return lax.dynamic_update_slice_in_dim(result, some(_part_of(images, index, chunk)), index * chunk, 0)
 
     # Every entry is written over. Zeros depend on nothing, so they would be there, and take memory, from the beginning
     # of the program on; a maximum is not computed again by what needs it, with all that it depends on.

@@ -102,7 +102,8 @@ def _compile_all(jobs: dict[Any, tuple[Callable[[], Any], list["Program"]]]) -> 
         (not_kept if is_called_in(text) else kept).append(entry)
     with concurrent.futures.ThreadPoolExecutor(max_workers=len(jobs)) as pool:
         _compile(kept, pool)
-        with _writing_no_cache():
+        # Not kept in the persistent compilation cache: JAX would try to, and warn.
+        with configured(jax_persistent_cache_min_compile_time_secs=math.inf):
             _compile(not_kept, pool)
 
 
@@ -113,15 +114,16 @@ def _compile(entries: list[tuple[Callable[[], Any], list["Program"]]], pool: con
 
 
 @contextlib.contextmanager
-def _writing_no_cache() -> Iterator[None]:
-    """Keep no program in the persistent compilation cache: JAX would try to, and warn."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    jax.config.update(name, math.inf)
+def configured(**options: Any) -> Iterator[None]:
+    """Let JAX have these options for the time of a block."""
+    before = {name: getattr(jax.config, name) for name in options}
     try:
+        for name, value in options.items():
+            jax.config.update(name, value)
         yield
     finally:
-        jax.config.update(name, before)
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 class Program:

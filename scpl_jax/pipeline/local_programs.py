@@ -65,10 +65,7 @@ def _update(
 
 
 class LocalPrograms(StepPrograms):
-    """A training step of stages that are trained by local losses: a program a group, or two.
-
-    See :func:`~scpl_jax.pipeline.step_parts.is_apart`.
-    """
+    """A training step of stages with local losses: a program a group, or two, see :func:`.step_parts.is_apart`."""
 
     def __init__(
         self,

@@ -105,7 +105,7 @@ def place(costs: Sequence[float], meshes: Sequence[Mesh]) -> tuple[Mesh, ...]:
     cut = balanced_cut(lambda _, start, stop: sum(costs[start:stop]), len(costs), used)
     bounds = (0, *cut, len(costs))
     for before, behind in itertools.pairwise(meshes[:used]):
-        check_transfer(before, behind)
+        _check_transfer(before, behind)
     groups = zip(bounds[:-1], bounds[1:], meshes, strict=False)
     return tuple(mesh for start, stop, mesh in groups for _ in range(start, stop))
 
@@ -130,14 +130,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_transfer(before: Mesh, behind: Mesh) -> None:
-    """A message must be able to move from one sub-mesh to the next; there are three ways.
-
-    Both in one process; every shard from one process to another; or every shard within its own process.
-
-    Raises:
-      ValueError: none of them serves.
-    """
+def _check_transfer(before: Mesh, behind: Mesh) -> None:
+    """Refuse sub-meshes unless a message stays in one process, all of it crosses, or each shard stays in its own."""
     here = [device.process_index for device in before.devices.flat]
     there = [device.process_index for device in behind.devices.flat]
     within = here == there

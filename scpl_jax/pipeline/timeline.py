@@ -98,8 +98,7 @@ class Timeline:
             # over before anybody hears of it.
             start = max(free, min(arrived, end)) if taken or not free else free
             free = end
-            times = {"start": start + self._offset, "end": end + self._offset}
-            self._spans.append(dataclasses.replace(about, **times))
+            self._spans.append(dataclasses.replace(about, start=start + self._offset, end=end + self._offset))
             del entry, taken, gave  # not to keep messages alive while waiting for the next ones
 
     def stop(self) -> list[Span]:

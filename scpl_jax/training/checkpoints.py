@@ -19,9 +19,8 @@ from scpl_jax.pipeline.placement import is_local, replicated
 from scpl_jax.pipeline.placement import processes as processes_of
 from scpl_jax.pipeline.transfer import elsewhere, to_devices
 from scpl_jax.stages import StageState
-from scpl_jax.training.checksums import damage, sums_of, write_sums
+from scpl_jax.training import writing
 from scpl_jax.training.run_error import RunError
-from scpl_jax.training.writing import check_space, read_json, reason_of, sync_folder, write_json
 
 _LOG = logging.getLogger(__name__)
 # More bytes than what lists and describes a stage's arrays takes, and than an array takes on the disk besides its
@@ -38,13 +37,10 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def to_arrays(state: StageState) -> dict[str, jax.Array]:
-    """A stage's state as a flat dict, path -> array on one device; random keys as their raw numbers.
-
-    The arrays are copies on the device: the next step may then donate the originals while these are being written.
-    """
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {_name(path): _copy(leaf) for path, leaf in leaves}
+def _to_arrays(state: StageState) -> dict[str, jax.Array]:
+    """A stage's state as a flat dict, path -> array on one device; random keys as their raw numbers."""
+    # Copies on the device: the next step may then donate the originals while these are being written.
+    return {_name(path): _copy(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
 def _copy(leaf: Any) -> Any:
@@ -53,8 +49,8 @@ def _copy(leaf: Any) -> Any:
     return jnp.copy(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def from_arrays(arrays: dict[str, jax.Array], like: StageState) -> StageState:
-    """The inverse of :func:`to_arrays`, in the structure of ``like``."""
+def _from_arrays(arrays: dict[str, jax.Array], like: StageState) -> StageState:
+    """The inverse of :func:`_to_arrays`, in the structure of ``like``."""
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     leaves = []
     for path, leaf in paths:
@@ -167,8 +163,8 @@ class CheckpointStore:
                 shutil.rmtree(folder)
         except OSError as error:
             raise RunError(
-                f"{self._root} can't be prepared for checkpoints ({reason_of(error)}); give an `out_dir` that can be "
-                "written"
+                f"{self._root} can't be prepared for checkpoints ({writing.reason_of(error)}); give an `out_dir` that "
+                "can be written"
             ) from error
 
     def _steps(self) -> list[int]:
@@ -189,7 +185,7 @@ class CheckpointStore:
         pipeline.check_whole()
         self.wait()
         own = {
-            index: to_arrays(state)
+            index: _to_arrays(state)
             for index, (state, mesh) in enumerate(zip(pipeline.states, pipeline.meshes, strict=True))
             if processes_of(mesh)[0] == jax.process_index()
         }
@@ -211,22 +207,22 @@ class CheckpointStore:
                 partial.mkdir(exist_ok=True)
                 sums = self._write_stages(partial, own)
         except (OSError, ValueError, RuntimeError) as error:
-            problem = reason_of(error)
+            problem = writing.reason_of(error)
         answers = processes.gather([problem, sums], "saves")
         problem = next((told for told, _ in answers if told is not None), None)
         if processes.is_first() and problem is None:
             try:
-                write_json(partial / "progress.json", record)
+                writing.write_json(partial / "progress.json", record)
                 sums = {path: digest for _, some in answers for path, digest in some.items()}
-                write_sums(partial, sums | sums_of(partial, partial / "progress.json"))
+                writing.write_sums(partial, sums | writing.sums_of(partial, partial / "progress.json"))
                 if final.exists():  # the step was saved already, perhaps without its evaluation
                     final.rename(old)
                 partial.rename(final)
-                sync_folder(self._root)
+                writing.sync_folder(self._root)
                 shutil.rmtree(old, ignore_errors=True)
                 self._prune()
             except OSError as error:
-                problem = reason_of(error)
+                problem = writing.reason_of(error)
         if problem is None:
             pipeline.saved = f"step {step} in {self._root}"
         else:
@@ -240,12 +236,12 @@ class CheckpointStore:
         sums: dict[str, str] = {}
         # Of a full disk Orbax's threads tell in pages of tracebacks, and go on writing for a while.
         sizes = (_BESIDES + sum(array.nbytes + _BESIDES_ARRAY for array in one.values()) for one in own.values())
-        check_space(partial, sum(sizes))
+        writing.check_space(partial, sum(sizes))
         for index, arrays in own.items():
             values = {key: np.asarray(array) for key, array in arrays.items()}
             folder = partial / f"stage_{index:03d}"
             self._folders.write(folder, values)
-            sums |= sums_of(partial, folder)
+            sums |= writing.sums_of(partial, folder)
         return sums
 
     def _prune(self) -> None:
@@ -254,7 +250,7 @@ class CheckpointStore:
         rated = []
         for step in steps:
             try:
-                progress = Progress(**read_json(self._root / str(step) / "progress.json")["progress"])
+                progress = Progress(**writing.read_json(self._root / str(step) / "progress.json")["progress"])
             except (RunError, KeyError, TypeError):
                 continue  # damaged meanwhile; the newest ones are looked at when they are restored
             if progress.batch == 0 and progress.epoch > 1:  # without a finished epoch there is no accuracy
@@ -285,7 +281,7 @@ class CheckpointStore:
         self.wait()
         damaged: list[tuple[int, str]] = []
         for step in reversed(self._steps()):
-            problem = damage(self._root / str(step))
+            problem = writing.damage(self._root / str(step))
             if problem is not None:
                 damaged.append((step, problem))
                 continue
@@ -326,7 +322,7 @@ class CheckpointStore:
             return None
         folder = self._root / str(step)
         try:
-            saved = read_json(folder / "progress.json")
+            saved = writing.read_json(folder / "progress.json")
             expected = [describe(state) for state in pipeline.states]
             # Of each stage; where the numbers of stages differ, that is refused below.
             both = itertools.zip_longest(saved["stages"], expected, fillvalue=dict[str, str]())
@@ -348,10 +344,10 @@ class CheckpointStore:
                 loaded = self._folders.read(folder / f"stage_{index:03d}")
                 loaded = {names[index][name]: array for name, array in loaded.items()}
                 loaded |= dict.fromkeys(uncounted[index], np.int32(saved["step"]))
-                states.append(to_devices(from_arrays(loaded, state), place))
+                states.append(to_devices(_from_arrays(loaded, state), place))
             progress = Progress(**saved["progress"])
         except (OSError, KeyError, TypeError) as error:
-            raise RunError(f"the checkpoint of step {step} can't be read ({reason_of(error)})") from error
+            raise RunError(f"the checkpoint of step {step} can't be read ({writing.reason_of(error)})") from error
         pipeline.states = tuple(states)
         pipeline.step = saved["step"]
         pipeline.saved = f"step {step} in {self._root}"

@@ -3,12 +3,11 @@
 import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from scpl_jax.training.run_error import RunError
-from scpl_jax.training.writing import Lock, read_json, reason_of, sync_folder, whole_file, write_json
+from scpl_jax.training.writing import Lock, hindrance, read_json, reason_of, sync_folder, whole_file, write_json
 
 
 class RunDirectory:
@@ -35,14 +34,8 @@ class RunDirectory:
             str(path).encode()
         except UnicodeEncodeError:
             raise RunError(f"`out_dir` {str(path)!a} is no UTF-8, and checkpoints need that; rename it") from None
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                pass
-        except OSError as error:
-            raise RunError(
-                f"`out_dir` {path} can't be written ({reason_of(error)}); give a directory that can"
-            ) from error
+        if (why := hindrance(path)) is not None:
+            raise RunError(f"`out_dir` {path} can't be written ({why}); give a directory that can")
 
     @staticmethod
     def config_of(path: Path) -> dict[str, Any] | None:

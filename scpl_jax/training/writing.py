@@ -1,12 +1,14 @@
-"""Files that a reader finds whole or not at all, on the disk when they are said to be, and locks on directories."""
+"""Files that a reader finds whole or not at all, on the disk when they are said to be; checksums; locks on folders."""
 
 import contextlib
 import datetime
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -18,6 +20,9 @@ from typing import IO, Any, Self
 from scpl_jax.training.run_error import RunError
 
 _LOG = logging.getLogger(__name__)
+# Checksums of a folder's files, in the format that ``sha256sum -c SHA256SUMS`` reads.
+_SUMS = "SHA256SUMS"
+_SUM = re.compile(r"([0-9a-f]{64})  (.+)\n")
 
 
 @contextlib.contextmanager
@@ -52,6 +57,16 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def hindrance(folder: Path) -> str | None:
+    """Why files can't be made in a folder, which is made if need be; None if they can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return reason_of(error)
 
 
 def check_space(folder: Path, size: int) -> None:
@@ -98,6 +113,75 @@ def read_json(path: Path) -> Any:
 def reason_of(error: BaseException) -> str:
     """What went wrong, in a few words."""
     return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def sums_of(folder: Path, part: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of every file below a folder ``part``: path within ``folder`` -> hexadecimal digits.
+
+    The files are brought to the disk on the way, so that what a checksum vouches for outlives a loss of power too.
+
+    Raises:
+      OSError: one can't be read.
+    """
+    if part.is_file():
+        return {str(part.relative_to(folder)): _digest(part)}
+    sums: dict[str, str] = {}
+    for path, _, names in os.walk(part):
+        sums |= {str((Path(path) / name).relative_to(folder)): _digest(Path(path) / name) for name in names}
+        sync_folder(Path(path))
+    return sums
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(folder: Path, sums: dict[str, str]) -> None:
+    """Write the file of checksums.
+
+    Raises:
+      OSError: it can't be written.
+    """
+    with whole_file(folder / _SUMS, "w") as file:
+        file.writelines(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder, in a few words: a file that is missing, changed or too much; None if it is whole.
+
+    Example:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> _ = (folder / "weights").write_bytes(bytes(8))
+      >>> write_sums(folder, sums_of(folder, folder))
+      >>> damage(folder)
+      >>> _ = (folder / "weights").write_bytes(bytes(7))
+      >>> damage(folder)
+      'weights is not as it was written'
+    """
+    try:
+        lines = (folder / _SUMS).read_text(errors="replace").splitlines(keepends=True)
+    except OSError as error:
+        return f"{_SUMS}: {reason_of(error)}"
+    found = [_SUM.fullmatch(line) for line in lines]
+    if not found or None in found:
+        return f"{_SUMS} is not as it was written"
+    expected = {match[2]: match[1] for match in found if match is not None}
+    try:
+        sums = sums_of(folder, folder)
+    except OSError as error:
+        return f"a file can't be read: {reason_of(error)}"
+    sums.pop(_SUMS, None)
+    for path in sorted(set(expected) | set(sums)):
+        if path not in sums:
+            return f"{path} is missing"
+        if path not in expected:
+            return f"{path} does not belong there"
+        if sums[path] != expected[path]:
+            return f"{path} is not as it was written"
+    return None
 
 
 class Lock:

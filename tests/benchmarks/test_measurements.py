@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from scpl_jax.benchmarks import contrastive, convolutions, measure, memory, throughput
-from scpl_jax.benchmarks.flops import matrix_flops
+from scpl_jax.benchmarks.single import _matrix_flops
 from scpl_jax.cli.command_line import run
 from scpl_jax.kernels import onednn
 
@@ -96,20 +96,20 @@ def test_operations_are_those_of_products_and_convolutions():
     for stride, side in ((1, 8), (2, 4)):
         forward = 2 * (2 * side * side * 5) * (3 * 3 * 3)
         call = functools.partial(convolve, stride)
-        assert matrix_flops(call, images, kernel) == forward
+        assert _matrix_flops(call, images, kernel) == forward
 
         def loss(x, w, call=call):
             return jnp.sum(jnp.square(call(x, w)))
 
-        assert matrix_flops(jax.grad(loss, 1), images, kernel) == 2 * forward
-        assert matrix_flops(jax.grad(loss, (0, 1)), images, kernel) == pytest.approx(3 * forward)
+        assert _matrix_flops(jax.grad(loss, 1), images, kernel) == 2 * forward
+        assert _matrix_flops(jax.grad(loss, (0, 1)), images, kernel) == pytest.approx(3 * forward)
     square = jnp.ones((4, 4))
 
     def several(x):
         x, _ = jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=7)
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x, x)
 
-    assert matrix_flops(several, square) == (7 + 2) * 2 * 4**3
+    assert _matrix_flops(several, square) == (7 + 2) * 2 * 4**3
 
 
 def test_operations_that_no_result_needs_do_not_count():
@@ -125,8 +125,8 @@ def test_operations_that_no_result_needs_do_not_count():
     def loss(a, b):
         return jnp.sum(jnp.square(product(a, b)))
 
-    assert matrix_flops(jax.grad(loss, (0, 1)), a, b) == 3 * 2 * 3 * 4 * 5
-    assert matrix_flops(jax.grad(loss, 1), a, b) == 2 * 2 * 3 * 4 * 5
+    assert _matrix_flops(jax.grad(loss, (0, 1)), a, b) == 3 * 2 * 3 * 4 * 5
+    assert _matrix_flops(jax.grad(loss, 1), a, b) == 2 * 2 * 3 * 4 * 5
 
 
 @pytest.mark.runs

@@ -102,7 +102,7 @@ def test_three_steps_have_the_same_losses(case, local):
     ours = losses_here(stages, network.inputs, network.labels)
 
     cut = [stage.blocks[0] for stage in stages[1:]]
-    theirs = torch_steps.torch_stages(options, cut, local=local)
+    theirs = torch_steps._torch_stages(options, cut, local=local)
     assert [sum(p.numel() for p in stage.parameters()) for stage in theirs] == [s.num_parameters for s in stages]
     fill_torch(theirs)
     if network.inputs.ndim == 2:

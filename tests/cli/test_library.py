@@ -16,7 +16,7 @@ from jax._src import compilation_cache
 import scpl_jax as scpl
 from scpl_jax.cli.building import resolve_library, with_library
 from scpl_jax.cli.command_line import run
-from scpl_jax.cli.image_options import Options
+from scpl_jax.cli.task_options import Options
 from scpl_jax.experiments.cifar import main
 from scpl_jax.kernels import onednn
 from scpl_jax.models import build_model

@@ -13,13 +13,12 @@ import pytest
 from scpl_jax import report
 from scpl_jax.benchmarks import contrastive, convolutions, memory, overhead, simulate, throughput
 from scpl_jax.cli import methods
-from scpl_jax.cli.building import build_stages
+from scpl_jax.cli.building import _build_stages
 from scpl_jax.cli.command_line import parse_options, run
-from scpl_jax.cli.image_options import Options, ResolvedImageOptions
 from scpl_jax.cli.option_types import Count, flag
 from scpl_jax.cli.rules import LearningRule, Rule, SharedRuleOptions
 from scpl_jax.cli.run_options import ResolvedOptions, from_json, resolved, to_json
-from scpl_jax.cli.text_options import ResolvedTextOptions, TextOptions
+from scpl_jax.cli.task_options import Options, ResolvedImageOptions, ResolvedTextOptions, TextOptions
 from scpl_jax.data import DataError, load
 from scpl_jax.experiments import cifar, reproduce
 from scpl_jax.objectives import LocalClassifier
@@ -277,7 +276,7 @@ VOTE = LearningRule("vote", "a made-up rule", options=VoteOptions, own=("votes",
 
 def test_a_new_rule_is_a_row(help_of, monkeypatch):
     table = (*methods.TABLE, VOTE)
-    rule_options = methods.options_of(table)
+    rule_options = methods._options_of(table)
     assert [field.name for field in dataclasses.fields(rule_options) if field.name == "votes"] == ["votes"]
     # What a start of the program with this row would have.
     for name, value in (("TABLE", table), ("RULES", (*methods.RULES, "vote")), ("RuleOptions", rule_options)):
@@ -293,7 +292,7 @@ def test_a_new_rule_is_a_row(help_of, monkeypatch):
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     filled = dataclasses.make_dataclass("Filled", [(name, object) for name in values])
     settled = filled(**{**values, "epochs": 1, "augment": "none", "library": "xla"})
-    stages = build_stages(cifar.TASK, settled, dataset, 0)
+    stages = _build_stages(cifar.TASK, settled, dataset, 0)
     assert [stage.objective.hidden for stage in stages] == [(5,), (5,)]
     with pytest.raises(RunError, match=r"^--votes is for --method vote, got --method scpl$"):
         parse_options(kind, ["--votes", "5"], "cifar", kind()).check()

@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 
 from scpl_jax.cli.command_line import parse
-from scpl_jax.cli.image_options import Options
 from scpl_jax.cli.recipes import RECIPES, with_recipe
 from scpl_jax.cli.run_options import from_json, to_json
-from scpl_jax.cli.text_options import TextOptions
+from scpl_jax.cli.task_options import Options, TextOptions
 from scpl_jax.training.run_error import RunError
 
 

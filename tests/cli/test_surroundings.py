@@ -17,9 +17,8 @@ from scpl_jax.benchmarks import memory, simulate, throughput
 from scpl_jax.cli import command_line
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import keep_compiled, shell_line
-from scpl_jax.cli.image_options import Options
 from scpl_jax.cli.run_options import from_json
-from scpl_jax.cli.text_options import TextOptions
+from scpl_jax.cli.task_options import Options, TextOptions
 from scpl_jax.data import DataError, TextRequest, load, load_texts, paths
 from scpl_jax.data.images.readers import tfds
 from scpl_jax.experiments import reproduce
@@ -200,8 +199,8 @@ def test_help_and_commands_without_devices_need_none(no_device, capsys):
 
 
 def test_the_backend_that_jax_misses_is_one_sentence():
-    code = "import sys; from scpl_jax.cli.command_line import run, check_devices; "
-    code += "sys.exit(run(lambda _: check_devices(), []))"
+    code = "import sys; from scpl_jax.cli.command_line import run, _check_devices; "
+    code += "sys.exit(run(lambda _: _check_devices(), []))"
     env = {"JAX_PLATFORMS": "gpuu", "PATH": "", "PYTHONPATH": str(Path(report.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 2

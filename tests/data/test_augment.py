@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from scpl_jax.data.images.augment import (
     AUGMENTATIONS,
     Augment,
-    crop_flip,
+    _crop_flip,
+    _random_colour,
+    _random_crop_flip,
     make_augment,
     normalise,
-    random_colour,
-    random_crop_flip,
 )
 from scpl_jax.data.images.colour import ORDERS, Jitter, colour_jitter, draw_jitter, grayscale
 
@@ -31,7 +31,7 @@ GRAY = np.array([0.2989, 0.587, 0.114])
 TOLERANCE = 1e-5
 # Compiled once for all tests of it: they share the shape of 24 images of 4 x 9.
 JITTER = jax.jit(colour_jitter)
-CROP = jax.jit(random_crop_flip)
+CROP = jax.jit(_random_crop_flip)
 
 
 def raw_images(seed: int, batch: int, height: int, width: int) -> np.ndarray:
@@ -191,7 +191,7 @@ def test_probabilities_of_jitter_and_grayscale() -> None:
     count = 4000
     image = varied_images(8, 1, 2, 9)[0].astype(np.float32)
     images = jnp.asarray(image)[None].repeat(count, axis=0)
-    result = np.asarray(jax.jit(random_colour)(jax.random.key(9), images))
+    result = np.asarray(jax.jit(_random_colour)(jax.random.key(9), images))
     change = np.abs(result - image).max(axis=(1, 2, 3))
     gray = (result == result[..., :1]).all(axis=(1, 2, 3))
     luma = np.abs(result[..., 0] - image @ GRAY).max(axis=(1, 2))
@@ -225,7 +225,7 @@ def test_every_window_at_given_offsets() -> None:
     cases = [(t, s, f) for t in range(9) for s in range(9) for f in (False, True)]
     images = raw_images(12, len(cases), 7, 5)
     top, left, flip = (jnp.array(column) for column in zip(*cases, strict=True))
-    result = jax.jit(crop_flip)(jnp.asarray(images), top, left, flip)
+    result = jax.jit(_crop_flip)(jnp.asarray(images), top, left, flip)
     expected = [reference_window(image, *case) for image, case in zip(images, cases, strict=True)]
     np.testing.assert_array_equal(result, np.stack(expected))
 

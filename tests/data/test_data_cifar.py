@@ -18,7 +18,7 @@ from data_archives import (
 )
 
 from scpl_jax.data import DataError, load
-from scpl_jax.data.images.readers.restricted_pickle import load_arrays
+from scpl_jax.data.images.readers.cifar_files import _load_arrays
 
 VERSIONS = {
     "cifar10-python": ("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py", cifar10_python),
@@ -193,23 +193,23 @@ def test_a_malicious_batch_is_refused_before_anything_runs(tmp_path, protocol):
 def test_neighbours_of_what_is_allowed_are_refused(name):
     module, _, attribute = name.rpartition(".")
     with pytest.raises(DataError, match="it asks for"):
-        load_arrays(f"c{module}\n{attribute}\n.".encode(), "batch")
+        _load_arrays(f"c{module}\n{attribute}\n.".encode(), "batch")
 
 
 def test_attributes_of_what_is_allowed_are_refused():
     # Protocol 4 can reach them by a dotted name.
     text = [b"\x8c" + bytes([len(part)]) + part.encode() for part in ("numpy", "ndarray.tofile")]
     with pytest.raises(DataError, match=r"it asks for numpy\.ndarray\.tofile"):
-        load_arrays(b"\x80\x04" + b"".join(text) + b"\x93.", "batch")
+        _load_arrays(b"\x80\x04" + b"".join(text) + b"\x93.", "batch")
 
 
 def test_no_codec_but_the_one_of_bytes_is_used():
     with pytest.raises(DataError, match="it asks for the encoding rot13"):
-        load_arrays(b"c_codecs\nencode\n(Vtext\nVrot13\ntR.", "batch")
+        _load_arrays(b"c_codecs\nencode\n(Vtext\nVrot13\ntR.", "batch")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_arrays_pickled_by_today_s_numpy_are_read(protocol):
     array = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    found = load_arrays(pickle.dumps({"data": array}, protocol=protocol), "batch")
+    found = _load_arrays(pickle.dumps({"data": array}, protocol=protocol), "batch")
     np.testing.assert_array_equal(found["data"], array)

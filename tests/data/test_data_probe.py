@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from scpl_jax.data.images.readers.tfds import reachable
+from scpl_jax.data.images.readers.tfds import _reachable
 
 
 @pytest.fixture
@@ -22,17 +22,17 @@ def listening():
 
 def test_a_listening_host_is_reachable(listening, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert reachable(listening)
+    assert _reachable(listening)
 
 
 def test_the_proxy_is_tried_where_the_environment_names_one(listening, closed, monkeypatch):
     for variable in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("http_proxy", listening)
-    assert reachable(closed)
+    assert _reachable(closed)
     monkeypatch.delenv("http_proxy")
     monkeypatch.delenv("HTTP_PROXY", raising=False)
-    assert not reachable(closed)
+    assert not _reachable(closed)
 
 
 def test_a_look_up_that_hangs_is_given_up(monkeypatch):
@@ -42,5 +42,5 @@ def test_a_look_up_that_hangs_is_given_up(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", hang)
     began = time.monotonic()
-    assert not reachable("http://127.0.0.1/", timeout=0.1)
+    assert not _reachable("http://127.0.0.1/", timeout=0.1)
     assert time.monotonic() - began < 0.9

@@ -216,7 +216,7 @@ def test_a_failed_preparation_is_told_in_one_sentence(tmp_path, monkeypatch):
             raise RuntimeError("wrong checksum:\n* expected ...")
 
     monkeypatch.setattr(tfds, "_builder", lambda *_: Failing())
-    monkeypatch.setattr(tfds, "reachable", lambda _: True)
+    monkeypatch.setattr(tfds, "_reachable", lambda _: True)
     with pytest.raises(DataError, match=r"TFDS could not prepare cifar10 in .* \(wrong checksum:\); try again") as told:
         tfds.prepare("cifar10", tmp_path)
     assert "\n" not in str(told.value)

@@ -4,8 +4,8 @@ import pytest
 
 from scpl_jax.cli.building import build_pipeline
 from scpl_jax.cli.command_line import parse_options
-from scpl_jax.cli.image_options import Options
 from scpl_jax.cli.run_options import from_json, to_json
+from scpl_jax.cli.task_options import Options
 from scpl_jax.experiments.cifar import TASK
 from scpl_jax.training import RunError
 

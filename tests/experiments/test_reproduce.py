@@ -17,8 +17,7 @@ from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_
 from scpl_jax.benchmarks.throughput import Options as ThroughputOptions
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import versions
-from scpl_jax.cli.image_options import Options
-from scpl_jax.cli.text_options import TextOptions
+from scpl_jax.cli.task_options import Options, TextOptions
 from scpl_jax.experiments.cells import Ledger, cores_here
 from scpl_jax.experiments.cifar import main as train
 from scpl_jax.experiments.reproduce import main

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scpl_jax.cli.command_line import run
-from scpl_jax.cli.text_options import TextOptions
+from scpl_jax.cli.task_options import TextOptions
 from scpl_jax.experiments.text import TASK, main
 from scpl_jax.pipeline import Pipeline
 

@@ -363,7 +363,7 @@ def pickles(folder: Path, chance: random.Random) -> None:
     """Load a pickle that wants to call something."""
     import pickle
 
-    from scpl_jax.data.images.readers.restricted_pickle import load_arrays
+    from scpl_jax.data.images.readers.cifar_files import _load_arrays
 
     names = ("os system", "posix system", "builtins eval", "subprocess Popen", "numpy.core.multiarray _reconstruct",
              "numpy ndarray", "numpy dtype", "_codecs encode", "builtins getattr", "shutil rmtree")  # fmt: skip
@@ -372,7 +372,7 @@ def pickles(folder: Path, chance: random.Random) -> None:
     content = chance.choice((b"", b"\x80\x02", sound("cifar10 python")["test_batch"][:-1])) + calls
     if chance.random() < 0.5:
         content = damage(chance.choice((content, pickle.dumps({"data": [1], b"labels": (2.5, None)}))), chance)
-    load_arrays(content, "test_batch")
+    _load_arrays(content, "test_batch")
 
 
 def text(name: str, folder: Path, chance: random.Random) -> None:
@@ -520,7 +520,7 @@ def checkpoints(folder: Path, chance: random.Random) -> None:
 def forged_checkpoint(folder: Path, chance: random.Random) -> None:
     """Restore a checkpoint with other contents and the right checksums."""
     from scpl_jax.training import CheckpointStore
-    from scpl_jax.training.checksums import sums_of, write_sums
+    from scpl_jax.training.writing import sums_of, write_sums
 
     files, pipeline = checkpoint_template()
     place = write(folder / "2", {k[2:]: v for k, v in files.items() if k.startswith("2/") and "SHA256" not in k})

@@ -217,7 +217,7 @@ def expected_start(run: Path, total: int) -> tuple[int, int] | None:
 
 def check_files(run: Path) -> None:
     """Whatever has its name is whole."""
-    from scpl_jax.training.checksums import damage
+    from scpl_jax.training.writing import damage
 
     for checkpoint in run.glob("checkpoints/seed-*/*"):
         if checkpoint.suffix != ".partial" and (what := damage(checkpoint)) is not None:

@@ -121,8 +121,7 @@ def parsing(folder: Path, chance: random.Random) -> None:
     """Parse a command line with paths, up to where a program would begin to work; nothing is made in a folder "~"."""
     from scpl_jax.benchmarks import memory, simulate, throughput_options
     from scpl_jax.cli.command_line import parse_options, run
-    from scpl_jax.cli.image_options import Options
-    from scpl_jax.cli.text_options import TextOptions
+    from scpl_jax.cli.task_options import Options, TextOptions
 
     kinds: tuple[Any, ...] = (Options, TextOptions, memory.Options, simulate.Options, throughput_options.Options)
     kind = chance.choice(kinds)
@@ -175,8 +174,8 @@ def keeping(folder: Path, chance: random.Random) -> None:
 
 def drawing(folder: Path, chance: random.Random) -> None:
     """Draw, and write a file that a reader finds whole, whatever the environment is."""
-    from scpl_jax.analysis.exit_curves import draw_exits
     from scpl_jax.analysis.figures import attempt
+    from scpl_jax.analysis.report_figures import draw_exits
     from scpl_jax.training.writing import write_json
 
     exits = [{"stage": stage, "accuracy": chance.random(), "share": chance.random()} for stage in range(2)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scpl_jax.training.checksums import damage
+from scpl_jax.training.writing import damage
 
 RUN = [sys.executable, "-m", "scpl_jax.experiments.cifar", "--dataset", "digits", "--limit-train", "128"]
 RUN += ["--limit-test", "40", "--width", "0.05", "--batch-size", "32", "--epochs", "3", "--stages", "2"]

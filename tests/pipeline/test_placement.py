@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scpl_jax.pipeline import place, sub_meshes
-from scpl_jax.pipeline.placement import check_transfer
+from scpl_jax.pipeline.placement import _check_transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def test_what_cannot_be_divided_is_said(devices, data_parallel, layout, message)
 def test_between_which_devices_a_message_can_move(before, behind, fits):
     meshes = [Mesh(np.array([Device(i, process) for i, process in enumerate(row)])) for row in (before, behind)]
     if fits:
-        check_transfer(*meshes)
+        _check_transfer(*meshes)
     else:
         with pytest.raises(ValueError, match="a message can't move from"):
-            check_transfer(*meshes)
+            _check_transfer(*meshes)

@@ -18,8 +18,7 @@ from flax import nnx
 import scpl_jax as scpl
 from scpl_jax.training import CheckpointStore, Reporter, RunDirectory, RunError
 from scpl_jax.training.checkpoints import Progress
-from scpl_jax.training.checksums import damage
-from scpl_jax.training.writing import Lock, whole_file
+from scpl_jax.training.writing import Lock, damage, whole_file
 
 
 @pytest.fixture(scope="module")

@@ -57,12 +57,12 @@ def make_augment(kind: str, *, mean: Sequence[float], std: Sequence[float], dtyp
         return normalise(images, mean, std, dtype), labels
 
     def basic(key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return normalise(random_crop_flip(key, images), mean, std, dtype), labels
+        return normalise(_random_crop_flip(key, images), mean, std, dtype), labels
 
     def strong(key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         key_first, key_second, key_colour = jax.random.split(key, 3)
-        first = normalise(random_crop_flip(key_first, images), mean, std, dtype)
-        coloured = random_colour(key_colour, _unit_range(random_crop_flip(key_second, images)))
+        first = normalise(_random_crop_flip(key_first, images), mean, std, dtype)
+        coloured = _random_colour(key_colour, _unit_range(_random_crop_flip(key_second, images)))
         second = _standardise(coloured, mean, std, dtype)
         return jnp.concatenate([first, second]), jnp.concatenate([labels, labels])
 
@@ -89,44 +89,19 @@ def normalise(
     return _standardise(_unit_range(images), mean, std, dtype)
 
 
-def random_crop_flip(key: jax.Array, images: UInt8[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
-    """Cut a random H x W window of each image padded with 4 zeros on every side; mirror it with p = 1/2.
-
-    Args:
-        key: the key of the draws, which are independent for the B images.
-        images: (B, H, W, 3) of any dtype.
-
-    Returns:
-        (B, H, W, 3) of the same dtype.
-
-    >>> jax.jit(random_crop_flip)(jax.random.key(0), jnp.ones((2, 5, 3, 3), jnp.uint8)).shape
-    (2, 5, 3, 3)
-    """
+def _random_crop_flip(key: jax.Array, images: UInt8[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
+    """Cut a random H x W window of each image padded with 4 zeros on every side; mirror it with p = 1/2."""
     # One draw for all: of a small batch each draw takes as long as an operation on the images.
     top, left, flip = jax.random.uniform(key, (3, images.shape[0]))
     places = 2 * PADDING + 1
     top, left = ((places * drawn).astype(jnp.int32) for drawn in (top, left))
-    return crop_flip(images, top, left, flip < 0.5)
+    return _crop_flip(images, top, left, flip < 0.5)
 
 
-def crop_flip(
+def _crop_flip(
     images: Shaped[Array, "b h w c"], top: Int[Array, " b"], left: Int[Array, " b"], flip: Bool[Array, " b"]
 ) -> Shaped[Array, "b h w c"]:
-    """Cut the window at (``top``, ``left``) of each zero-padded image, mirrored where ``flip``.
-
-    Args:
-        images: (B, H, W, C) of any dtype.
-        top: (B,) int, first row of the window in the padded image, 0 to 8.
-        left: (B,) int, first column of the window in the padded image, 0 to 8.
-        flip: (B,) bool.
-
-    Returns:
-        (B, H, W, C) of the same dtype.
-
-    >>> row = jnp.arange(1, 4, dtype=jnp.uint8)[None, None, :, None]
-    >>> crop_flip(row, jnp.array([4]), jnp.array([5]), jnp.array([True]))[0, 0, :, 0].tolist()
-    [0, 3, 2]
-    """
+    """Cut the window at row ``top``, column ``left``, 0 to 8, of each zero-padded image, mirrored where ``flip``."""
     _, height, width, _ = images.shape
     padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
     along = jnp.arange(width)
@@ -138,21 +113,8 @@ def crop_flip(
     return jnp.take_along_axis(windows, columns[:, None, :, None], axis=2, mode="promise_in_bounds")
 
 
-def random_colour(key: jax.Array, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """Jitter the colours of an image with probability 0.8, then make it gray with probability 0.2.
-
-    The jitter has torchvision's strengths brightness 0.4, contrast 0.4, saturation 0.4 and hue 0.1.
-
-    Args:
-        key: the key of the draws, which are independent for the B images.
-        images: (B, H, W, 3) float32 in [0, 1].
-
-    Returns:
-        (B, H, W, 3) float32 in [0, 1].
-
-    >>> jax.jit(random_colour)(jax.random.key(0), jnp.zeros((2, 4, 4, 3))).max().item()
-    0.0
-    """
+def _random_colour(key: jax.Array, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """Jitter the colours of images in [0, 1] with probability 0.8, then make them gray with probability 0.2."""
     key_jitter, key_chances = jax.random.split(key)
     batch = images.shape[0]
     jittered = colour_jitter(images, draw_jitter(key_jitter, batch))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scpl_jax.data.dataset import Dataset, check_use
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.images.readers import cifar_files, digits, idx, imagefolder, npz, synthetic, tfds, tiny_imagenet
+from scpl_jax.data.images.readers import bundled, cifar_files, idx, imagefolder, npz, tfds, tiny_imagenet
 from scpl_jax.data.images.readers.request import Request
 from scpl_jax.data.paths import expand, find_cache_dir
 from scpl_jax.data.reading import check_given, readable
@@ -25,7 +25,7 @@ def _auto(request: Request) -> Dataset:
         return official
     if tfds.find_prepared("cifar10", request.data_dir) is not None:
         return cifar_files.load_prepared(as_cifar)
-    return replace(digits.load(replace(request, name="digits")), note=_NOTE)
+    return replace(bundled.digits(replace(request, name="digits")), note=_NOTE)
 
 
 _LOADERS: dict[str, Callable[[Request], Dataset]] = {
@@ -34,10 +34,10 @@ _LOADERS: dict[str, Callable[[Request], Dataset]] = {
     "cifar100": cifar_files.load,
     "tiny-imagenet": tiny_imagenet.load,
     "fashion-mnist": idx.load,
-    "digits": digits.load,
+    "digits": bundled.digits,
     "imagefolder": imagefolder.load,
     "npz": npz.load,
-    "synthetic": synthetic.load,
+    "synthetic": bundled.synthetic,
 }
 
 DATASETS: tuple[str, ...] = tuple(_LOADERS)

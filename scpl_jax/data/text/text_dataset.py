@@ -99,13 +99,9 @@ class TextDataset:
     @classmethod
     def unpacked(cls, arrays: dict[str, np.ndarray], texts: dict[str, Any]) -> "TextDataset":
         """The data set of what `packed` gave."""
-        return cls(
-            train_texts=Texts(arrays["train_ids"], arrays["train_starts"]),
-            train_labels=arrays["train_labels"],
-            test_texts=Texts(arrays["test_ids"], arrays["test_starts"]),
-            test_labels=arrays["test_labels"],
-            **texts,
-        )
+        labels = {f"{split}_labels": arrays[f"{split}_labels"] for split in SPLITS}
+        parts = {f"{split}_texts": Texts(arrays[f"{split}_ids"], arrays[f"{split}_starts"]) for split in SPLITS}
+        return cls(**texts | labels | parts)
 
     def limited(self, limit_train: int | None, limit_test: int | None) -> "TextDataset":
         """The first texts of each split only; the vocabulary stays that of all training texts."""

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.packed import open_text
 from scpl_jax.data.reading import check_given
-from scpl_jax.data.text.readers.raw import byte_lines
+from scpl_jax.data.text.readers.raw import byte_lines, open_text
 from scpl_jax.data.text.words import composed
 
 _MAX_LINE_BYTES = 1_000_000

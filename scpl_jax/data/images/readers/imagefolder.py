@@ -5,15 +5,7 @@ from pathlib import Path
 
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import DataError
-from scpl_jax.data.images.readers.listing import (
-    IMAGE_EXTENSIONS,
-    Listing,
-    check_classes,
-    class_folders,
-    decode_listings,
-    is_image,
-    take_turns,
-)
+from scpl_jax.data.images.readers import listing
 from scpl_jax.data.images.readers.request import Request
 from scpl_jax.data.reading import folders_in, is_folder, names_in, real_path
 
@@ -42,9 +34,9 @@ def load(request: Request) -> Dataset:
             "images or split some off the training images."
         )
     test_names, test = _list_split(test_dir)
-    check_classes(test_dir, class_names, test_names)
+    listing.check_classes(test_dir, class_names, test_names)
     source = f"ImageFolder {root.name}"
-    return decode_listings(request, source=source, class_names=class_names, train=train, test=test)
+    return listing.decode_listings(request, source=source, class_names=class_names, train=train, test=test)
 
 
 def _root(data_dir: Path) -> Path:
@@ -65,20 +57,20 @@ def _root(data_dir: Path) -> Path:
     raise DataError(f"`data_dir` {data_dir} holds no train folder, expected {_LAYOUT}; name such a folder.")
 
 
-def _list_split(split_dir: Path) -> tuple[tuple[str, ...], Listing]:
+def _list_split(split_dir: Path) -> tuple[tuple[str, ...], listing.Listing]:
     """Sorted class names and the images of one split."""
-    folders = class_folders(split_dir, folders_in(split_dir))
+    folders = listing.class_folders(split_dir, folders_in(split_dir))
     if not folders:
         raise DataError(f"{split_dir} holds no class folders, expected {_LAYOUT}; sort the images by class.")
-    return tuple(folders), take_turns([_class_files(split_dir / folder) for folder in folders.values()])
+    return tuple(folders), listing.take_turns([_class_files(split_dir / folder) for folder in folders.values()])
 
 
 def _class_files(folder: Path) -> list[str]:
     """Sorted paths of the images directly in a folder."""
-    found = [str(folder / name) for name in names_in(folder) if is_image(name)]
+    found = [str(folder / name) for name in names_in(folder) if listing.is_image(name)]
     if not found:
         raise DataError(
             f"class folder {folder} holds no images, expected at least one file ending in "
-            f"{', '.join(IMAGE_EXTENSIONS)}; add images or remove the folder."
+            f"{', '.join(listing.IMAGE_EXTENSIONS)}; add images or remove the folder."
         )
     return found

@@ -116,7 +116,7 @@ def prepare(tfds_name: str, tfds_dir: Path, url: str | None = None) -> None:
             'run pip install "scpl-jax[tfds]" or give `data_dir` with the official files.'
         )
     # Without a network TFDS would go on trying for minutes.
-    if not reachable(url):
+    if not _reachable(url):
         raise DataError(
             f"{tfds_name} is not prepared in {tfds_dir} and its host cannot be reached ({url}); connect to "
             "the network or give `data_dir` with the official files."
@@ -131,15 +131,8 @@ def prepare(tfds_name: str, tfds_dir: Path, url: str | None = None) -> None:
         ) from error
 
 
-def reachable(url: str, timeout: float = 5.0) -> bool:
-    """Tell whether the host of an address accepts a connection.
-
-    Where the environment names a proxy for that address, the proxy is tried in the host's stead.
-
-    Args:
-        url: an http or https address.
-        timeout: seconds after which the answer is no.
-    """
+def _reachable(url: str, timeout: float = 5.0) -> bool:
+    """Whether the host of an http or https address, or its proxy where there is one, accepts a connection in time."""
     address = urlsplit(url)
     host, port = address.hostname or "", address.port or _PORTS[address.scheme]
     proxy = urllib.request.getproxies().get(address.scheme)

@@ -8,14 +8,8 @@ from pathlib import Path
 
 from scpl_jax.data.dataset import Dataset
 from scpl_jax.data.errors import ZIP_ERRORS, DataError
-from scpl_jax.data.images.readers.listing import (
-    Listing,
-    check_classes,
-    class_folders,
-    decode_listings,
-    is_image,
-    take_turns,
-)
+from scpl_jax.data.images.readers import listing
+from scpl_jax.data.images.readers.listing import Listing
 from scpl_jax.data.images.readers.request import Request
 from scpl_jax.data.reading import is_file, is_folder, is_there, names_in, open_file, read_file, real_path
 from scpl_jax.data.text.words import composed
@@ -59,7 +53,7 @@ def _load_folder(request: Request, folder: Path) -> Dataset:
     # What is no UTF-8 is no name of an image either, and named as one that does not match.
     text = read_file(annotations).decode(errors="replace") if is_there(annotations) else None
     class_names, train, test = _listings(folder, names, text)
-    return decode_listings(
+    return listing.decode_listings(
         request,
         source=f"Tiny ImageNet, folder {folder.name}",
         class_names=class_names,
@@ -76,7 +70,7 @@ def _load_archive(request: Request, archive: Path) -> Dataset:
             members = {name.removeprefix(f"{_NAME}/"): name for name in opened.namelist()}
             text = opened.read(members[_ANNOTATIONS]).decode(errors="replace") if _ANNOTATIONS in members else None
             class_names, train, test = _listings(archive, members, text)
-            return decode_listings(
+            return listing.decode_listings(
                 request,
                 source=f"Tiny ImageNet, archive {archive.name}",
                 class_names=class_names,
@@ -93,7 +87,7 @@ def _images_below(folder: Path, inside: str, levels: int = 2) -> Iterator[str]:
     """Images in a folder and some levels below it, by their paths relative to `folder`; links are followed."""
     for name in names_in(folder / inside):
         path = f"{inside}/{name}"
-        if is_image(name):
+        if listing.is_image(name):
             yield path
         elif levels and is_folder(folder / path):
             yield from _images_below(folder, path, levels - 1)
@@ -107,19 +101,16 @@ def _listings(place: Path, names: Iterable[str], annotations: str | None) -> tup
         names: names of all files, relative to the folder that holds `train`.
         annotations: content of the file that holds the classes of `val/images`; None when there is none.
     """
-    images = sorted(name for name in names if is_image(name) and not name.rpartition("/")[2].startswith("."))
-    train = _by_class(images, "train")
+    images = sorted(name for name in names if listing.is_image(name) and not name.rpartition("/")[2].startswith("."))
     test = _by_class(images, "val") if annotations is None else _annotated(place, images, annotations)
-    for split, found in (("train", train), ("val", test)):
+    splits = {"train": _by_class(images, "train"), "val": test}
+    for split, found in splits.items():
         if not found:
             raise DataError(f"{place} holds no images in {split}, expected the published folders; fetch it again.")
-    train_folders, test_folders = class_folders(f"{place}/train", train), class_folders(f"{place}/val", test)
-    check_classes(f"{place}/val", list(train_folders), list(test_folders))
-    return (
-        tuple(train_folders),
-        take_turns([train[folder] for folder in train_folders.values()]),
-        take_turns([test[folder] for folder in test_folders.values()]),
-    )
+    folders = {split: listing.class_folders(f"{place}/{split}", found) for split, found in splits.items()}
+    listing.check_classes(f"{place}/val", list(folders["train"]), list(folders["val"]))
+    ordered = {split: [found[folder] for folder in folders[split].values()] for split, found in splits.items()}
+    return tuple(folders["train"]), listing.take_turns(ordered["train"]), listing.take_turns(ordered["val"])
 
 
 def _by_class(images: list[str], split: str) -> dict[str, list[str]]:

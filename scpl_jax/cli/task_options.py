@@ -1,22 +1,71 @@
-"""The options of text classification."""
+"""The options of image classification, and those of text classification."""
 
 import dataclasses
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from scpl_jax.cli.methods import RuleOptions
-from scpl_jax.cli.option_types import Count, NotNegative, OneOf, Positive, Unset, at_least, default
+from scpl_jax.cli.option_types import Count, Natural, NotNegative, OneOf, Positive, Unset, at_least, default
 from scpl_jax.cli.run_options import DataOptions, NetworkOptions, ResolvedOptions, RunOptions, TrainingOptions
-from scpl_jax.data import TEXT_DATASETS
+from scpl_jax.data import AUGMENTATIONS, DATASETS, TEXT_DATASETS
+from scpl_jax.models import MODELS
 from scpl_jax.objectives import HEADS
 
 TEXT_MODELS = ("lstm", "transformer")
 
 
 @dataclasses.dataclass(frozen=True)
-class TextNetworkOptions(NetworkOptions):
-    """What is trained, and how it is cut into stages."""
+class _ImageNetwork(NetworkOptions):
+    model: Annotated[str, OneOf(MODELS)] = "vgg8"
+    """The network."""
+    width: Annotated[Positive | None, default("1.0; for the digits 0.125")] = None
+    """Multiplier of the numbers of channels and hidden units."""
+    shortcut: Literal["1x1", "3x3"] = "1x1"
+    """ResNets: kernel of the shortcut convolutions; 3x3 as in the reference's ResNet-18."""
 
+
+@dataclasses.dataclass(frozen=True)
+class _ImageRule(RuleOptions):
+    head_pool: Natural = 2
+    """Average a feature map to this side before the head, in pixels; 0: not at all, as in the paper."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _ImageTraining(TrainingOptions):
+    epochs: Annotated[Count | None, default("200; for the digits 20")] = None
+    """Number of epochs."""
+    batch_size: Annotated[Count | None, default("1024; for the digits 128")] = None
+    """Source images a batch; strong augmentation trains on twice as many views."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _ImageData(DataOptions):
+    dataset: Annotated[str, OneOf(DATASETS)] = "auto"
+    """The data set; auto is CIFAR-10 where its files are found, otherwise scikit-learn's digits."""
+    image_size: Annotated[Count | None, default("as they come; tiny-imagenet 32")] = None
+    """Resize images to this side, in pixels."""
+    augment: Annotated[str | None, OneOf(AUGMENTATIONS), default("strong; for the digits none")] = None
+    """Augmentation: none, basic (crop, flip) or strong (two views, one with colour jitter)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(_ImageData, _ImageTraining, _ImageRule, _ImageNetwork, RunOptions):
+    """Train an image classifier in stages with local supervised-contrastive losses.
+
+    Without --dataset, CIFAR-10 is used where its files are found, otherwise scikit-learn's digits, which need no
+    download.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedImageOptions(ResolvedOptions, Options):
+    """The options of image classification as they hold in a run."""
+
+    augment: str = dataclasses.field(kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TextNetwork(NetworkOptions):
     model: Annotated[str, OneOf(TEXT_MODELS)] = "lstm"
     """The network: a bidirectional LSTM, or a pre-norm transformer encoder."""
     layers: Annotated[int, at_least(2)] = 4
@@ -38,17 +87,13 @@ class TextNetworkOptions(NetworkOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextRuleOptions(RuleOptions):
-    """How the stages learn."""
-
+class _TextRule(RuleOptions):
     head: Annotated[str, OneOf(HEADS)] = "identity"
     """Projection head."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TextTrainingOptions(TrainingOptions):
-    """How long and how fast it is trained."""
-
+class _TextTraining(TrainingOptions):
     epochs: Annotated[Count | None, default("50; for generated texts 20")] = None
     """Number of epochs."""
     batch_size: Annotated[Count | None, default("1024; for generated texts 64")] = None
@@ -58,9 +103,7 @@ class TextTrainingOptions(TrainingOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextDataOptions(DataOptions):
-    """What it is trained and tested on."""
-
+class _TextData(DataOptions):
     dataset: Annotated[str, OneOf(TEXT_DATASETS)] = "auto"
     """The data set; auto is SST-2 where its files are found, otherwise generated; file needs --data-file."""
     data_file: Unset[Path] = None
@@ -84,7 +127,7 @@ class TextDataOptions(DataOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextOptions(TextDataOptions, TextTrainingOptions, TextRuleOptions, TextNetworkOptions, RunOptions):
+class TextOptions(_TextData, _TextTraining, _TextRule, _TextNetwork, RunOptions):
     """Train a text classifier in stages with local supervised-contrastive losses.
 
     Without --dataset, SST-2 is used where its files are found, otherwise sentences made by rules, which need no
