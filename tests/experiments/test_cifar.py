@@ -206,6 +206,8 @@ def test_signals_save_and_the_resumed_run_ends_as_an_undisturbed_one(tiny, tmp_p
         ["--method", "dascpl", "--join-epochs", "1,2", "--exit-hidden", "8", "--classifier-gradient"],
         ["--method", "supcon+0.5*ce,inforeg", "--exit-patience", "1", "--optimizer", "lars", "--fuse"],
         ["--method", "early-exit", "--devices", "2", "--data-parallel", "2"],
+        ["--method", "ce+recon", "--aux", "conv", "--aux-width", "0.5", "--devices", "2", "--data-parallel", "2"],
+        ["--recipe", "fast", "--aux-depth", "1", "--fuse"],
     ],
     ids=lambda options: options[1],
 )

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,3 +121,14 @@ def test_cost_counts_the_arithmetic():
     cost = module_cost(nnx.Linear(10, 20, rngs=nnx.Rngs(0)), jax.ShapeDtypeStruct((5, 10), jnp.float32))
     assert 2 * 5 * 10 * 20 <= cost.operations <= 2 * 5 * 10 * 20 + 5 * 20
     assert cost.training(input_gradient=False) < cost.training()
+
+
+def test_an_objective_of_ones_own_need_not_be_hashable(small_vgg, batch):
+    @dataclasses.dataclass
+    class Own(scpl.Objective):
+        sizes: list[int]
+
+        def build(self, features, *, rngs):
+            return scpl.SupCon(head_dims=tuple(self.sizes)).build(features, rngs=rngs)
+
+    assert len(decouple(small_vgg(), 2, batch, objective=Own([8, 6]))) == 2
