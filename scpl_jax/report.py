@@ -64,12 +64,10 @@ def _figure(svg: str, caption: str) -> str:
 def _overview(runs: Sequence[Run]) -> str:
     """A row for each run with what it reached and took."""
     rows = []
+    validated = any(one.curve("validation_accuracy") for one in runs)
+    names = [*(["validation_accuracy"] if validated else []), "test_accuracy"]
     for one in runs:
         found, options = one.results or {}, one.options
-        accuracy = found.get("test_accuracy")
-        if accuracy is None and (curve := one.curve()):
-            accuracy = curve[-1][2]
-        spread = f" ± {found['test_accuracy_std']:.4f}" if "test_accuracy_std" in found else ""
         epochs = max((line["epoch"] for line in one.lines), default=0)
         speed = found.get(f"{one.unit}_per_second")
         peaks = found.get("peak_memory_bytes_per_process", [])
@@ -81,14 +79,23 @@ def _overview(runs: Sequence[Run]) -> str:
                 str(one.config.get("dataset", options.get("dataset"))),
                 str(options.get("stages")),
                 f"{epochs} of {options.get('epochs')}",
-                "" if accuracy is None else f"{accuracy:.4f}{spread}",
+                *(_accuracy(one, name) for name in names),
                 "" if speed is None else f"{speed:.0f} {one.unit}",
                 " + ".join(f"{peak / 2**20:.0f}" for peak in peaks),
                 "" if "seconds" not in found else f"{found['seconds']:.0f}",
             ]
         )
-    head = ["run", "method", "network", "data", "stages", "epochs", "test accuracy", "per second", "peak MiB"]
-    return _table([*head, "seconds"], rows, numbers=range(4, 10))
+    head = ["run", "method", "network", "data", "stages", "epochs", *(name.replace("_", " ") for name in names)]
+    head += ["per second", "peak MiB", "seconds"]
+    return _table(head, rows, numbers=range(4, len(head)))
+
+
+def _accuracy(one: Run, name: str) -> str:
+    """An accuracy with its deviation over seeds, or of a run that goes on that of its last epoch; empty for none."""
+    found, curve = one.results or {}, one.curve(name)
+    value = found.get(name, curve[-1][2] if curve else None)
+    spread = f" ± {found[f'{name}_std']:.4f}" if f"{name}_std" in found else ""
+    return "" if value is None else f"{value:.4f}{spread}"
 
 
 def _configuration(runs: Sequence[Run]) -> str:
@@ -172,9 +179,11 @@ def page(runs: Sequence[Run], title: str = "Training runs") -> str:
     """
     links = "".join(f'<a href="#run-{index}">{html.escape(one.name)}</a>' for index, one in enumerate(runs))
     parts = [f"<h1>{html.escape(title)}</h1>", f"<nav>{links}</nav>", _overview(runs)]
-    if any(one.curve() for one in runs):
-        caption = "Test accuracy after each epoch, by epochs and by seconds of training (means over seeds)."
-        parts.append(_figure(report_figures.accuracy_curves(runs), caption))
+    for name in ("test_accuracy", "validation_accuracy"):
+        if any(one.curve(name) for one in runs):
+            what = name.replace("_", " ").capitalize()
+            caption = f"{what} after each epoch, by epochs and by seconds of training (means over seeds)."
+            parts.append(_figure(report_figures.accuracy_curves(runs, name), caption))
     if any((one.results or {}).get("peak_memory_bytes_per_process") for one in runs):
         caption = "Peak memory of each process: of its fullest device, or of the process where devices do not tell."
         parts.append(_figure(report_figures.memory(runs), caption))

@@ -50,18 +50,18 @@ def _as_svg(draw: Callable[Arguments, Any]) -> Callable[Arguments, str]:
 
 
 @_as_svg
-def accuracy_curves(runs: Sequence[Run]) -> Any:
-    """Test accuracy of all runs against epochs, and against seconds of training."""
+def accuracy_curves(runs: Sequence[Run], name: str = "test_accuracy") -> Any:
+    """An accuracy of all runs against epochs, and against seconds of training."""
     figure, axes = new_figure(2, figsize=(7, 6.4))
     styles = line_styles(run.name for run in runs)
     for run in runs:
-        curve = run.curve()
+        curve = run.curve(name)
         style = {"label": run.name, **styles[run.name]}
         for axis, column in zip(axes, (0, 1), strict=True):
             axis.plot([point[column] for point in curve], [point[2] for point in curve], marker=".", **style)
     axes[0].xaxis.get_major_locator().set_params(integer=True)
     for axis, label in zip(axes, ("epoch", "seconds of training"), strict=True):
-        axis.set(xlabel=label, ylabel="test accuracy", xlim=(0, None))
+        axis.set(xlabel=label, ylabel=name.replace("_", " "), xlim=(0, None))
         axis.grid(alpha=0.3)
     if len(runs) > 1:
         axes[0].legend(**_BESIDE)

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from scpl_jax.analysis.figures import line_styles, new_figure, save_figure
@@ -22,6 +22,9 @@ class Row:
       speed: examples a second, or None.
       spread: slowest and fastest, or None.
       peak_memory_bytes: peak memory of each process, or None.
+      rate: the learning rate that was chosen for the row, or None.
+      searched: rate -> validation accuracy of the run that tried it, None where bad numbers ended it; empty without a
+        search.
     """
 
     part: str
@@ -31,6 +34,8 @@ class Row:
     speed: float | None = None
     spread: tuple[float, float] | None = None
     peak_memory_bytes: tuple[int, ...] | None = None
+    rate: float | None = None
+    searched: Mapping[float, float | None] = dataclasses.field(default_factory=dict)
 
     @property
     def mean(self) -> float | None:
@@ -85,6 +90,8 @@ def markdown(rows: Sequence[Row], unit: str = "images", best: bool = True, targe
         columns["peak MiB"] = [
             " + ".join(f"{peak / 2**20:.0f}" for peak in row.peak_memory_bytes or ()) for row in group
         ]
+        columns["rate"] = ["" if row.rate is None else f"{row.rate:g}" for row in group]
+        columns["validation accuracy by rate"] = [_searched(row) for row in group]
         used = {name: cells for name, cells in columns.items() if any(cells)}
         lines = [f"**{part}**", "", _line(used), "|" + "---|" * len(used)]
         lines += [_line(cells) for cells in zip(*used.values(), strict=True)]
@@ -122,6 +129,11 @@ def _reached(row: Row, target: float) -> list[float]:
     return [seconds for seconds in row.seconds_to(target) if seconds is not None]
 
 
+def _searched(row: Row) -> str:
+    told = {rate: "bad numbers" if accuracy is None else f"{accuracy:.4f}" for rate, accuracy in row.searched.items()}
+    return ", ".join(f"{rate:g}: {accuracy}" for rate, accuracy in told.items())
+
+
 def _speed(row: Row) -> str:
     if row.speed is None:
         return ""
@@ -132,15 +144,18 @@ def comma_separated(rows: Sequence[Row], unit: str = "images", target: float | N
     """The rows as CSV, with a line of names; otherwise as :func:`markdown`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    names = ("part", "row", "seeds", "test_accuracy", "test_accuracy_std", f"{unit}_per_second", "peak_memory_bytes")
-    writer.writerow(names if target is None else (*names, f"seconds_to_{target:g}"))
+    names = ["part", "row", "seeds", "test_accuracy", "test_accuracy_std", f"{unit}_per_second", "peak_memory_bytes"]
+    with_rates = any(row.rate is not None for row in rows)
+    names += [] if target is None else [f"seconds_to_{target:g}"]
+    names += ["rate"] if with_rates else []
+    writer.writerow(names)
     for row in rows:
         peak = "" if row.peak_memory_bytes is None else sum(row.peak_memory_bytes)
         line = [row.part, row.name, len(row.accuracies), row.mean, row.deviation, row.speed, peak]
         if target is not None:
             there = _reached(row, target)
             line.append(statistics.fmean(there) if there and len(there) == len(row.curves) else None)
-        writer.writerow(line)
+        writer.writerow([*line, row.rate][: len(names)])
     return file.getvalue()
 
 

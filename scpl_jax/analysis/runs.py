@@ -14,12 +14,14 @@ NUMBER = float  # a finite one, for _mismatch
 _OPTIONAL = (NUMBER, None)
 _STAGE = {"blocks": [int], "devices": [str], "parameters": int, "share_of_cost": NUMBER, "share_of_local_loss": NUMBER}
 _CONFIG = {"options": {"width?": _OPTIONAL}, "stages?": [_STAGE]}
-_LINE = {"seed": int, "epoch": NUMBER, "train_seconds": NUMBER, "test_accuracy": NUMBER, "train_loss": [_OPTIONAL]}
+_ACCURACIES = {"test_accuracy": NUMBER, "validation_accuracy?": NUMBER}
+_LINE = {"seed": int, "epoch": NUMBER, "train_seconds": NUMBER, "train_loss": [_OPTIONAL], **_ACCURACIES}
 _AT_STAGE = {"stage": int, "accuracy": NUMBER, "share": NUMBER}
 _STOP = {"confidence": _OPTIONAL, "patience": _OPTIONAL, "accuracy": NUMBER, "share": NUMBER}
 _RESULTS = {
-    "test_accuracy": NUMBER,
+    **_ACCURACIES,
     "test_accuracy_std?": NUMBER,
+    "validation_accuracy_std?": NUMBER,
     "seconds": NUMBER,
     "width?": _OPTIONAL,
     "devices": [str],

@@ -20,7 +20,8 @@ from scpl_jax.training.run_error import RunError
 T = TypeVar("T")
 _ARGUMENT = re.compile("`([a-z]+(?:_[a-z]+)*)`")
 # Arguments of functions in scpl_jax.data that the options call otherwise.
-_OTHER_NAMES = {"name": "dataset", "rate": "label_noise", "path": "word_vectors", "size": "embedding_size"}
+_OTHER_NAMES = {"name": "dataset", "rate": "label_noise", "share": "validation"}
+_OTHER_NAMES |= {"path": "word_vectors", "size": "embedding_size"}
 _WORDS = {"yes": True, "no": False, "auto": None}
 
 
@@ -80,6 +81,7 @@ Count = Annotated[int, at_least(1)]
 Positive = Annotated[float, _Bound("must be a number greater than 0", lambda value: 0 < value < math.inf)]
 NotNegative = Annotated[float, _Bound("must be a number of at least 0", lambda value: 0 <= value < math.inf)]
 Share = Annotated[float, _Bound("must lie between 0 and 1", lambda value: 0 <= value <= 1)]
+Fraction = Annotated[float, _Bound("must be at least 0 and less than 1", lambda value: 0 <= value < 1)]
 Certainty = Annotated[float, _Bound("must be greater than 0 and at most 1", lambda value: 0 < value <= 1)]
 
 

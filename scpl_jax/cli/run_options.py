@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from scpl_jax.cli.methods import RuleOptions, check_rule
 from scpl_jax.cli.option_types import (
     Count,
+    Fraction,
     Natural,
     NotNegative,
     OneOf,
@@ -96,6 +97,9 @@ class DataOptions(Group, title="data"):
     """Train on the first N examples only."""
     limit_test: Unset[Count] = None
     """Test on the first N examples only."""
+    validation: Fraction = 0.0
+    """Share of the training examples of each class that is held out, the same ones for every seed and method: accuracy
+    on them is measured after each epoch, and the best checkpoint is the best by it; 0: none."""
     cache_dir: Annotated[Path | None, default("~/.cache/scpl_jax")] = None
     """Where prepared data and compiled programs are kept."""
 

@@ -12,6 +12,7 @@ from scpl_jax.data.dataset import Examples as Examples
 from scpl_jax.data.dataset import add_label_noise as add_label_noise
 from scpl_jax.data.dataset import limit as limit
 from scpl_jax.data.errors import DataError as DataError
+from scpl_jax.data.holding_out import hold_out as hold_out
 from scpl_jax.data.images.augment import AUGMENTATIONS as AUGMENTATIONS
 from scpl_jax.data.images.augment import make_augment as make_augment
 from scpl_jax.data.images.augment import normalise as normalise

@@ -61,6 +61,9 @@ class Examples(Protocol):
     def limited(self, limit_train: int | None, limit_test: int | None) -> Any:
         """The first examples of each split only."""
 
+    def parted(self, held: np.ndarray) -> tuple[Any, Any]:
+        """Without the training examples chosen by `held`, `(N,)` bool; and with these as its test examples."""
+
 
 AnyExamples = TypeVar("AnyExamples", bound=Examples)
 
@@ -148,6 +151,12 @@ class Dataset:
             test_images=self.test_images[:limit_test],
             test_labels=self.test_labels[:limit_test],
         )
+
+    def parted(self, held: np.ndarray) -> tuple["Dataset", "Dataset"]:
+        """Without the training images chosen by `held`, `(N,)` bool; and with these as its test images."""
+        images, labels = self.train_images, self.train_labels
+        rest = replace(self, train_images=images[~held], train_labels=labels[~held])
+        return rest, replace(rest, test_images=images[held], test_labels=labels[held])
 
     def validate(self) -> None:
         """Check that the arrays fit together.

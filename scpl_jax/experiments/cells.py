@@ -17,7 +17,7 @@ from typing import Any
 from scpl_jax.analysis.runs import read_run
 from scpl_jax.cli.command_line import parse_options
 from scpl_jax.cli.task_options import Options, TextOptions
-from scpl_jax.experiments.tables import Cell, Table
+from scpl_jax.experiments.tables import Cell, Table, Trial
 from scpl_jax.training.interrupt import Interrupt
 from scpl_jax.training.run_dir import RunDirectory
 from scpl_jax.training.run_error import RunError
@@ -27,11 +27,11 @@ from scpl_jax.training.writing import read_json, write_json
 _WITHOUT_FILES = {"digits", "synthetic", "generated"}
 _KINDS: Mapping[str, type[Any]] = {"cifar": Options, "text": TextOptions}
 # What a line of a ledger says of its own table.
-_PLACE = {"part", "row", "seed", "arguments"}
+_PLACE = {"part", "row", "seed", "arguments", "rate"}
 
 
 class Ledger:
-    """The numbers of finished cells: ``cells.jsonl``, a line each.
+    """The numbers of finished cells: ``cells.jsonl``, of trials ``searches.jsonl``, a line each.
 
     Args:
       path: the file.
@@ -85,23 +85,23 @@ class Runner:
       table: what is run.
       runs_dir: where the runs go.
       ledger: the finished cells.
-      count: number of cells to run.
       interrupt: tells when to stop.
       jobs: runs at a time.
       data_dir: where the data set's files lie; None for none.
       cache_dir: where prepared data and compiled programs are kept; None for the default.
+      count: number of cells to run.
       broken: cells whose run failed.
     """
 
     table: Table
     runs_dir: Path
     ledger: Ledger
-    count: int
     interrupt: Interrupt
     _: dataclasses.KW_ONLY
     jobs: int = 1
     data_dir: Path | None = None
     cache_dir: Path | None = None
+    count: int = dataclasses.field(default=0, init=False)
     broken: list[Cell] = dataclasses.field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -113,12 +113,11 @@ class Runner:
         """Run or continue one cell and keep its numbers."""
         if self.interrupt.received is not None:
             return
-        name = f"{cell.part} | {cell.row} | seed {cell.seed}"
         with self._lock:
             self._started += 1
             cores = self._cores.pop()
             now = datetime.datetime.now().strftime("%H:%M:%S")
-            print(f"{now} [{self._started}/{self.count}] {name}", flush=True)
+            print(f"{now} [{self._started}/{self.count}] {cell.name}", flush=True)
         folder = self.runs_dir / cell.folder
         status = self._wait(cell, folder, cores)
         with self._lock:
@@ -126,11 +125,15 @@ class Runner:
             if status == 0:
                 numbers = _numbers(folder, self.table.unit, len(cores))
                 self.ledger.add(cell, numbers)
-                print(f"  {name}: {numbers['test_accuracy']:.4f}", flush=True)
+                judged_by = "validation_accuracy" if isinstance(cell, Trial) else "test_accuracy"
+                print(f"  {cell.name}: {numbers[judged_by]:.4f}", flush=True)
             elif self.interrupt.received is None:
-                self.broken.append(cell)
-                last = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
-                print(f"  {name} failed with status {status}: {''.join(last)} ({folder}/log.txt)", flush=True)
+                last = "".join((folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:])
+                if isinstance(cell, Trial) and any(folder.glob("bad_batches/*")):  # an answer, too: the rate is no good
+                    self.ledger.add(cell, {"validation_accuracy": None, "ended": last})
+                else:
+                    self.broken.append(cell)
+                print(f"  {cell.name} failed with status {status}: {last} ({folder}/log.txt)", flush=True)
 
     def _wait(self, cell: Cell, folder: Path, cores: Sequence[int]) -> int:
         """Run the cell to its end, or until it has saved after an interruption; its exit status."""
@@ -185,7 +188,16 @@ def _numbers(folder: Path, unit: str, cores: int) -> dict[str, Any]:
     results, lines = run.results, run.lines
     assert results is not None
     speeds = (f"{unit}_per_second", "tokens_per_second")
-    kept = ("test_accuracy", *speeds, "peak_memory_bytes", "exits", "early_stops", "probes", "device_kind")
+    kept = (
+        "test_accuracy",
+        "validation_accuracy",
+        *speeds,
+        "peak_memory_bytes",
+        "exits",
+        "early_stops",
+        "probes",
+        "device_kind",
+    )
     return {
         **{name: results[name] for name in kept if name in results},
         "curve": [[round(seconds, 2), accuracy] for _, seconds, accuracy in run.curve()],
@@ -215,7 +227,7 @@ def shared_runs(
     Args:
       cells: what is to be run.
       task: the experiment they are of.
-      folder: in which other tables' ``cells.jsonl`` are looked for, at any depth.
+      folder: in which other tables' ``cells.jsonl`` and ``searches.jsonl`` are looked for, at any depth.
       versions: that a run must have been made with.
       cores: that a run must have been made on.
 
@@ -232,7 +244,7 @@ def shared_runs(
         with contextlib.suppress(RunError):  # its run will say so
             wanted.setdefault(_meaning(task, cell.arguments), []).append(cell)
     found: dict[Cell, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("cells.jsonl")):
+    for path in sorted([*folder.rglob("cells.jsonl"), *folder.rglob("searches.jsonl")]):
         for text in path.read_text(errors="replace").splitlines():
             # Half a line, or options that are no longer there.
             with contextlib.suppress(ValueError, KeyError, TypeError):

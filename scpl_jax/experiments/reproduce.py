@@ -1,7 +1,8 @@
 """A table of many training runs: ``python -m scpl_jax.experiments.reproduce --table rules --data-dir FOLDER``.
 
 A table is ``experiments/NAME/table.toml``. Each cell is a run of the cifar or text experiment in a process of its own.
-What is finished is kept, so the same command goes on where it was stopped, also in the middle of a cell.
+What is finished is kept, so the same command goes on where it was stopped, also in the middle of a cell. Where a table
+searches for learning rates, short runs come first, and what they say decides about the others.
 """
 
 import dataclasses
@@ -18,9 +19,10 @@ from scpl_jax.analysis.figures import attempt
 from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_rows, markdown
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import versions
-from scpl_jax.cli.option_types import Count, OneOf, Unset, check_values, default
+from scpl_jax.cli.option_types import Count, OneOf, Unset, check_values, default, listed
 from scpl_jax.experiments.cells import Ledger, Runner, call, cores_here, shared_runs
-from scpl_jax.experiments.tables import SCALES, Speed, Table, find, read_table
+from scpl_jax.experiments.rates import Choice, choose, decided
+from scpl_jax.experiments.tables import SCALES, Cell, Speed, Table, find, read_table
 from scpl_jax.training.interrupt import Interrupt
 from scpl_jax.training.run_dir import RunDirectory
 from scpl_jax.training.run_error import RunError
@@ -112,7 +114,9 @@ def _curve(cell: dict[str, Any], unit: str, speed: float | None) -> tuple[tuple[
     return tuple((s if epoch is None else i * epoch, a) for i, (s, a) in enumerate(cell["curve"], start=1))
 
 
-def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[str]) -> list[Row]:
+def write_table(
+    table: Table, ledger: Ledger, out_dir: Path, command: Sequence[str], choices: Sequence[Choice] = ()
+) -> list[Row]:
     """Write ``table.md``, ``table.csv``, ``table.json``, ``rows.svg`` and ``accuracy.svg`` of what is there; its rows.
 
     Where speed was measured the figure's times are at that speed, so that a run that shared the machine with something
@@ -125,6 +129,7 @@ def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[s
         for row, found in _speed_of(speed, out_dir).items()
         for part in speed.parts
     }
+    choice_of = {(choice.part, choice.row): choice for choice in choices}
     rows = []
     for part in table.parts:
         for name in table.rows[part]:
@@ -137,30 +142,56 @@ def write_table(table: Table, ledger: Ledger, out_dir: Path, command: Sequence[s
                 found["spread"] = (speed["batch"] / seconds["slowest"], speed["batch"] / seconds["fastest"])
                 if "peak_memory_bytes" in speed:
                     found["peak_memory_bytes"] = tuple(speed["peak_memory_bytes"])
-            elif not cells:
+            elif not cells and ((part, name) not in choice_of or not choice_of[part, name].accuracies):
                 continue
-            elif not table.speeds:
+            elif cells and not table.speeds:
                 rates = [cell[rate] for cell in cells]
                 found |= {"speed": statistics.median(rates), "spread": (min(rates), max(rates))}
             accuracies = tuple(cell["test_accuracy"] for cell in cells)
             at = found.get("speed") if table.speeds else None
             curves = tuple(_curve(cell, table.unit, at) for cell in cells)
+            if (choice := choice_of.get((part, name))) is not None:
+                found |= {"rate": choice.rate, "searched": choice.accuracies}
             rows.append(Row(part, name, accuracies, curves, **found))
     if not rows:
         return rows
-    missing = sum(ledger.get(cell) is None for cell in table.cells)
-    note = f"\n\n{missing} of {len(table.cells)} runs are still missing." if missing else ""
+    missing = sum(ledger.get(cell) is None for cell in table.cells) + len(table.undecided)
+    of_all = len(table.cells) + len(table.undecided)
+    note = f"\n\n{missing} of {of_all} runs are still missing." if missing else ""
     (out_dir / "table.md").write_text(f"{markdown(rows, table.unit, target=table.target)}{note}\n", encoding="utf-8")
     (out_dir / "table.csv").write_text(comma_separated(rows, table.unit, table.target), encoding="utf-8")
+    hidden = {"curves"} if choices else {"curves", "rate", "searched"}
     summary = [
-        {**{k: v for k, v in dataclasses.asdict(row).items() if k != "curves"}, "mean": row.mean, "std": row.deviation}
+        {
+            **{k: v for k, v in dataclasses.asdict(row).items() if k not in hidden},
+            "mean": row.mean,
+            "std": row.deviation,
+        }
         for row in rows
     ]
     write_json(out_dir / "table.json", {"command": list(command), "rows": summary, "versions": versions()})
-    attempt("rows.svg", draw_rows, rows, out_dir / "rows.svg", table.unit)
+    if any(row.accuracies or row.speed for row in rows):
+        attempt("rows.svg", draw_rows, rows, out_dir / "rows.svg", table.unit)
     if any(row.curves for row in rows):
         attempt("accuracy.svg", draw_accuracy, rows, out_dir / "accuracy.svg")
     return rows
+
+
+def _run_all(runner: Runner, cells: Sequence[Cell], asked: Options, what: str) -> None:
+    """Take from other tables, or run, what is missing of some cells."""
+    missing = [cell for cell in cells if runner.ledger.get(cell) is None]
+    if asked.reuse is not None:
+        cores = len(cores_here()[:: asked.jobs])
+        shared = shared_runs(missing, runner.table.task, asked.reuse, versions(), cores)
+        for cell, numbers in shared.items():
+            runner.ledger.add(cell, numbers)
+            print(f"{cell.name}: taken from {numbers['taken_from']}", flush=True)
+        missing = [cell for cell in missing if cell not in shared]
+    todo = [] if asked.collect else missing
+    print(f"{what}: {len(cells) - len(missing)} runs are there, {len(todo)} to be made", flush=True)
+    runner.count = len(todo)
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        list(pool.map(runner.run, todo))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -173,44 +204,46 @@ def main(arguments: Sequence[str]) -> int:
     name = path.parent.name if options.table.endswith(".toml") else options.table
     out_dir = options.out_dir or Path("runs") / "reproduce" / f"{name}-{options.scale}"
     RunDirectory(out_dir)  # refuses one that can't be written
-    ledger = Ledger(out_dir / "cells.jsonl")
     only = options.only or ""
-    wanted = [cell for cell in table.cells if only in cell.part or only in cell.row]
+
+    def fits(cell: Cell) -> bool:
+        return only in cell.part or only in cell.row
+
     # Speed belongs to whole parts: a table of runs gets it when they are done, one of speeds alone part by part.
     speeds = [speed for speed in table.speeds if only in speed.parts[0] and not (only and table.cells)]
-    if not wanted and not speeds:
+    if not any(map(fits, table.cells)) and not speeds:
         raise RunError(f"--only {options.only} fits no cell of the table")
-    missing = [cell for cell in wanted if ledger.get(cell) is None]
-    if options.reuse is not None:
-        cores = len(cores_here()[:: options.jobs])
-        shared = shared_runs(missing, table.task, options.reuse, versions(), cores)
-        for cell, numbers in shared.items():
-            ledger.add(cell, numbers)
-            print(f"{cell.part} | {cell.row} | seed {cell.seed}: taken from {numbers['taken_from']}", flush=True)
-        missing = [cell for cell in missing if cell not in shared]
-    todo = [] if options.collect else missing
-    print(f"{table.title}: {len(wanted) - len(missing)} runs are there, {len(todo)} to be made", flush=True)
     status = 0
     with Interrupt() as interrupt:
         runs_dir = options.runs_dir or out_dir / "runs"
         asked: dict[str, Any] = {"jobs": options.jobs, "data_dir": options.data_dir, "cache_dir": options.cache_dir}
-        runner = Runner(table, runs_dir, ledger, len(todo), interrupt, **asked)
-        with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(runner.run, todo))
+        searcher = Runner(table, runs_dir, Ledger(out_dir / "searches.jsonl"), interrupt, **asked)
+        if table.trials:
+            _run_all(searcher, list(filter(fits, table.trials)), options, f"{table.title}, search for learning rates")
+        choices = choose(table, searcher.ledger)
+        table = decided(table, choices)
+        runner = Runner(table, runs_dir, Ledger(out_dir / "cells.jsonl"), interrupt, **asked)
+        _run_all(runner, list(filter(fits, table.cells)), options, table.title)
+        broken = len(searcher.broken) + len(runner.broken)
         unmeasured = [speed for speed in speeds if not _speed_of(speed, out_dir)]
-        if options.speed and not options.collect and not runner.broken:
+        if options.speed and not options.collect and not broken:
             measured = [_measure(speed, out_dir, interrupt) for speed in unmeasured]
             status = 0 if all(measured) else 1
         command = ["python", "-m", "scpl_jax.experiments.reproduce", *arguments]
-        rows = write_table(table, ledger, out_dir, command)
+        rows = write_table(table, runner.ledger, out_dir, command, choices)
         if rows:
             print(f"\n{markdown(rows, table.unit, target=table.target)}\n\n{out_dir}/table.md", flush=True)
         if interrupt.received is not None:
             print("stopped; the same command continues", flush=True)
             return interrupt.exit_status
-    if runner.broken:
-        print(f"error: {len(runner.broken)} runs failed; the same command tries them again", file=sys.stderr)
-    return 1 if runner.broken or status else 0
+    for choice in choices:
+        if choice.wanted and choice.complete and choice.rate is None:
+            status = 1
+            what = f"{choice.part} | {choice.row} has no learning rate: bad numbers ended its run with each of"
+            print(f"error: {what} {listed([str(one) for one in choice.wanted])}; add a smaller one", file=sys.stderr)
+    if broken:
+        print(f"error: {broken} runs failed; the same command tries them again", file=sys.stderr)
+    return 1 if broken or status else 0
 
 
 if __name__ == "__main__":

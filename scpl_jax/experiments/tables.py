@@ -1,18 +1,21 @@
 """What a table consists of, as read from ``experiments/NAME/table.toml``: parts, rows, and a run for each seed."""
 
 import dataclasses
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scpl_jax.cli.run_options import as_arguments
 from scpl_jax.data.paths import expand
 from scpl_jax.training.run_error import RunError
 
 SCALES = ("small", "paper")
-_TOP = {"title", "task", "seeds", "target", "options", "speed", "rows", "parts", *SCALES}
+_TOP = {"title", "task", "seeds", "target", "rates", "validation", "options", "speed", "rows", "parts", *SCALES}
+# More learning rates than this are no cheap search.
+_MOST_RATES = 5
 # What an example is in each experiment that a table may be of.
 _UNITS = {"cifar": "images", "text": "texts"}
 # Options of which the speed depends, besides the method's; the throughput experiment has them, too.
@@ -43,6 +46,32 @@ class Cell:
     def folder(self) -> Path:
         """Where its run directory lies below that of the table."""
         return Path(_slug(self.part), _slug(self.row), f"seed-{self.seed}")
+
+    @property
+    def name(self) -> str:
+        """What it is called where people read it."""
+        return f"{self.part} | {self.row} | seed {self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial(Cell):
+    """A short run with one of the learning rates of a search.
+
+    Attributes:
+      rate: the learning rate, also among the arguments.
+    """
+
+    rate: float
+
+    @property
+    def folder(self) -> Path:
+        """Where its run directory lies below that of the table."""
+        return Path(_slug(self.part), _slug(self.row), f"rate-{_slug(str(self.rate))}")
+
+    @property
+    def name(self) -> str:
+        """What it is called where people read it."""
+        return f"{self.part} | {self.row} | rate {self.rate:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +106,8 @@ class Table:
       cells: all runs, in the order in which they are made: the first seed of everything first.
       speeds: what is measured besides.
       target: the test accuracy up to which the seconds of training are told, or None.
+      trials: the runs of the searches for learning rates; a row without any has the rate of its options.
+      undecided: runs of rows of which the rate is not known yet; they are none of ``cells``.
     """
 
     title: str
@@ -86,6 +117,8 @@ class Table:
     cells: tuple[Cell, ...]
     speeds: tuple[Speed, ...]
     target: float | None = None
+    trials: tuple[Trial, ...] = ()
+    undecided: tuple[Cell, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -124,7 +157,9 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
         measured), ``rows`` (name -> options), ``parts`` (each with ``name``, ``options``, optionally the names of its
         ``rows``, and of options of the scale that it does without, ``own``), ``options`` of all runs, those of each
         scale, ``speed``, the options of a measurement of speed, and ``target``, an accuracy. A row's options come
-        before a part's, these before the scale's, and these before those of all.
+        before a part's, these before the scale's, and these before those of all. With ``rates``, learning rates, and
+        ``validation``, the share of the training examples that all runs hold out, each row of a part gets the rate that
+        :mod:`scpl_jax.experiments.rates` finds, unless its options say ``lr``.
       scale: "small" or "paper".
       seeds: how many of the seeds to use; None for all.
       dataset: a data set in place of the scale's; parts with a data set of their own keep it.
@@ -143,9 +178,31 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
     def options(part: dict[str, Any], row: str) -> dict[str, Any]:
         at_scale = {name: value for name, value in found[scale].items() if name not in part.get("own", [])}
         asked = {} if dataset is None else {"dataset": dataset}
-        return {**found.get("options", {}), **at_scale, **asked, **part.get("options", {}), **rows[row]}
+        held_out = {"validation": found["validation"]} if "validation" in found else {}
+        return {**held_out, **found.get("options", {}), **at_scale, **asked, **part.get("options", {}), **rows[row]}
 
     rows_of = {part["name"]: tuple(part.get("rows", rows)) for part in parts}
+    trials: list[Trial] = []
+    if rates := sorted(found.get("rates", [])):
+        for part in parts:
+            searched = {row: asked for row in rows_of[part["name"]] if "lr" not in (asked := options(part, row))}
+            for row, asked in searched.items():
+                if type(asked.get("epochs")) is not int:
+                    what = f"the search for a rate takes a third of the epochs, and the row {row!r} has no epochs"
+                    raise RunError(f"{path} is no table: {what}; add them to its options")
+                # A search is cheap: nobody reads what probes tell of its features.
+                short = {
+                    **asked,
+                    "epochs": max(1, asked["epochs"] // 3),
+                    "probe-examples": 0,
+                    "seed": found["seeds"][0],
+                }
+                trials += [
+                    at_rate(Trial(part["name"], row, short["seed"], as_arguments(short), rate), rate, task)
+                    for rate in rates
+                ]
+        if not trials:
+            raise RunError(f"{path} is no table: rates are for rows without an lr, and every row has one; remove one")
     cells = [
         Cell(part["name"], row, seed, as_arguments({**options(part, row), "seed": seed}))
         for seed in found.get("seeds", [])[:seeds]
@@ -169,7 +226,24 @@ def read_table(path: Path, scale: str, seeds: int | None = None, dataset: str | 
         together = (*(same.parts if same else ()), *speed.parts)
         merged[(speed.arguments, *speed.methods)] = dataclasses.replace(speed, parts=together)
     title, target = found.get("title", path.parent.name), found.get("target")
-    return Table(title, task, tuple(rows_of), rows_of, tuple(cells), tuple(merged.values()), target)
+    names = tuple(rows_of)
+    return Table(title, task, names, rows_of, tuple(cells), tuple(merged.values()), target, tuple(trials))
+
+
+AnyCell = TypeVar("AnyCell", bound=Cell)
+
+
+def at_rate(cell: AnyCell, rate: float, task: str) -> AnyCell:
+    """A run with this learning rate.
+
+    Example:
+      >>> at_rate(Cell("VGG8", "bp", 0, ("--method", "bp")), 0.003, "cifar").arguments
+      ('--method', 'bp', '--lr', '0.003')
+    """
+    more = {"lr": rate}
+    if task == "text" and "--end-lr" not in cell.arguments:
+        more["end-lr"] = rate  # unless a table says otherwise, the rate of texts stays as it is
+    return dataclasses.replace(cell, arguments=(*cell.arguments, *as_arguments(more)))
 
 
 def _malformed(found: dict[str, Any], scale: str) -> str | None:
@@ -183,6 +257,8 @@ def _malformed(found: dict[str, Any], scale: str) -> str | None:
         return f"its task must be {' or '.join(_UNITS)}, got {task!r}"
     if target is not None and not (type(target) in (int, float) and 0 < target <= 1):
         return f"target must be an accuracy above 0 and at most 1, got {target!r}"
+    if (what := _odd_rates(found)) is not None:
+        return what
     if not _is_list_of(int, found.get("seeds", [])):
         return f"seeds must be whole numbers, got {found['seeds']!r}"
     if not _is_list_of(dict, parts) or not all(isinstance(part.get("name"), str) for part in parts):
@@ -204,7 +280,24 @@ def _malformed(found: dict[str, Any], scale: str) -> str | None:
             return f"{name} must be a text, a number or true or false, got {value!r}"
         if name == "stages" and type(value) is not int:
             return f"stages must be a whole number, got {value!r}"
+        if name == "validation" and "rates" in found:
+            return "with rates, all runs hold out the same share, so validation must not be among options"
     return None
+
+
+def _odd_rates(found: dict[str, Any]) -> str | None:
+    """As :func:`_malformed`, of what a search for learning rates needs."""
+    rates, share = found.get("rates"), found.get("validation")
+    if (rates is None) != (share is None):
+        return "rates and validation, by which one of them is chosen, must come together"
+    if rates is None:
+        return None
+    numbers = isinstance(rates, list) and all(type(one) in (int, float) and 0 < one < math.inf for one in rates)
+    if not numbers or not 2 <= len(set(rates)) == len(rates) <= _MOST_RATES:
+        return f"rates must be 2 to {_MOST_RATES} different numbers greater than 0, got {rates!r}"
+    if type(share) is not float or not 0 < share < 1:
+        return f"validation must be a share greater than 0 and less than 1, got {share!r}"
+    return None if found.get("seeds") else "rates need seeds: with the first one of them they are searched"
 
 
 def _is_list_of(kind: type, value: Any) -> bool:

@@ -21,14 +21,19 @@ from scpl_jax.cli.environment import device_peak_bytes, keep_compiled, process_p
 from scpl_jax.cli.methods import row_of
 from scpl_jax.cli.option_types import as_options
 from scpl_jax.cli.run_options import PRECISIONS, AnyOptions, AnyResolved, ResolvedOptions, RunOptions, to_json
-from scpl_jax.data import Examples, add_label_noise, limit
+from scpl_jax.data import Examples, add_label_noise, hold_out, limit
 from scpl_jax.experiments.recording import Recording
 from scpl_jax.pipeline import Pipeline, processes
 from scpl_jax.training.writing import reason_of
 
 
 def _config(
-    name: str, options: ResolvedOptions, asked: RunOptions, dataset: Examples, pipeline: Pipeline
+    name: str,
+    options: ResolvedOptions,
+    asked: RunOptions,
+    dataset: Examples,
+    validation: Examples | None,
+    pipeline: Pipeline,
 ) -> dict[str, Any]:
     """What it takes to repeat the run, and what was chosen for the user."""
     return {
@@ -38,6 +43,7 @@ def _config(
         "dataset": dataset.name,
         "dataset_source": dataset.source,
         "train_examples": len(dataset.train_labels),
+        **({} if validation is None else {"validation_examples": len(validation.test_labels)}),
         "test_examples": len(dataset.test_labels),
         "num_classes": dataset.num_classes,
         "stages": [
@@ -55,12 +61,14 @@ def _config(
     }
 
 
-def _describe(title: str, dataset: Examples, pipeline: Pipeline) -> None:
+def _describe(title: str, dataset: Examples, validation: Examples | None, pipeline: Pipeline) -> None:
     if not processes.is_first():
         return
     if dataset.note:
         print(as_options(dataset.note))
     print(title)
+    if validation is not None:
+        print(f"  {len(validation.test_labels)} more training {dataset.unit} are held out for validation")
     total = sum(stage.cost for stage in pipeline.stages)
     for stage, mesh in zip(pipeline.stages, pipeline.meshes, strict=True):
         first, last = stage.blocks[0], stage.blocks[1] - 1
@@ -79,6 +87,7 @@ def _describe(title: str, dataset: Examples, pipeline: Pipeline) -> None:
 def _train_seed(
     options: ResolvedOptions,
     dataset: Examples,
+    validation: Examples | None,
     pipeline: Pipeline,
     seed: int,
     directory: training.RunDirectory,
@@ -116,6 +125,7 @@ def _train_seed(
             directory,
             reporter,
             interrupt,
+            validation=validation,
             on_first_step=on_first_step,
             after_step=(lambda done: None) if recording is None else recording.after_step,
         )
@@ -166,9 +176,11 @@ def _summary(
     """The contents of ``results.json``."""
     rate = f"{dataset.unit}_per_second"
     speed = statistics.fmean(one[rate] for one in per_run)
-    accuracies = [one["test_accuracy"] for one in per_run]
+    measured = [name for name in ("test_accuracy", "validation_accuracy") if name in per_run[0]]
+    accuracies = {name: [one[name] for one in per_run] for name in measured}
+    chosen_by = f"best_{measured[-1]}"
     peaks = processes.gather(device_peak_bytes() or process_peak_bytes())
-    best = max(per_run, key=lambda one: one["best_test_accuracy"])
+    best = max(per_run, key=lambda one: one[chosen_by])
     results: dict[str, Any] = {
         "dataset": dataset.name,
         "dataset_source": dataset.source,
@@ -179,9 +191,10 @@ def _summary(
         "seed": options.seed,
         "runs": options.runs,
         "epochs": options.epochs,
-        "test_accuracy": statistics.fmean(accuracies),
+        **{name: statistics.fmean(each) for name, each in accuracies.items()},
         "best_test_accuracy": best["best_test_accuracy"],
         "best_epoch": best["best_epoch"],
+        chosen_by: best[chosen_by],
         rate: speed,
         **task.measured(dataset, speed),
         "peak_memory_bytes": max(peaks),
@@ -198,7 +211,7 @@ def _summary(
         results["class_names"] = list(dataset.class_names)
         results["confusion"] = np.sum([one["confusion"] for one in per_run], axis=0).tolist()
     if options.runs > 1:
-        results["test_accuracy_std"] = statistics.stdev(accuracies)
+        results |= {f"{name}_std": statistics.stdev(each) for name, each in accuracies.items()}
         results["per_run"] = per_run
     return results
 
@@ -219,6 +232,9 @@ def train_task(task: Task[AnyOptions, AnyResolved], arguments: Sequence[str], st
     jax.config.update("jax_default_matmul_precision", PRECISIONS[asked.precision])
     keep_compiled(asked.cache_dir)
     dataset = limit(task.load(asked), asked.limit_train, asked.limit_test)
+    validation = None
+    if asked.validation:
+        dataset, validation = hold_out(dataset, asked.validation)
     if asked.label_noise:
         dataset = add_label_noise(dataset, asked.label_noise, asked.seed)
     options = task.resolve(with_library(asked, dataset.name, config), dataset)
@@ -244,15 +260,16 @@ def train_task(task: Task[AnyOptions, AnyResolved], arguments: Sequence[str], st
             say(f"the run in {out_dir} is complete, there is nothing left to do")
             return 0
         if config is None:
-            directory.write_config(_config(task.name, options, asked, dataset, pipeline))
-        _describe(task.title(options, dataset), dataset, pipeline)
-        return _train_all(task, options, dataset, pipeline, directory, started)
+            directory.write_config(_config(task.name, options, asked, dataset, validation, pipeline))
+        _describe(task.title(options, dataset), dataset, validation, pipeline)
+        return _train_all(task, options, dataset, validation, pipeline, directory, started)
 
 
 def _train_all(
     task: Task[Any, AnyResolved],
     options: AnyResolved,
     dataset: Any,
+    validation: Any,
     pipeline: Pipeline,
     directory: training.RunDirectory,
     started: float,
@@ -269,22 +286,26 @@ def _train_all(
                 continue
             if index:
                 pipeline = build_pipeline(task, options, dataset, seed, plan)
-            result, failure = _train_seed(options, dataset, pipeline, seed, directory, interrupt, started)
+            result, failure = _train_seed(options, dataset, validation, pipeline, seed, directory, interrupt, started)
             failed = failure or failed
             if result is None:
                 again = shell_line(f"scpl_jax.experiments.{task.name}", "--out-dir", directory.path, "--resume")
                 say(f"\nstopped and saved; continue with: {again}")
                 return interrupt.exit_status
             more = _after_training(options, dataset, pipeline, seed, directory)
-            numbers = dataclasses.asdict(result)
+            numbers = {name: value for name, value in dataclasses.asdict(result).items() if value is not None}
             numbers[f"{dataset.unit}_per_second"] = numbers.pop("examples_per_second")
             per_run.append({"seed": seed, **numbers, **more})
             # With a full disk the other seeds go on; results.json is tried at the end.
             with contextlib.suppress(OSError):
                 directory.finish_run(seed, per_run[-1])
     results = _summary(task, options, dataset, pipeline, per_run)
-    spread = f" +- {results['test_accuracy_std']:.4f} over {options.runs} runs" if options.runs > 1 else ""
-    accuracy = f"test accuracy {results['test_accuracy']:.4f}{spread}"
+    accuracy = ", ".join(
+        f"{name.replace('_', ' ')} {results[name]:.4f}"
+        + (f" +- {results[f'{name}_std']:.4f} over {options.runs} runs" if options.runs > 1 else "")
+        for name in ("validation_accuracy", "test_accuracy")
+        if name in results
+    )
     try:
         _write_results(results, directory)
     except OSError as error:

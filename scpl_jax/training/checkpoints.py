@@ -108,9 +108,11 @@ class Progress:
       batch: batches of it that are done; equal to the batches of an epoch: only its evaluation is missing.
       seconds: training time so far.
       epoch_seconds: training time of this epoch so far.
-      best_accuracy: best test accuracy so far, a fraction, or -1.
-      best_epoch: its epoch, or 0.
+      best_accuracy: test accuracy of the best epoch so far, a fraction, or -1.
+      best_epoch: the epoch that was best by :attr:`rating`, or 0.
       last_accuracy: test accuracy of the last finished epoch, or -1.
+      best_validation: validation accuracy of the best epoch so far; None where nothing is held out.
+      last_validation: that of the last finished epoch, or None.
     """
 
     epoch: int = 1
@@ -120,6 +122,22 @@ class Progress:
     best_accuracy: float = -1.0
     best_epoch: int = 0
     last_accuracy: float = -1.0
+    best_validation: float | None = None
+    last_validation: float | None = None
+
+    @property
+    def rating(self) -> float:
+        """What the last finished epoch is judged by: its validation accuracy, without one its test accuracy."""
+        return self.last_accuracy if self.last_validation is None else self.last_validation
+
+    @property
+    def best_rating(self) -> float:
+        """The same of the best epoch."""
+        return self.best_accuracy if self.best_validation is None else self.best_validation
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what there is not, so that checkpoints of runs that hold nothing out stay as they always were."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 class CheckpointStore:
@@ -131,7 +149,7 @@ class CheckpointStore:
 
     Args:
       directory: where they lie; created if need be.
-      keep: how many of the newest are kept; the one with the best test accuracy is kept besides.
+      keep: how many of the newest are kept; the best one by :attr:`Progress.rating` is kept besides.
 
     Attributes:
       failed: why the last save that failed did, or None.
@@ -191,7 +209,7 @@ class CheckpointStore:
         }
         record = {
             "step": pipeline.step,
-            "progress": dataclasses.asdict(progress),
+            "progress": progress.to_json(),
             "stages": [describe(state) for state in pipeline.states],
         }
         self._job = self._pool.submit(self._write, pipeline, own, record, problem)
@@ -254,7 +272,7 @@ class CheckpointStore:
             except (RunError, KeyError, TypeError):
                 continue  # damaged meanwhile; the newest ones are looked at when they are restored
             if progress.batch == 0 and progress.epoch > 1:  # without a finished epoch there is no accuracy
-                rated.append((-progress.last_accuracy, step))
+                rated.append((-progress.rating, step))
         best = {min(rated)[1]} if rated else set()
         for step in set(steps[: -self._keep]) - best:
             shutil.rmtree(self._root / str(step))

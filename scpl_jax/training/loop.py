@@ -58,10 +58,13 @@ class Result:
 
     Attributes:
       test_accuracy: of the last epoch, a fraction: the figure to quote.
-      best_test_accuracy: of the best epoch, only to compare with papers that report the best.
-      best_epoch: that epoch.
+      best_test_accuracy: of the best epoch; where that was chosen by it, only to compare with papers that report the
+        best.
+      best_epoch: the epoch of the best validation accuracy, without validation examples of the best test accuracy.
       examples_per_second: source examples trained on per second of training, evaluation left out.
       seconds: training time, evaluation left out.
+      validation_accuracy: of the last epoch; None without validation examples.
+      best_validation_accuracy: of the best epoch, or None.
     """
 
     test_accuracy: float
@@ -69,6 +72,8 @@ class Result:
     best_epoch: int
     examples_per_second: float
     seconds: float
+    validation_accuracy: float | None = None
+    best_validation_accuracy: float | None = None
 
 
 def train(
@@ -80,6 +85,7 @@ def train(
     reporter: Reporter,
     interrupt: Interrupt,
     *,
+    validation: Examples | None = None,
     on_first_step: Callable[[], None] = lambda: None,
     after_step: Callable[[int], None] = lambda done: None,
 ) -> Result | None:
@@ -93,6 +99,8 @@ def train(
       directory: where ``metrics.jsonl`` is written.
       reporter: what shows the progress.
       interrupt: tells when to stop.
+      validation: a data set by whose test examples the best epoch is chosen, as :func:`scpl_jax.data.hold_out` gives
+        it; None: by those of ``dataset``.
       on_first_step: called once, when the first step of this session is done.
       after_step: called when a step was dispatched, with the number of steps of this session.
 
@@ -163,15 +171,18 @@ def train(
         reporter.end_epoch()
 
         evaluation = _evaluate(pipeline, dataset, plan, interrupt)
-        if evaluation is None:
+        validated = None if validation is None else _evaluate(pipeline, validation, plan, interrupt)
+        if evaluation is None or (validation is not None and validated is None):
             save()
             end_early()
             return None
         line = _line(pipeline, plan, progress, evaluation, steps_per_epoch, dataset.unit)
+        if validated is not None:
+            line["validation_accuracy"] = validated["accuracy"]
         directory.append_metrics(line)
         reporter.after_epoch(line, plan.epochs)
         pipeline.reset_totals()
-        progress = _next_epoch(progress, line["test_accuracy"])
+        progress = _next_epoch(progress, line["test_accuracy"], line.get("validation_accuracy"))
         ends = progress.epoch > plan.epochs
         stopping = stop.reached(pipeline.step)
         if plan.save_every is None or ends or pipeline.step % plan.save_every == 0 or stopping:
@@ -183,7 +194,8 @@ def train(
     store.wait()
     examples = plan.epochs * steps_per_epoch * plan.batch_size
     rate = examples / progress.seconds if progress.seconds else 0.0
-    return Result(progress.last_accuracy, progress.best_accuracy, progress.best_epoch, rate, progress.seconds)
+    accuracies = (progress.last_accuracy, progress.best_accuracy, progress.best_epoch)
+    return Result(*accuracies, rate, progress.seconds, progress.last_validation, progress.best_validation)
 
 
 def _profile(plan: Plan, pipeline: Pipeline, done: int) -> None:
@@ -197,7 +209,7 @@ def _profile(plan: Plan, pipeline: Pipeline, done: int) -> None:
 
 
 def _evaluate(pipeline: Pipeline, dataset: Examples, plan: Plan, interrupt: Interrupt) -> dict[str, Any] | None:
-    """Accuracy over the test examples; None if the run was asked to stop meanwhile."""
+    """Accuracy over the data set's test examples; None if the run was asked to stop meanwhile."""
 
     def until_interrupted() -> Any:
         for batch in dataset.every("test", plan.batch_size):
@@ -256,12 +268,17 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _next_epoch(progress: Progress, accuracy: float) -> Progress:
-    better = accuracy > progress.best_accuracy
-    return Progress(
+def _next_epoch(progress: Progress, accuracy: float, validation: float | None) -> Progress:
+    done = Progress(
         epoch=progress.epoch + 1,
         seconds=progress.seconds + progress.epoch_seconds,
-        best_accuracy=accuracy if better else progress.best_accuracy,
-        best_epoch=progress.epoch if better else progress.best_epoch,
+        best_accuracy=accuracy,
+        best_epoch=progress.epoch,
         last_accuracy=accuracy,
+        best_validation=validation,
+        last_validation=validation,
     )
+    if progress.best_epoch and done.rating <= progress.best_rating:
+        kept = ("best_accuracy", "best_epoch", "best_validation")
+        return dataclasses.replace(done, **{name: getattr(progress, name) for name in kept})
+    return done

@@ -157,9 +157,12 @@ class Reporter:
         losses = " ".join("nan" if loss is None else f"{loss:.4f}" for loss in joined)
         accuracy = line.get("train_accuracy")
         trained = "" if accuracy is None else f"train accuracy {accuracy:.4f}  "
+        held_out = line.get("validation_accuracy")
+        validated = "" if held_out is None else f"validation accuracy {held_out:.4f}  "
         exits = " ".join(f"{one['accuracy']:.4f}" for one in line.get("exits", ())[:-1])
         text = (
-            f"epoch {line['epoch']}/{epochs}  loss {losses}  {trained}test accuracy {line['test_accuracy']:.4f}"
+            f"epoch {line['epoch']}/{epochs}  loss {losses}  {trained}{validated}"
+            f"test accuracy {line['test_accuracy']:.4f}"
             f"{f' (earlier exits {exits})' if exits else ''}  "
             f"{line[f'{self._unit}_per_second']:.0f} {self._unit}/s"
         )
@@ -167,7 +170,7 @@ class Reporter:
             text += f"  updates left out {' '.join(map(str, line['skipped_updates']))}"
         print(text, file=lasting(sys.stdout), flush=True)
         if self._curves is not None:
-            for name in ("test_accuracy", "train_accuracy", "learning_rate", "test_loss"):
+            for name in ("test_accuracy", "validation_accuracy", "train_accuracy", "learning_rate", "test_loss"):
                 if line.get(name) is not None:
                     self._curves.add(name, line[name], line["step"])
             for one in line.get("exits", ()):

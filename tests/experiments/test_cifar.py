@@ -48,6 +48,7 @@ def test_a_run_leaves_the_files_of_the_contract(tiny, capsys):
     } <= set(results)  # fmt: skip
     assert {"epoch", "step", "learning_rate", "train_loss", "test_accuracy"} <= set(lines[0])
     assert {"train_seconds", "images_per_second"} <= set(lines[0])
+    assert not any("validation" in name for name in (*results, *lines[0]))
     assert [line["epoch"] for line in lines] == [1, 2]
     assert results["test_accuracy"] == lines[-1]["test_accuracy"]
     assert round(results["test_accuracy"] * 40, 6).is_integer()  # every test image counts once

@@ -1,5 +1,6 @@
 """Interrupted and resumed equals uninterrupted, to the bit, metrics file included."""
 
+import dataclasses
 import json
 import signal
 
@@ -86,7 +87,7 @@ def new_pipeline(dataset, small_vgg, objective=SUPCON):
     )
 
 
-def session(path, dataset, small_vgg, stop=None, save_every=None, rule=(SUPCON, ())):
+def session(path, dataset, small_vgg, stop=None, save_every=None, rule=(SUPCON, ()), validation=None):
     """One process's part of a run: (result or None, its pipeline)."""
     objective, joins = rule
     pipeline = new_pipeline(dataset, small_vgg, objective)
@@ -96,7 +97,8 @@ def session(path, dataset, small_vgg, stop=None, save_every=None, rule=(SUPCON, 
     plan = Plan(0, EPOCHS, BATCH, schedule, save_every, rules=rules, joins=joins)
     reporter = Reporter(progress=False)
     try:
-        result = train(pipeline, dataset, plan, store, RunDirectory(path), reporter, StopAfter(pipeline, stop))
+        asked = (plan, store, RunDirectory(path), reporter, StopAfter(pipeline, stop))
+        result = train(pipeline, dataset, *asked, validation=validation)
     finally:
         reporter.close()
         store.close()
@@ -201,3 +203,68 @@ def test_every_epoch_has_one_line_with_a_loss_for_every_stage(undisturbed):
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert all(len(line["train_loss"]) == 2 for line in lines)
     assert lines[-1]["train_loss"][0] < lines[0]["train_loss"][0]
+
+
+EVALUATE = scpl.Pipeline.evaluate
+
+
+class Scripted:
+    """Evaluations in turn give these accuracies; at the one of which the number is given somebody presses Ctrl-C."""
+
+    def __init__(self, monkeypatch, *accuracies, stop_at=None):
+        self.left, self.stop_at, self.stopped = list(accuracies), stop_at, False
+
+        def scripted(pipeline, batches, rules):
+            found = EVALUATE(pipeline, batches, rules)
+            self.stopped = len(self.left) == self.stop_at
+            return {**found, "accuracy": self.left.pop(0)}
+
+        monkeypatch.setattr(scpl.Pipeline, "evaluate", scripted)
+        monkeypatch.setattr(StopAfter, "received", property(lambda _: signal.SIGINT if self.stopped else None))
+
+
+def of_training(dataset):
+    """The training examples in place of the test examples."""
+    return dataclasses.replace(dataset, test_images=dataset.train_images, test_labels=dataset.train_labels)
+
+
+def test_the_best_epoch_and_checkpoint_are_those_of_the_validation_examples(monkeypatch, tmp_path, dataset, small_vgg):
+    # Test, validation, test, ...
+    Scripted(monkeypatch, 0.1, 0.6, 0.3, 0.5, 0.2, 0.6)
+    result, _ = session(tmp_path, dataset, small_vgg, validation=of_training(dataset))
+    assert (result.best_epoch, result.best_test_accuracy, result.best_validation_accuracy) == (1, 0.1, 0.6)
+    assert (result.test_accuracy, result.validation_accuracy) == (0.2, 0.6)
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {4, 8, 12}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["validation_accuracy"] for line in lines] == [0.6, 0.5, 0.6]
+    # One epoch more finds in the checkpoint what was best.
+    monkeypatch.setitem(globals(), "EPOCHS", 4)
+    Scripted(monkeypatch, 0.9, 0.55)
+    again, _ = session(tmp_path, dataset, small_vgg, validation=of_training(dataset))
+    assert (again.best_epoch, again.best_test_accuracy, again.best_validation_accuracy) == (1, 0.1, 0.6)
+    assert again.validation_accuracy == 0.55
+
+
+def test_a_run_stopped_while_it_validates_evaluates_the_epoch_once_more(monkeypatch, tmp_path, dataset, small_vgg):
+    validation = of_training(dataset)
+    Scripted(monkeypatch, 0.1, 0.2, 0.3, 0.4, stop_at=1)
+    assert session(tmp_path, dataset, small_vgg, validation=validation)[0] is None
+    Scripted(monkeypatch, 0.3, 0.4, 0.5, 0.6)
+    result, _ = session(tmp_path, dataset, small_vgg, validation=validation)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["validation_accuracy"] for line in lines] == [0.2, 0.4, 0.6]
+    assert result.best_epoch == 3
+
+
+def test_validation_examples_change_nothing_in_the_training(tmp_path, dataset, small_vgg, undisturbed):
+    _, pipeline = session(tmp_path, dataset, small_vgg, validation=of_training(dataset))
+    states, lines = outcome(tmp_path, pipeline)
+    chex.assert_trees_all_equal(states, undisturbed[1][0])
+    assert [{**line, **undisturbed[1][1][i]} for i, line in enumerate(lines)] == lines
+
+
+def test_without_validation_examples_a_checkpoint_says_nothing_of_them(tmp_path, dataset, small_vgg):
+    session(tmp_path, dataset, small_vgg, 2)
+    found = json.loads((tmp_path / "checkpoints" / "2" / "progress.json").read_text())["progress"]
+    names = ["epoch", "batch", "seconds", "epoch_seconds", "best_accuracy", "best_epoch", "last_accuracy"]
+    assert list(found) == names

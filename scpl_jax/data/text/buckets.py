@@ -55,6 +55,12 @@ class Texts:
         starts = self.starts[: None if count is None else count + 1]
         return Texts(self.ids[: starts[-1]], starts)
 
+    def chosen(self, those: np.ndarray) -> "Texts":
+        """The texts where `those`, `(N,)` bool, is true, in order."""
+        lengths = self.lengths
+        starts = np.concatenate([[0], np.cumsum(lengths[those])]).astype(np.int64)
+        return Texts(self.ids[np.repeat(those, lengths)], starts)
+
 
 def bucket_lengths(lengths: np.ndarray, max_length: int, count: int) -> tuple[int, ...]:
     """The lengths to which texts are padded: at most `count` of them, so that about as many programs are compiled.

@@ -112,3 +112,9 @@ class TextDataset:
             test_texts=self.test_texts.first(limit_test),
             test_labels=self.test_labels[:limit_test],
         )
+
+    def parted(self, held: np.ndarray) -> tuple["TextDataset", "TextDataset"]:
+        """Without the training texts chosen by `held`, `(N,)` bool; and with these as its test texts."""
+        texts, labels = self.train_texts, self.train_labels
+        rest = dataclasses.replace(self, train_texts=texts.chosen(~held), train_labels=labels[~held])
+        return rest, dataclasses.replace(rest, test_texts=texts.chosen(held), test_labels=labels[held])
