@@ -124,6 +124,7 @@ SAVED = [
     "count_anchor",
     "classifier_gradient",
     "recipe",
+    "validation",
     "aux",
     "aux_side",
     "aux_depth",

@@ -42,7 +42,7 @@ def test_the_share_is_taken_of_what_the_limit_leaves_and_keeps_its_labels(experi
     def no_training(pipeline, dataset, *_, validation, **__):
         seen.extend([dataset, validation])
 
-    monkeypatch.setattr(training_run, "train", no_training)
+    monkeypatch.setattr(training_run.training, "train", no_training)
     noise = ["--limit-train", "200", "--validation", "0.25", "--label-noise", "1", "--seed", seed, "--method", "bp"]
     experiment(cifar.main, *IMAGES, *noise)
     dataset, validation = seen
