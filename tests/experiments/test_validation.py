@@ -92,7 +92,7 @@ def test_texts_and_a_resumed_run_that_keeps_its_share(experiment, cache, capsys)
 def test_a_run_of_before_had_no_share():
     before = to_json(Options())
     del before["validation"]
-    assert from_json(Options, before) == Options()
+    assert from_json(Options, before).validation == 0
 
 
 @pytest.mark.parametrize(
