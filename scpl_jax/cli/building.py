@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scpl_jax.cli.methods import row_of, rule_of
-from scpl_jax.cli.option_types import integers
+from scpl_jax.cli.option_types import integers, of_stage
 from scpl_jax.cli.run_options import AnyOptions, AnyResolved, ResolvedOptions, RunOptions
 from scpl_jax.data import Examples
 from scpl_jax.kernels import onednn
@@ -128,13 +128,13 @@ def build_pipeline(
     task: Task[Any, AnyResolved], options: AnyResolved, dataset: Any, seed: int, plan: dict[str, Any] | None = None
 ) -> Pipeline:
     """The stages of one seed on their devices, with optimizer and augmentation."""
-    optimizer = build_optimizer(options.optimizer, schedule_of(options, dataset))
+    optimizers = [build_optimizer(options.optimizer, one) for one in _schedules(options, dataset)]
     prepare, prepare_eval = task.prepare(options, dataset)
     rule = row_of(options.method)
     apart = options.fuse is None and (options.timeline or bool(rule.joins(options)))
     return Pipeline(
         _build_stages(task, options, dataset, seed, plan),
-        optimizer,
+        optimizers,
         devices_of(options.devices),
         data_parallel=options.data_parallel,
         across_hosts=options.across_hosts,
@@ -159,10 +159,21 @@ def stop_rules(options: RunOptions) -> list[StopRule]:
 
 
 def schedule_of(options: ResolvedOptions, dataset: Examples) -> Any:
-    """The learning rate by step."""
+    """The learning rate by step, a scalar; of each stage, shape (stages,), where they differ."""
+    each = _schedules(options, dataset)
+    same = not isinstance(options.lr, tuple) and not isinstance(options.end_lr, tuple)
+    return each[0] if same else lambda step: jnp.stack([one(step) for one in each])
+
+
+def _schedules(options: ResolvedOptions, dataset: Examples) -> list[Any]:
+    """The learning rate of each stage by step."""
     epoch = len(dataset.train_labels) // options.batch_size
     every = epoch if options.lr_every == "epoch" else 1
-    return cosine_schedule(options.lr, options.end_lr, options.epochs * epoch, every)
+    length = (options.epochs * epoch, every, options.warmup_steps)
+    return [
+        cosine_schedule(of_stage(options.lr, index), of_stage(options.end_lr, index), *length)
+        for index in range(options.stages)
+    ]
 
 
 def dtype_of(precision: str) -> Any:

@@ -108,11 +108,24 @@ def check_rule(options: Any) -> None:
             raise RunError(f"{flag(name)} is for --method {listed(methods)}, got --method {options.method}")
     for rule in TABLE:
         rule.check(options)
+    _check_contrastive(options)
     for name in ("aux_side", "aux_depth", "aux_width"):
         if options.aux == "none" and getattr(options, name) != defaults[name]:
             raise RunError(f"{flag(name)} is for an auxiliary network; choose one by --aux {listed(list(AUXILIARIES))}")
     if options.aux != "none" and not row_of(options.method).takes_aux:
         raise RunError(f"--method {options.method} has no local losses that could read through --aux {options.aux}")
+
+
+def _check_contrastive(options: Any) -> None:
+    # What is between the signs of a mixture: names and weights.
+    if {"scpl", "dascpl", "supcon"} & set(re.split("[,+*]", options.method.replace(" ", ""))):
+        return
+    asked = {"--queue": options.queue > 0, "--temperature with several numbers": isinstance(options.temperature, tuple)}
+    for what in (name for name, given in asked.items() if given):
+        raise RunError(
+            f"{what} is for the contrastive loss, got --method {options.method}; choose scpl, dascpl or a mixture with "
+            "supcon"
+        )
 
 
 def row_of(method: str) -> LearningRule:
@@ -149,6 +162,12 @@ def rule_of(options: Any, num_classes: int, dtype: Any, associated: Mapping[str,
     """
     local = {"aux": _auxiliary(options, dtype), "classifier_gradient": options.classifier_gradient}
     setting = Setting(options.stages, num_classes, options.init, options.head_pool, dtype, associated, local)
+    each = [_rule_by(options, dataclasses.replace(setting, stage=index)) for index in range(setting.stages)]
+    return Rule(tuple(rule.objectives[index] for index, rule in enumerate(each)), each[0].classifier)
+
+
+def _rule_by(options: Any, setting: Setting) -> Rule:
+    """The rule of all stages with the numbers of one."""
     row = row_of(options.method)
     if row.objectives is not None:
         return row.objectives(options, setting)

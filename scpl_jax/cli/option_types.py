@@ -76,10 +76,97 @@ def at_least(low: int) -> _Bound:
     return _Bound(f"must be at least {low}", lambda value: value >= low)
 
 
+class OneEach(PrimitiveConstructorSpec[float | tuple[float, ...]]):
+    """A number for all stages, or one for each, with commas between them.
+
+    Args:
+      bound: of each number.
+
+    Example:
+      >>> OneEach(at_least(1)).problem((2.0, 0.5)), OneEach(at_least(1)).problem(2.0)
+      ('must be at least 1, got 0.5', None)
+    """
+
+    def __init__(self, bound: _Bound):
+        super().__init__(
+            nargs=1,
+            metavar="FLOAT[,FLOAT...]",
+            instance_from_str=lambda words: _one_or_more(words[0]),
+            is_instance=lambda value: isinstance(value, float | int | tuple),
+            str_from_instance=lambda value: [shown(value)],
+        )
+        object.__setattr__(self, "bound", bound)
+
+    bound: _Bound
+
+    def problem(self, value: Any) -> str | None:
+        """As for :class:`_Bound`."""
+        each = value if isinstance(value, tuple) else (value,)
+        return next((said for one in each if (said := self.bound.problem(one)) is not None), None)
+
+
+def _one_or_more(text: str) -> float | tuple[float, ...]:
+    try:
+        first, *others = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"expected a number, got {text!r}") from None
+    return (first, *others) if others else first
+
+
+def shown(value: Any) -> str:
+    """A value as a command line has it.
+
+    Example:
+      >>> shown((0.5, 0.1)), shown(0.1)
+      ('0.5,0.1', '0.1')
+    """
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def of_stage(value: float | tuple[float, ...], index: int) -> float:
+    """The number of one stage.
+
+    Example:
+      >>> of_stage((0.2, 0.3), 1), of_stage(0.1, 1)
+      (0.3, 0.1)
+    """
+    return value[index] if isinstance(value, tuple) else value
+
+
+def check_one_each(options: Any) -> None:
+    """Refuse numbers for stages that are not one for each of ``options.stages``.
+
+    Raises:
+      RunError: one sentence for the first bad option.
+
+    Example:
+      >>> @dataclasses.dataclass
+      ... class Options:
+      ...     lr: PositiveEach = 0.1
+      ...     stages: int = 3
+      >>> check_one_each(Options(lr=(0.2, 0.3)))
+      Traceback (most recent call last):
+      scpl_jax.training.run_error.RunError: --lr 0.2,0.3 has 2 numbers for 3 stages; give one, or one for each stage
+    """
+    hints = typing.get_type_hints(type(options), include_extras=True)
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        of_stages = any(isinstance(one, OneEach) for one in _constraints(hints[field.name]))
+        if of_stages and isinstance(value, tuple) and len(value) != options.stages:
+            raise RunError(
+                f"{flag(field.name)} {shown(value)} has {len(value)} numbers for {options.stages} stages; give one, or "
+                "one for each stage"
+            )
+
+
+_POSITIVE = _Bound("must be a number greater than 0", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE = _Bound("must be a number of at least 0", lambda value: 0 <= value < math.inf)
 Natural = Annotated[int, at_least(0)]
 Count = Annotated[int, at_least(1)]
-Positive = Annotated[float, _Bound("must be a number greater than 0", lambda value: 0 < value < math.inf)]
-NotNegative = Annotated[float, _Bound("must be a number of at least 0", lambda value: 0 <= value < math.inf)]
+Positive = Annotated[float, _POSITIVE]
+NotNegative = Annotated[float, _NOT_NEGATIVE]
+PositiveEach = Annotated[float | tuple[float, ...], OneEach(_POSITIVE)]
+NotNegativeEach = Annotated[float | tuple[float, ...], OneEach(_NOT_NEGATIVE)]
 Share = Annotated[float, _Bound("must lie between 0 and 1", lambda value: 0 <= value <= 1)]
 Fraction = Annotated[float, _Bound("must be at least 0 and less than 1", lambda value: 0 <= value < 1)]
 Certainty = Annotated[float, _Bound("must be greater than 0 and at most 1", lambda value: 0 < value <= 1)]
@@ -217,7 +304,12 @@ def is_of_type(value: Any, hint: Any) -> bool:
     Example:
       >>> is_of_type(3, Positive | None), is_of_type(None, Positive | None), is_of_type(True, Count)
       (True, True, False)
+      >>> is_of_type((0.5, 1), PositiveEach), is_of_type(("a",), PositiveEach)
+      (True, False)
     """
+    if isinstance(value, tuple):
+        inner = [typing.get_args(one)[0] for one in members(hint) if typing.get_origin(one) is tuple]
+        return any(all(is_of_type(part, kind) for part in value) for kind in inner)
     kinds = {str if typing.get_origin(one) is Literal else typing.get_origin(one) or one for one in members(hint)}
     if isinstance(value, bool):
         return bool in kinds
@@ -237,13 +329,13 @@ def members(hint: Any) -> tuple[Any, ...]:
     return tuple(kind for one in typing.get_args(hint) for kind in members(one)) if is_union else (hint,)
 
 
-def _constraints(hint: Any) -> Iterator[_Bound | OneOf]:
+def _constraints(hint: Any) -> Iterator[_Bound | OneOf | OneEach]:
     if typing.get_origin(hint) is Literal:
         yield OneOf(typing.get_args(hint))
     elif typing.get_origin(hint) is Annotated:
         inner, *said = typing.get_args(hint)
         yield from _constraints(inner)
-        yield from (one for one in said if isinstance(one, _Bound | OneOf))
+        yield from (one for one in said if isinstance(one, _Bound | OneOf | OneEach))
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
         for one in typing.get_args(hint):
             yield from _constraints(one)

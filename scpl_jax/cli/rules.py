@@ -4,7 +4,18 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from scpl_jax.cli.option_types import Certainty, Count, Natural, OneOf, Positive, Unset, default, integers
+from scpl_jax.cli.option_types import (
+    Certainty,
+    Count,
+    Natural,
+    OneOf,
+    Positive,
+    PositiveEach,
+    Unset,
+    default,
+    integers,
+    of_stage,
+)
 from scpl_jax.cli.parsing import Group
 from scpl_jax.cli.recipes import RECIPES
 from scpl_jax.objectives import (
@@ -67,6 +78,7 @@ class Setting:
       dtype: of the computation; None for float32.
       associated: options of associated learning as in its authors' code, for ``--al-codes released``.
       local: what a stage's objective, but no term of a mixture, gets besides: ``aux`` and ``classifier_gradient``.
+      stage: whose own numbers hold, where an option has one for each stage.
 
     Example:
       >>> Setting(stages=2, num_classes=10, init="torch", pool=2).pooled
@@ -80,6 +92,7 @@ class Setting:
     dtype: Any = None
     associated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     local: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stage: int = 0
 
     @property
     def layers(self) -> dict[str, Any]:
@@ -145,18 +158,22 @@ class LearningRule:
 
 @dataclasses.dataclass(frozen=True)
 class _ScplOptions(SharedRuleOptions):
-    temperature: Positive = 0.1
-    """Temperature of the contrastive loss."""
+    temperature: PositiveEach = 0.1
+    """Temperature of the contrastive loss, one for all stages, or one for each, as 0.5,0.3,0.1,0.1."""
+    queue: Natural = 0
+    """Projections of earlier batches, the last N with a label, to which a stage's contrastive loss compares, too; 0:
+    none."""
     count_anchor: bool = False
     """Divide the contrastive loss by the positives and the anchor, as the released PyTorch code does."""
 
 
 def _contrastive(options: _ScplOptions, setting: Setting) -> SupCon:
     return SupCon(
-        temperature=options.temperature,
+        temperature=of_stage(options.temperature, setting.stage),
         head=options.head,
         head_dims=integers(options.head_dims, "--head-dims") or None,
         head_pool=setting.pool,
+        queue=options.queue,
         count_anchor=options.count_anchor,
         **setting.layers,
     )

@@ -14,18 +14,21 @@ from scpl_jax.cli.option_types import (
     Count,
     Fraction,
     Natural,
-    NotNegative,
+    NotNegativeEach,
     OneOf,
     Positive,
+    PositiveEach,
     Share,
     Switch,
     Unset,
+    check_one_each,
     check_values,
     default,
     flag,
     integers,
     is_of_type,
     members,
+    shown,
 )
 from scpl_jax.cli.parsing import Group
 from scpl_jax.data.paths import expand
@@ -64,12 +67,15 @@ class TrainingOptions(Group, title="training"):
 
     epochs: Count | None = None
     batch_size: Count | None = None
-    lr: Positive = 1e-3
-    """Learning rate at the start."""
-    end_lr: NotNegative = 1e-5
-    """Learning rate at the end of the cosine schedule."""
+    lr: PositiveEach = 1e-3
+    """Learning rate at the start, or after the warm-up; one for all stages, or one for each, as 1e-3,1e-3,3e-4,1e-4."""
+    end_lr: NotNegativeEach = 1e-5
+    """Learning rate at the end of the cosine schedule, one or one for each stage."""
     lr_every: Literal["step", "epoch"] = "step"
     """When the learning rate changes; every epoch as in the released PyTorch code."""
+    warmup_steps: Natural = 0
+    """Steps in which the learning rate first rises linearly, with every step whatever --lr-every says; the cosine takes
+    the steps that remain."""
     optimizer: str = "adam"
     """Any Optax optimizer that needs only a learning rate, by name."""
     precision: Annotated[str, OneOf(tuple(PRECISIONS))] = "float32"
@@ -185,6 +191,7 @@ class RunOptions(OutputOptions, DeviceOptions, DataOptions, TrainingOptions, Rul
           scpl_jax.training.run_error.RunError: --stages must be at least 1, got 0
         """
         check_values(self)
+        check_one_each(self)
         check_rule(self)
         if self.cut not in ("auto", "even", "paper"):
             integers(self.cut, "--cut")
@@ -264,6 +271,8 @@ def from_json(kind: type[AnyOptions], values: dict[str, Any]) -> AnyOptions:
     for name, value in values.items():
         if Path in members(hints[name]) and isinstance(value, str):
             value = expand(value, flag(name))
+        if isinstance(value, list):  # JSON has no tuples
+            value = tuple(value)
         if not is_of_type(value, hints[name]):
             raise RunError(f"config.json has {value!r} for {name}, which is not of the right type")
         loaded[name] = value
@@ -276,7 +285,7 @@ def contradiction(asked: RunOptions, saved: RunOptions) -> str | None:
         old, new = getattr(saved, field.name), getattr(asked, field.name)
         if field.name not in FREE_ON_RESUME and old != new:
             return (
-                f"{flag(field.name)} {new} contradicts the run to be resumed, which has {old}; "
+                f"{flag(field.name)} {shown(new)} contradicts the run to be resumed, which has {shown(old)}; "
                 "leave the option out, or start in a new --out-dir"
             )
     return None

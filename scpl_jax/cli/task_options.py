@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from scpl_jax.cli.methods import RuleOptions
-from scpl_jax.cli.option_types import Count, Natural, NotNegative, OneOf, Positive, Unset, at_least, default
+from scpl_jax.cli.option_types import Count, Natural, NotNegativeEach, OneOf, Positive, Unset, at_least, default
 from scpl_jax.cli.run_options import DataOptions, NetworkOptions, ResolvedOptions, RunOptions, TrainingOptions
 from scpl_jax.data import AUGMENTATIONS, DATASETS, TEXT_DATASETS
 from scpl_jax.models import MODELS
@@ -98,8 +98,9 @@ class _TextTraining(TrainingOptions):
     """Number of epochs."""
     batch_size: Annotated[Count | None, default("1024; for generated texts 64")] = None
     """Texts a batch."""
-    end_lr: NotNegative = 1e-3
-    """Learning rate at the end of the cosine schedule; unless it is given, the rate stays as it is."""
+    end_lr: NotNegativeEach = 1e-3
+    """Learning rate at the end of the cosine schedule, one or one for each stage; unless it is given, the default rate
+    stays as it is."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,8 +88,9 @@ class _Group:
         """The step's update: (the new states, metrics of each stage)."""
         states = [StageState(*values) for values in zip(*parts, strict=True)]
         settings = self.settings
+        optimizers = [settings.optimizers[stage.index] for stage in self.stages]
         outcome = (states, carry, gradient, metrics, flag, settings.skip_non_finite, loss)
-        return backprop.update(self.stages, settings.optimizer, *outcome)
+        return backprop.update(self.stages, optimizers, *outcome)
 
     def gradient(self, sums: Any) -> tuple[Any, dict[str, Any]]:
         """(gradient, metrics) from the group's sums; only the last group has metrics."""
@@ -124,7 +125,7 @@ class BackpropPrograms(StepPrograms):
         self._carries = [_first_carry(group) for group in groups]
         # Whether the loss goes back from group to group, for their updates.
         self._hands_loss = any(
-            uses_loss(settings.optimizer, stage.params) for group in groups[:-1] for stage in group.stages
+            uses_loss(settings.optimizers[stage.index], stage.params) for group in groups[:-1] for stage in group.stages
         )
         loss_of = [
             abstract(np.float32(0), replicated(group.mesh)) if self._hands_loss else None for group in groups[:-1]

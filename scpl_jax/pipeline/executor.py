@@ -32,6 +32,7 @@ from scpl_jax.pipeline.transfer import to_devices, to_program
 from scpl_jax.pipeline.whole_steps import StepSigns
 from scpl_jax.stages.decouple import Stage
 from scpl_jax.stages.inputs import admit_inputs, admit_labels, traced_for
+from scpl_jax.stages.optimizer import one_each
 
 Prepare = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
 
@@ -42,7 +43,8 @@ class Pipeline(Inference):
     Args:
       stages: from :func:`scpl_jax.decouple`. With local objectives every stage is updated on its own; with
         :class:`~scpl_jax.CrossEntropy` for all of them a step is a backpropagation through all stages (GPipe).
-      optimizer: an Optax optimizer; each stage has a state of its own.
+      optimizer: an Optax optimizer, or a sequence with one for each stage, also for backpropagation; each stage has a
+        state of its own.
       devices: devices to use; default: all. Stages are laid out over them by their estimated cost.
       data_parallel: devices a stage, over which its batch is split; losses and batch statistics are over the whole
         batch.
@@ -77,7 +79,7 @@ class Pipeline(Inference):
         they join. A group of fused stages joins with its first one.
       meshes: the sub-mesh of each stage.
       groups: the stages that one program runs.
-      settings: how a training step is made: optimizer, whether updates by bad numbers are left out, micro-batches.
+      settings: how a training step is made: optimizers, whether updates by bad numbers are left out, micro-batches.
       skipped: updates that stages of this process left out, oldest first, until :meth:`take_skipped`. A step's are
         known when the host has waited for it: at most ``max_in_flight`` steps later, or after :meth:`wait`.
       compile_seconds: time spent on compilation so far, in seconds.
@@ -89,8 +91,9 @@ class Pipeline(Inference):
     its states are lost. From then on every call raises a :class:`PipelineBrokenError`, until ``states`` are replaced.
 
     Raises:
-      ValueError: ``max_in_flight`` or ``micro_batches`` below 1, no stage, no device, options that do not serve stages
-        of this kind, or a placement between whose devices messages can't move.
+      ValueError: ``max_in_flight`` or ``micro_batches`` below 1, no stage, no device, another number of optimizers than
+        of stages, options that do not serve stages of this kind, or a placement between whose devices messages can't
+        move.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -110,7 +113,7 @@ class Pipeline(Inference):
     def __init__(
         self,
         stages: Sequence[Stage],
-        optimizer: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation | Sequence[optax.GradientTransformation],
         devices: Sequence[jax.Device] | None = None,
         *,
         data_parallel: int = 1,
@@ -134,9 +137,10 @@ class Pipeline(Inference):
         if not self.end_to_end and (micro_batches > 1 or remat):
             raise ValueError("micro_batches and remat are for backpropagation; stages with local losses need neither")
         available = sub_meshes(processes.devices() if devices is None else devices, data_parallel, across_hosts)
-        super().__init__(stages, place([s.cost for s in stages], available), optimizer, ignore)
+        optimizers = one_each(optimizer, len(stages))
+        super().__init__(stages, place([s.cost for s in stages], available), optimizers, ignore)
         self.groups = group_stages(self.stages, self.meshes, self.end_to_end or fuse)
-        self.settings = StepSettings(optimizer, skip_non_finite, micro_batches, remat)
+        self.settings = StepSettings(optimizers, skip_non_finite, micro_batches, remat)
         # Collectives of the CPU backend block threads that programs of another step need to get on with.
         blocking = jax.process_count() > 1 and data_parallel > 1 and micro_batches > 1
         self.max_in_flight = 1 if blocking and self.meshes[0].devices.flat[0].platform == "cpu" else max_in_flight

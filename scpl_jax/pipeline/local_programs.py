@@ -22,7 +22,7 @@ def _local_step(
     """One step of neighbouring stages, one behind the other; their updates do not depend on one another."""
     params, rests = _read(states)
     found, message, outcomes = _gradients(stages, params, rests, None, message, labels)
-    new, metrics = _update(settings, states, found, outcomes, with_norms)
+    new, metrics = _update(stages, settings, states, found, outcomes, with_norms)
     return new, message, metrics
 
 
@@ -52,13 +52,18 @@ def _kept_barrier(message: Any) -> Any:
 
 
 def _update(
-    settings: StepSettings, states: States, found: Sequence[Any], outcomes: Sequence[Any], with_norms: Any
+    stages: Sequence[Stage],
+    settings: StepSettings,
+    states: States,
+    found: Sequence[Any],
+    outcomes: Sequence[Any],
+    with_norms: Any,
 ) -> tuple[States, Metrics]:
     """Each stage's update by what :func:`_gradients` returns."""
     new, metrics = [], []
-    for state, gradient, (rest, values) in zip(states, found, outcomes, strict=True):
-        outcome = (state, gradient, rest, values, with_norms)
-        state, values = apply_gradient(settings.optimizer, *outcome, skip_non_finite=settings.skip_non_finite)
+    for stage, state, gradient, (rest, values) in zip(stages, states, found, outcomes, strict=True):
+        outcome = (settings.optimizers[stage.index], state, gradient, rest, values, with_norms)
+        state, values = apply_gradient(*outcome, skip_non_finite=settings.skip_non_finite)
         new.append(state)
         metrics.append(values)
     return tuple(new), metrics
@@ -91,7 +96,7 @@ class LocalPrograms(StepPrograms):
                     (False, True, False),
                     donate=(2,),
                 )
-                run = functools.partial(_update, settings)
+                run = functools.partial(_update, group.stages, settings)
                 update = self._add_update(builder, group, run, own, found, outcomes, flag_of(group))
             else:
                 program, (_, message, _) = builder.add(

@@ -33,9 +33,9 @@ def flag_of(group: Group) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """How a training step is made, by arguments of :class:`scpl_jax.Pipeline`."""
+    """How a training step is made, by arguments of :class:`scpl_jax.Pipeline`; ``optimizers`` has one a stage."""
 
-    optimizer: optax.GradientTransformation
+    optimizers: tuple[optax.GradientTransformation, ...]
     skip_non_finite: bool = True
     micro_batches: int = 1
     remat: bool = False

@@ -78,7 +78,11 @@ class WholeSteps:
     """The part of a :class:`scpl_jax.Pipeline` that has the states; arguments and attributes are explained there."""
 
     def __init__(
-        self, stages: Sequence[Stage], meshes: tuple[Mesh, ...], optimizer: optax.GradientTransformation, ignore: Any
+        self,
+        stages: Sequence[Stage],
+        meshes: tuple[Mesh, ...],
+        optimizers: Sequence[optax.GradientTransformation],
+        ignore: Any,
     ):
         self.stages, self.meshes = tuple(stages), meshes
         self.step = 0
@@ -88,7 +92,7 @@ class WholeSteps:
         self._broken: str | None = None
         self._states: tuple[StageState, ...] = tuple(
             to_devices(initial_state(stage, optimizer), replicated(mesh))
-            for stage, mesh in zip(self.stages, meshes, strict=True)
+            for stage, optimizer, mesh in zip(self.stages, optimizers, meshes, strict=True)
         )
         self._in_flight: collections.deque[StepSigns] = collections.deque()
         self._first = batch_sharding(meshes[0])

@@ -212,7 +212,7 @@ def forward_backward(
 
 def update(
     group: Group,
-    optimizer: optax.GradientTransformation,
+    optimizers: Sequence[optax.GradientTransformation],
     states: Sequence[StageState],
     carry: Carry,
     gradient: Sequence[Any],
@@ -225,7 +225,7 @@ def update(
 
     Args:
       group: its stages (static).
-      optimizer: Optax optimizer; each stage has a state of its own (static).
+      optimizers: of each stage (static).
       states: their states at the start of the step.
       carry: after the last micro-batch.
       gradient: of each stage's parameters, summed over the micro-batches.
@@ -249,7 +249,7 @@ def update(
         own = metrics if index == len(group) - 1 else {}
         own = own if objective is None else {**own, "objective": objective}
         one, values = apply_gradient(
-            optimizer, state, gradient[index], rest, own, with_norms, skip_non_finite=skip_non_finite
+            optimizers[index], state, gradient[index], rest, own, with_norms, skip_non_finite=skip_non_finite
         )
         new.append(one)
         reported.append(values)

@@ -1,5 +1,6 @@
 """An Optax optimizer as a stage uses it: a state of its own that keeps its structure, and the loss's value."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,6 +8,30 @@ import jax.numpy as jnp
 import optax
 
 from scpl_jax.stages.variables import named, same_structure
+
+
+def one_each(
+    optimizer: optax.GradientTransformation | Sequence[optax.GradientTransformation], num_stages: int
+) -> tuple[optax.GradientTransformation, ...]:
+    """An optimizer for each stage.
+
+    Args:
+      optimizer: one for all of them, or a sequence with one for each.
+      num_stages: their number.
+
+    Raises:
+      ValueError: a sequence of another length.
+
+    Example:
+      >>> len(one_each(optax.sgd(0.1), 3)), len(one_each([optax.sgd(0.1), optax.adam(0.1)], 2))
+      (3, 2)
+    """
+    # Optax's own optimizers are named tuples.
+    if isinstance(optimizer, optax.GradientTransformation) or not isinstance(optimizer, Sequence):
+        return (optimizer,) * num_stages
+    if len(optimizer) != num_stages:
+        raise ValueError(f"optimizer must be one for all or one for each of {num_stages} stages, got {len(optimizer)}")
+    return tuple(optimizer)
 
 
 def initial_optimizer_state(optimizer: optax.GradientTransformation, params: Any) -> Any:

@@ -31,7 +31,7 @@ class Plan:
       seed: of the order of the data.
       epochs: number of epochs.
       batch_size: source examples a batch.
-      schedule: learning rate by step; only reported, the optimizer has its own.
+      schedule: learning rate by step, a scalar or one for each stage; only reported, the optimizers have their own.
       save_every: steps between checkpoints; None for every epoch.
       norms_every: steps between gradient norms in TensorBoard; None for never.
       profile: directory for a trace of ten steps by the JAX profiler, or None.
@@ -235,7 +235,7 @@ def _line(
         "seed": plan.seed,
         "epoch": progress.epoch,
         "step": pipeline.step,
-        "learning_rate": float(np.asarray(plan.schedule(pipeline.step - 1))),
+        "learning_rate": np.asarray(plan.schedule(pipeline.step - 1)).tolist(),
         "train_loss": [_mean(total, "loss") for total in totals if "loss" in total],
         "skipped_updates": [total["skipped"] for total in totals],
         "test_accuracy": evaluation["accuracy"],

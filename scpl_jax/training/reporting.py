@@ -170,9 +170,15 @@ class Reporter:
             text += f"  updates left out {' '.join(map(str, line['skipped_updates']))}"
         print(text, file=lasting(sys.stdout), flush=True)
         if self._curves is not None:
-            for name in ("test_accuracy", "validation_accuracy", "train_accuracy", "learning_rate", "test_loss"):
-                if line.get(name) is not None:
-                    self._curves.add(name, line[name], line["step"])
+            values = {
+                name: line.get(name) for name in ("test_accuracy", "validation_accuracy", "train_accuracy", "test_loss")
+            }
+            rates = line["learning_rate"]
+            each = enumerate(rates) if isinstance(rates, list) else ()
+            values |= {f"learning_rate/stage_{index}": rate for index, rate in each} or {"learning_rate": rates}
+            for name, value in values.items():
+                if value is not None:
+                    self._curves.add(name, value, line["step"])
             for one in line.get("exits", ()):
                 self._curves.add(f"exit_accuracy/stage_{one['stage']}", one["accuracy"], line["step"])
             for index, loss in enumerate(line["train_loss"]):

@@ -77,6 +77,9 @@ def test_several_runs_give_mean_and_deviation(tiny):
     "options",
     [
         ["--method", "bp"],
+        ["--method", "gpipe", "--lr", "1e-3,3e-4", "--end-lr", "1e-4,0", "--warmup-steps", "1", "--lr-every", "epoch"],
+        ["--queue", "40", "--temperature", "0.5,0.1", "--lr", "1e-3,3e-4", "--data-parallel", "2", "--aux", "conv"],
+        ["--method", "dascpl", "--queue", "40", "--temperature", "0.5,0.1", "--fuse", "--join-epochs", "1,1"],
         ["--stages", "1", "--optimizer", "sgd", "--lr-every", "epoch", "--lr", "0.1"],
         ["--model", "cnn", "--cut", "paper", "--stages", "4", "--head", "simsiam", "--augment", "strong"],
         ["--model", "resnet18", "--cut", "even", "--shortcut", "3x3", "--head", "linear", "--head-dims", "8"],

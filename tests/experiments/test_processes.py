@@ -148,6 +148,18 @@ def test_other_rules_in_two_processes_equal_one_to_the_bit(tmp_path, environment
 
 
 @two_cores
+def test_a_queue_and_numbers_of_stages_in_two_processes_equal_one_to_the_bit(tmp_path, environment):
+    options = ["--queue", "50", "--temperature", "0.5,0.1", "--lr", "1e-3,3e-4", "--warmup-steps", "5", "--epochs", "2"]
+    finish(command(tmp_path / "one", *options), environment)
+    finish(command(tmp_path / "two", *options, processes=2), environment)
+    one, two = outcome(tmp_path / "one"), outcome(tmp_path / "two")
+    assert_same(one, two)
+    assert [len(line["learning_rate"]) for line in two[0]] == [2, 2]
+    held = [arrays[name] for arrays in two[1] for name in arrays if name.endswith("queue/labels/value")]
+    assert [(labels != -1).sum() for labels in held] == [50, 50]
+
+
+@two_cores
 def test_texts_of_several_lengths_in_two_processes_equal_one_to_the_bit(tmp_path, environment):
     file = tmp_path / "texts.csv"
     rows = [f"{' '.join(['good', 'bad'][i % 2] + str(i % 5) for _ in range(1 + i % 20))},{i % 2}" for i in range(160)]

@@ -22,6 +22,30 @@ def test_cosine_runs_from_start_to_end_and_changes_only_when_due():
     assert all(np.diff(rates) < 0)
 
 
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_warm_up_rises_by_equal_steps_and_leaves_the_rest_to_the_cosine(every):
+    schedule = cosine_schedule(1.0, 0.1, 16, every, warmup_steps=6)
+    rates = [float(schedule(step)) for step in range(17)]
+    np.testing.assert_allclose(rates[:6], np.arange(1, 7) / 7, rtol=1e-6)
+    steps = np.arange(6, 17) // every * every
+    wanted = cosine_schedule(1.0, 0.1, 10)
+    np.testing.assert_allclose(rates[6:], [float(wanted(max(step - 6, 0))) for step in steps], rtol=1e-6)
+    assert rates[6] == 1
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_no_warm_up_is_to_the_bit_the_schedule_without():
+    plain, none = cosine_schedule(0.3, 0.1, 7, 2), cosine_schedule(0.3, 0.1, 7, 2, warmup_steps=0)
+    assert [plain(step) for step in range(8)] == [none(step) for step in range(8)]
+
+
+@pytest.mark.parametrize("steps", [-1, 7, 8])
+def test_a_warm_up_must_end_before_the_run(steps):
+    said = f"^`warmup_steps` must be at least 0 and fewer than the 7 steps of the run, got {steps}; "
+    with pytest.raises(RunError, match=said):
+        cosine_schedule(0.3, 0.1, 7, warmup_steps=steps)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lamb", "lars", "lion", "rmsprop"])
 def test_optimizers_by_name_move_parameters(name):
     optimizer = build_optimizer(name, optax.constant_schedule(0.1))
@@ -114,3 +138,17 @@ def test_an_epoch_without_finite_losses_is_still_reported(tmp_path, capsys):
     reporter.after_epoch({**line, "train_accuracy": 0.1, "test_accuracy": 0.2, "images_per_second": 3.0}, 2)
     reporter.close()
     assert "loss nan 1.5000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rate", "curves"),
+    [(0.1, {"learning_rate": 0.1}), ([0.1, 0.2], {"learning_rate/stage_0": 0.1, "learning_rate/stage_1": 0.2})],
+    ids=["one", "one a stage"],
+)
+def test_each_learning_rate_has_a_curve(tmp_path, monkeypatch, rate, curves):
+    reporter, points = Reporter(tmp_path, progress=False), {}
+    monkeypatch.setattr(reporter._curves, "add", lambda name, value, step: points.update({name: value}))
+    line = {"epoch": 1, "step": 4, "learning_rate": rate, "train_loss": [1.5], "test_loss": None, "test_accuracy": 0.2}
+    reporter.after_epoch({**line, "images_per_second": 3.0}, 2)
+    reporter.close()
+    assert points == {"test_accuracy": 0.2, "epoch_loss/stage_0": 1.5, **curves}

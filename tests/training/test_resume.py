@@ -60,10 +60,12 @@ class StopAfter:
 
 
 SUPCON = scpl.SupCon(head="mlp-bn", head_dims=(8, 6))
+QUEUE = scpl.SupCon(head="linear", head_dims=(6,), queue=30)  # longer than a batch, so it goes on from what was saved
 RULES = {
     "associated learning": ([scpl.Associated(4, code=8, hidden=6)] * 2, ()),
     "early exit": ([scpl.LocalClassifier(4, (6,)), scpl.CrossEntropy()], ()),
     "stages that join": ([scpl.Mixture(((1.0, SUPCON), (0.5, scpl.LocalClassifier(4, detach=True))))] * 2, (1, 3)),
+    "a queue": ([scpl.Mixture(((1.0, QUEUE), (0.5, scpl.LocalClassifier(4))))] * 2, ()),
     "predsim and inforeg": ([scpl.PredSim(4), scpl.InfoReg(4, (8, 6))], ()),
 }
 
