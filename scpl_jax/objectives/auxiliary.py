@@ -189,8 +189,8 @@ class Blocks(AuxiliaryNetwork):
     there are behind it, so the last one has none.
 
     Args:
-      factory: (features, *, rngs) to one block, for a network whose blocks don't have an ``architecture`` as those of
-        :mod:`scpl_jax.models` do: (features, *, width, rngs) to another such block, where features are shapes and
+      factory: ``(features, *, rngs)`` to one block, for a network whose blocks have no ``architecture`` as those of
+        :mod:`scpl_jax.models` do: ``(features, *, width, rngs)`` to another such block, where features are shapes and
         dtypes of what it is given. With it ``width`` must be 1.
       place: of the stage; :func:`scpl_jax.decouple` fills it in.
 

@@ -45,8 +45,8 @@ class LocalObjective(Objective):
 
     Args:
       aux: the auxiliary network: a name of ``scpl_jax.objectives.AUXILIARIES``, a description such as
-        :class:`scpl_jax.objectives.Blocks`, or a function (features, targets, *, rngs) to a module, or to None for a
-        stage without. Features are shapes and dtypes of what the stage hands on, a message as a whole; targets are
+        :class:`scpl_jax.objectives.Blocks`, or a function ``(features, targets, *, rngs)`` to a module, or to None for
+        a stage without. Features are shapes and dtypes of what the stage hands on, a message as a whole; targets are
         those of the labels. The module is called with the features, and what it returns, or its ``summary``, is what
         the objective reads. It is trained with the stage and never handed on; an exit reads through it.
       classifier_gradient: let the gradient of the network's classifier into the last stage.

@@ -41,8 +41,7 @@ def auxiliary_of(stage):
     return nnx.merge(stage.train_graph, stage.params, stage.rest).loss.auxiliary
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("width", [1.0, 0.5])
+@pytest.mark.parametrize(("name", "width"), [*((name, 0.5) for name in NETWORKS), ("lstm", 1.0)])
 def test_blocks_are_of_the_networks_own_kind_and_other_values(name, width):
     example, make = NETWORKS[name]
     network = make(nnx.Rngs(0))

@@ -29,16 +29,14 @@ OBJECTIVES = {
     "associated": scpl.Associated(CLASSES, code=6, hidden=8),
     "mixture": scpl.Mixture(((1.0, scpl.SupCon(**HEAD)), (0.5, scpl.LocalClassifier(CLASSES)))),
     "supcon through blocks": scpl.SupCon(**HEAD, aux=Blocks(width=0.5, side=4)),
-    "classifier through blocks": scpl.LocalClassifier(CLASSES, aux="blocks", classifier_gradient=True),
-    "predsim through conv": scpl.PredSim(CLASSES, aux="conv"),
-    "inforeg through dgl": scpl.InfoReg(CLASSES, dims=(8, 6), aux=Dgl(depth=1)),
+    "classifier through dgl": scpl.LocalClassifier(CLASSES, aux=Dgl(depth=1), classifier_gradient=True),
     "mixture through conv": scpl.Mixture(
         ((1.0, scpl.SupCon(**HEAD)), (0.5, scpl.LocalClassifier(CLASSES)), (1.0, scpl.Reconstruction())), aux="conv"
     ),
     "reconstruction": scpl.Reconstruction(),
 }
 # Those whose stages, but for the last one with its classifier, can't tell classes.
-NO_EXIT = {"supcon", "supcon through blocks", "reconstruction"}
+NO_EXIT = {"supcon", "supcon with a queue", "supcon through blocks", "reconstruction"}
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 
 
