@@ -50,3 +50,16 @@ def _difference(found: np.ndarray, wanted: np.ndarray, rtol: float, scale: float
         return None
     allowed = "wanted exactly" if exact else f"off by {off[at]:.3g} where {rtol:g} of {size:.3g} is allowed, wanted"
     return f"is {mine[at]!r} at {tuple(map(int, at))}, {allowed} {other[at]!r} ({found.dtype}, {found.shape})"
+
+
+def numerical_gradient(function, x, step=1e-6):
+    """Central differences of a function of one array, float64, in each of its entries."""
+    found = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = x.copy()
+            moved[index] += sign * step
+            ends.append(function(moved))
+        found[index] = (ends[0] - ends[1]) / (2 * step)
+    return found

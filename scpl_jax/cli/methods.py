@@ -187,6 +187,6 @@ def _auxiliary(options: Any, dtype: Any) -> AuxiliaryNetwork | None:
     if options.aux == "none":
         return None
     # Where nothing is said of the library yet, only shapes matter.
-    layers = {"init": options.init, "dtype": dtype, "library": getattr(options, "library", None) or "xla"}
+    layers = {"init": options.init, "dtype": dtype, "library": options.library or "xla"}
     kind = AUXILIARIES[options.aux]
     return kind(options.aux_side, options.aux_depth, options.aux_width, MappingProxyType(layers))

@@ -148,13 +148,11 @@ def check_one_each(options: Any) -> None:
       Traceback (most recent call last):
       scpl_jax.training.run_error.RunError: --lr 0.2,0.3 has 2 numbers for 3 stages; give one, or one for each stage
     """
-    hints = typing.get_type_hints(type(options), include_extras=True)
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        of_stages = any(isinstance(one, OneEach) for one in _constraints(hints[field.name]))
+    for option, value, constraints in _constrained(options):
+        of_stages = any(isinstance(one, OneEach) for one in constraints)
         if of_stages and isinstance(value, tuple) and len(value) != options.stages:
             raise RunError(
-                f"{flag(field.name)} {shown(value)} has {len(value)} numbers for {options.stages} stages; give one, or "
+                f"{option} {shown(value)} has {len(value)} numbers for {options.stages} stages; give one, or "
                 "one for each stage"
             )
 
@@ -286,12 +284,10 @@ def check_values(options: Any) -> None:
       Traceback (most recent call last):
       scpl_jax.training.run_error.RunError: --batch-size must be at least 1, got 0
     """
-    hints = typing.get_type_hints(type(options), include_extras=True)
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        problems = (one.problem(value) for one in _constraints(hints[field.name]) if value is not None)
+    for option, value, constraints in _constrained(options):
+        problems = (one.problem(value) for one in constraints if value is not None)
         if (problem := next(filter(None, problems), None)) is not None:
-            raise RunError(f"{flag(field.name)} {problem}")
+            raise RunError(f"{option} {problem}")
 
 
 def is_of_type(value: Any, hint: Any) -> bool:
@@ -327,6 +323,13 @@ def members(hint: Any) -> tuple[Any, ...]:
         return members(typing.get_args(hint)[0])
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return tuple(kind for one in typing.get_args(hint) for kind in members(one)) if is_union else (hint,)
+
+
+def _constrained(options: Any) -> Iterator[tuple[str, Any, list[_Bound | OneOf | OneEach]]]:
+    """Of each field the option, the value, and what the annotation asks of it."""
+    hints = typing.get_type_hints(type(options), include_extras=True)
+    for field in dataclasses.fields(options):
+        yield flag(field.name), getattr(options, field.name), list(_constraints(hints[field.name]))
 
 
 def _constraints(hint: Any) -> Iterator[_Bound | OneOf | OneEach]:

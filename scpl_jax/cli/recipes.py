@@ -11,42 +11,21 @@ from scpl_jax.training.run_error import RunError
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A set of options.
-
-    Attributes:
-      help: says in a few words what it is.
-      options: field -> value; what an experiment does not have is left out.
-    """
-
-    help: str
-    options: Mapping[str, Any]
-
-
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
+# Field -> value; what an experiment does not have is left out.
+RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "paper": Recipe(
-            "the settings released with the paper",
-            {
-                "method": "scpl",
-                "count_anchor": True,
-                "head_pool": 0,
-                "cut": "paper",
-                "shortcut": "3x3",
-                "positions": "none",
-                "unmasked": True,
-                "lr_every": "epoch",
-            },
-        ),
-        "fast": Recipe(
-            "the best accuracy per second: local cross-entropy through small auxiliary networks",
-            {"method": "early-exit", "aux": "blocks", "aux_width": 0.5},
-        ),
-        "accurate": Recipe(
-            "the best accuracy per epoch: the same with auxiliary networks of full width",
-            {"method": "early-exit", "aux": "blocks", "aux_width": 1.0},
-        ),
+        "paper": {
+            "method": "scpl",
+            "count_anchor": True,
+            "head_pool": 0,
+            "cut": "paper",
+            "shortcut": "3x3",
+            "positions": "none",
+            "unmasked": True,
+            "lr_every": "epoch",
+        },
+        "fast": {"method": "early-exit", "aux": "blocks", "aux_width": 0.5},
+        "accurate": {"method": "early-exit", "aux": "blocks", "aux_width": 1.0},
     }
 )
 
@@ -71,7 +50,7 @@ def with_recipe(options: T, name: str | None) -> T:
     if name not in RECIPES:
         raise RunError(f"--recipe {name} is unknown; choose {listed(list(RECIPES))}")
     fields = {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
-    found = {key: value for key, value in RECIPES[name].options.items() if key in fields}
+    found = {key: value for key, value in RECIPES[name].items() if key in fields}
     return dataclasses.replace(options, recipe=name, **found)  # type: ignore[type-var]
 
 
@@ -89,7 +68,7 @@ def check_recipe(options: Any) -> None:
     """
     if options.recipe is None:
         return
-    method = RECIPES[options.recipe].options["method"]
+    method = RECIPES[options.recipe]["method"]
     if options.method != method:
         raise RunError(
             f"{flag('recipe')} {options.recipe} is --method {method}, got --method {options.method}; "

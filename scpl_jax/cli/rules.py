@@ -39,8 +39,8 @@ class SharedRuleOptions(Group, title="rule"):
     """How the stages learn."""
 
     recipe: Annotated[str | None, OneOf(tuple(RECIPES)), default("none")] = None
-    """A set of options: paper (the settings released with the paper), fast (the best accuracy per second) or accurate
-    (per epoch). Options that are given win; --method must be the recipe's."""
+    """A set of options: paper (the settings released with the paper), accurate (local cross-entropy through auxiliary
+    blocks) or fast (the same at half the width). Options that are given win; --method must be the recipe's."""
     method: str = "scpl"
     head: Annotated[str, OneOf(HEADS)] = "mlp"
     """Projection head."""
@@ -287,8 +287,6 @@ def _reconstruction(options: SharedRuleOptions, setting: Setting) -> Reconstruct
 
 
 RECON = LearningRule("recon", "reconstruction of the input, for mixtures", term=("recon", _reconstruction))
-
-
 PREDSIM = LearningRule("predsim", "local prediction and similarity matching", term=("predsim", _predsim))
 
 

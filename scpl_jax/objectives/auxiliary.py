@@ -15,8 +15,8 @@ import jax
 from flax import nnx
 
 from scpl_jax.models.layers import LayerOptions, batch_norm, conv, linear, scaled
-from scpl_jax.objectives.base import Place, one_array, summary_of
-from scpl_jax.objectives.heads import average_pool, pooled_size
+from scpl_jax.objectives.base import Place, is_map, one_array, shapes_of, summary_of
+from scpl_jax.objectives.heads import average_pool
 
 
 class Unit(nnx.Module):
@@ -30,17 +30,6 @@ class Unit(nnx.Module):
         """(N, ..., C) to (N, ..., D)."""
         y: jax.Array = jax.nn.relu(self.norm(self.layer(x)))
         return y
-
-
-def is_map(features: Any) -> bool:
-    """Whether features are one feature map, (N, H, W, C).
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> is_map(jnp.ones((2, 4, 4, 3))), is_map(jnp.ones((2, 3)))
-      (True, False)
-    """
-    return getattr(features, "ndim", 0) == 4
 
 
 def flat(x: jax.Array) -> jax.Array:
@@ -125,18 +114,16 @@ class Dgl(AuxiliaryNetwork):
         features = one_array(summary_of(features), "the auxiliary network dgl")
         channels = scaled(features.shape[-1], self.width)
         steps: list[Any] = [summary_of]
-        size, inner = features.shape[-1], math.prod(features.shape[1:])
+        size = features.shape[-1]
         if is_map(features):
-            height, width = features.shape[1:3]
-            side = -(-min(height, width) // 4) if self.side is None else self.side
+            side = -(-min(features.shape[1:3]) // 4) if self.side is None else self.side
             steps += [functools.partial(average_pool, side=side)] if side else []
             for _ in range(self.depth or 3):
                 steps.append(Unit(conv(size, channels, 1, **options), channels, options))
                 size = channels
-            height, width = pooled_size(side, height, width) if side else (height, width)
             steps.append(functools.partial(average_pool, side=2))
-            inner = size * math.prod(pooled_size(2, height, width))
         steps.append(flat)
+        inner = traced(nnx.Sequential(*steps), features).shape[-1]
         for _ in range(3):
             steps.append(Unit(linear(inner, 4 * channels, use_bias=False, **options), 4 * channels, options))
             inner = 4 * channels
@@ -166,7 +153,7 @@ class Conv(AuxiliaryNetwork):
         """
         if not is_map(features):
             raise ValueError(
-                f"the auxiliary network conv needs a feature map (N, H, W, C), got {_shapes(features)}; "
+                f"the auxiliary network conv needs a feature map (N, H, W, C), got {shapes_of(features)}; "
                 "use blocks or dgl"
             )
         options = self._options(rngs)
@@ -225,9 +212,7 @@ class Blocks(AuxiliaryNetwork):
         chosen = self._chosen()
         side = 8 if self.side is None else self.side
         steps: list[Any] = [functools.partial(average_pool, side=side)] if side and is_map(features) else []
-        if steps:
-            n, height, width, channels = features.shape
-            features = jax.ShapeDtypeStruct((n, *pooled_size(side, height, width), channels), features.dtype)
+        features = jax.eval_shape(steps[0], features) if steps else features
         for make in chosen:
             block = make(features, rngs=rngs)
             features = traced(block, features)
@@ -275,7 +260,3 @@ def named_auxiliary(name: str, **options: Any) -> AuxiliaryNetwork:
             f"unknown auxiliary network {name!r}; choose one of {', '.join(AUXILIARIES)}, or pass a builder"
         )
     return AUXILIARIES[name](**options)
-
-
-def _shapes(features: Any) -> list[tuple[int, ...]]:
-    return [tuple(leaf.shape) for leaf in jax.tree.leaves(features)]

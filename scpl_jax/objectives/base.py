@@ -178,12 +178,32 @@ def one_array(features: Any, who: str) -> jax.ShapeDtypeStruct:
     """
     leaves: list[jax.ShapeDtypeStruct] = jax.tree.leaves(features)
     if len(leaves) != 1 or leaves[0].ndim < 2:
-        shapes = [tuple(leaf.shape) for leaf in leaves]
         raise ValueError(
-            f"{who} needs features that are one array of shape (batch, ...), got {shapes}; "
+            f"{who} needs features that are one array of shape (batch, ...), got {shapes_of(features)}; "
             "reduce the message in the block before, or write an objective of your own"
         )
     return leaves[0]
+
+
+def is_map(features: Any) -> bool:
+    """Whether features are one feature map, (N, H, W, C).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> is_map(jnp.ones((2, 4, 4, 3))), is_map(jnp.ones((2, 3)))
+      (True, False)
+    """
+    return getattr(features, "ndim", 0) == 4
+
+
+def shapes_of(features: Any) -> list[tuple[int, ...]]:
+    """Shapes of the arrays of a pytree, for an error.
+
+    Example:
+      >>> shapes_of({"x": jax.ShapeDtypeStruct((8, 6), "float32")})
+      [(8, 6)]
+    """
+    return [tuple(leaf.shape) for leaf in jax.tree.leaves(features)]
 
 
 def check_classes(num_classes: int) -> None:

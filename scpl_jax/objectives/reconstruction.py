@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scpl_jax.losses.labels import is_kept
-from scpl_jax.models.layers import LayerOptions, batch_norm, conv
-from scpl_jax.objectives.base import Objective, Place
+from scpl_jax.models.layers import LayerOptions, conv
+from scpl_jax.objectives.auxiliary import Unit
+from scpl_jax.objectives.base import Objective, Place, is_map, shapes_of
 from scpl_jax.objectives.heads import average_pool
 
 
@@ -17,14 +18,13 @@ class ReconstructionLoss(nnx.Module):
     """A decoder of a feature map and its squared error."""
 
     def __init__(self, in_channels: int, out_channels: int, hidden: int, weight: float, options: LayerOptions):
-        self.first = conv(in_channels, hidden, 3, **options)
-        self.norm = batch_norm(hidden, rngs=options["rngs"], dtype=options.get("dtype"))
+        self.first = Unit(conv(in_channels, hidden, 3, **options), hidden, options)
         self.second = conv(hidden, out_channels, 3, use_bias=True, **options)
         self.weight = weight
 
     def __call__(self, features: jax.Array, labels: jax.Array, images: jax.Array) -> jax.Array:
         """Features (N, H, W, C), labels (N,) and the network's input (N, H', W', C') to a scalar."""
-        decoded = self.second(jax.nn.relu(self.norm(self.first(features)))).astype(jnp.float32)
+        decoded = self.second(self.first(features)).astype(jnp.float32)
         _, height, width, _ = features.shape
         target = average_pool(images.astype(jnp.float32), (height, width))
         errors = jnp.square(decoded - target).mean(axis=(1, 2, 3))
@@ -77,17 +77,16 @@ class Reconstruction(Objective):
 
     def at(self, place: Place) -> Self:
         """The term with the weight of a stage at this place."""
-        if getattr(place.input, "ndim", 0) != 4:
-            shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(place.input)]
-            raise ValueError(f"reconstruction needs images (N, H, W, C) as the network's input, got {shapes}")
+        if not is_map(place.input):
+            what = f"got {shapes_of(place.input)}"
+            raise ValueError(f"reconstruction needs images (N, H, W, C) as the network's input, {what}")
         weight = (place.num_stages - place.stage) / place.num_stages
         return dataclasses.replace(self, weight=weight, channels=place.input.shape[-1])
 
     def build(self, features: Any, *, rngs: nnx.Rngs, companion: Any = None) -> ReconstructionLoss:
         """The decoder for a feature map of this shape."""
-        if getattr(features, "ndim", 0) != 4 or self.channels is None:
-            shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(features)]
-            raise ValueError(f"reconstruction needs a feature map (N, H, W, C) and a place, got {shapes}")
+        if not is_map(features) or self.channels is None:
+            raise ValueError(f"reconstruction needs a feature map (N, H, W, C) and a place, got {shapes_of(features)}")
         options = LayerOptions(rngs=rngs, init=self.init, dtype=self.dtype)
         return ReconstructionLoss(features.shape[-1], self.channels, self.hidden, self.weight, options)
 

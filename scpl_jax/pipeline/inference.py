@@ -13,6 +13,7 @@ from scpl_jax.pipeline.exits import StopRule, summary
 from scpl_jax.pipeline.placement import Group, batch_sharding
 from scpl_jax.pipeline.transfer import to_devices
 from scpl_jax.pipeline.whole_steps import WholeSteps, read_everywhere
+from scpl_jax.stages import Stage
 from scpl_jax.stages.inputs import admit_inputs, admit_labels, traced_for
 
 
@@ -77,7 +78,8 @@ class Inference(WholeSteps):
           ``accuracy``, a fraction, and ``loss``, mean cross-entropy, of the last stage; ``examples``, their number;
           ``confusion``: how many examples of each class (row) got each answer (column) from the last stage;
           ``exits``: a dict of ``stage``, ``accuracy`` and ``share`` for each stage that can tell classes, where share
-          is the part of the network's cost up to there, local losses left out; ``stops``: for each rule the
+          is the part of the network's cost up to there, local losses left out but for those that are exits and
+          read through an auxiliary network, which count in the whole, too; ``stops``: for each rule the
           ``accuracy``, and the mean ``share`` of the network that was needed. Every process gets them.
 
         Raises:
@@ -103,7 +105,7 @@ class Inference(WholeSteps):
                 jax.block_until_ready(pending.popleft())
         if programs is None:
             raise ValueError("there is no example to evaluate")
-        costs = [stage.cost - stage.loss_cost for stage in self.stages]
+        costs = [_inference_cost(stage, stage.index in programs.exits) for stage in self.stages]
         return summary(read_everywhere([total], [programs.mesh])[0], programs.exits, costs)
 
     def _ready(self, kind: type, images: Any, option: Any) -> tuple[Any, Any]:
@@ -127,3 +129,10 @@ class Inference(WholeSteps):
                 f"a batch of {size} can't be split over {what}{devices} devices a stage; "
                 f"choose a batch size that {parts} divides"
             )
+
+
+def _inference_cost(stage: Stage, is_exit: bool) -> float:
+    """What a stage counts for in the cost of an answer."""
+    # Next to the blocks a linear classifier costs nothing to speak of, an auxiliary network does.
+    through = is_exit and getattr(stage.objective, "aux", None) is not None and "classifier" not in stage.params
+    return stage.cost if through else stage.cost - stage.loss_cost

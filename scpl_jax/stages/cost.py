@@ -1,5 +1,6 @@
 """What a stage costs: by the compiler's own account, which is the same at every start, or by measured times."""
 
+import collections
 import dataclasses
 import statistics
 import time
@@ -228,19 +229,21 @@ class Prices:
         self._blocks = [self._cost_of(block, x) for block, x in zip(blocks, inputs[:-1], strict=True)]
         # Its input is detached or not; the difference is one product of many.
         self._classifier = 0.0 if classifier is None else self._cost_of(classifier, inputs[-1]).training()
-        # By identity, as an objective of one's own need not be hashable; it is kept, so that the number stays its own.
-        self._losses: dict[tuple[int, int, int], tuple[Objective, float]] = {}
+        # Objectives are compared, as one of one's own need not be hashable: stages with equal ones share the work.
+        self._losses: dict[tuple[int, int], list[tuple[Objective, float]]] = collections.defaultdict(list)
 
     def of_loss(self, stop: int, objective: Objective, index: int, companion: Any) -> float:
         """A training step of the local loss behind block ``stop`` - 1, as that of stage ``index``."""
-        key = (stop, 0 if companion is None else index, id(objective))
-        if key not in self._losses:
-            features = objective.seen(self._inputs[stop])
-            loss = build_loss(objective, features, nnx.Rngs(0), companion if index else None)
-            given = (features, self.labels, companion)
-            cost = 0.0 if loss is None else self._cost_of(loss, *given, call=objective.local_loss).training()
-            self._losses[key] = objective, cost
-        return self._losses[key][1]
+        known = self._losses[stop, 0 if companion is None else index]
+        found = next((cost for other, cost in known if other == objective), None)
+        if found is not None:
+            return found
+        features = objective.seen(self._inputs[stop])
+        loss = build_loss(objective, features, nnx.Rngs(0), companion if index else None)
+        given = (features, self.labels, companion)
+        cost = 0.0 if loss is None else self._cost_of(loss, *given, call=objective.local_loss).training()
+        known.append((objective, cost))
+        return cost
 
     def of_stage(self, start: int, stop: int, objective: Objective, index: int, companion: Any) -> float:
         """A training step of the stage with the blocks from ``start`` to ``stop`` - 1, local loss included."""

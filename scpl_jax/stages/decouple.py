@@ -1,7 +1,6 @@
 """Cut a list of blocks into stages, each with its local objective."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -165,7 +164,6 @@ def decouple(
     companion = jax.eval_shape(objectives[0].accompany, inputs[0], prices.labels)
     architectures = tuple(getattr(block, "architecture", None) for block in blocks)
 
-    @functools.cache
     def at(index: int, stop: int) -> Objective:
         return objectives[index].at(Place(index, num_stages, architectures[stop:], inputs[0]))
 

@@ -23,8 +23,8 @@ def test_a_recipe_sets_what_the_experiment_has_and_nothing_else(name, kind):
     differs = {
         field.name for field in dataclasses.fields(kind) if getattr(found, field.name) != getattr(plain, field.name)
     }
-    assert differs - {"out_dir"} <= {"recipe", *RECIPES[name].options}
-    for option, value in RECIPES[name].options.items():
+    assert differs - {"out_dir"} <= {"recipe", *RECIPES[name]}
+    for option, value in RECIPES[name].items():
         if option in {field.name for field in dataclasses.fields(kind)}:
             assert getattr(found, option) == value
     assert from_json(kind, to_json(found)) == found

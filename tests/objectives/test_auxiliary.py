@@ -12,7 +12,9 @@ from flax import nnx
 import scpl_jax as scpl
 from scpl_jax.models.resnet import resnet
 from scpl_jax.objectives import Blocks, Conv, Dgl, Place
-from scpl_jax.stages import evaluate, gradients
+from scpl_jax.pipeline.exits import StopRule
+from scpl_jax.stages import cost, evaluate, gradients
+from scpl_jax.stages.cost import build_loss
 
 IMAGES, TOKENS = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32), jax.ShapeDtypeStruct((8, 6), jnp.int32)
 NETWORKS = {
@@ -174,7 +176,7 @@ def test_reconstruction_compares_with_the_averaged_input_and_counts_less_from_st
     loss = nnx.merge(stage.train_graph, stage.params, stage.rest).loss
     features = message.features
     decoder = loss.losses[1]
-    decoded = decoder.second(jax.nn.relu(decoder.norm(decoder.first(features))))
+    decoded = decoder.second(decoder.first(features))
     averaged = images.reshape(8, 8, 2, 8, 2, 3).mean((2, 4))
     squares = ((np.asarray(decoded) - averaged) ** 2).mean((1, 2, 3))[labels >= 0].mean()
     expected = 2 * float(scpl.cross_entropy(loss.losses[0].logits(features), labels)) + 3 * 1.0 * squares
@@ -209,3 +211,35 @@ def test_descriptions_are_values():
     assert scpl.SupCon(aux="conv") == scpl.SupCon(aux=Conv())
     assert dataclasses.replace(Dgl(), width=0.5) == Dgl(width=0.5)
     assert len({Dgl(), Dgl(), Blocks()}) == 2
+
+
+@pytest.mark.parametrize("aux", [None, Conv()])
+def test_the_share_of_an_exit_counts_the_auxiliary_network_that_it_reads_through(aux):
+    example, make = NETWORKS["vgg8"]
+    batch = arrays(example), np.arange(8) % 4
+    objectives = (scpl.LocalClassifier(4, aux=aux), scpl.LocalClassifier(4, aux=aux))
+    stages = scpl.decouple(make(nnx.Rngs(0)), 2, objectives, example, nnx.Rngs(1), cut=(2,))
+    pipeline = scpl.Pipeline(stages, optax.adam(1e-3), jax.devices()[:1])
+    found = pipeline.evaluate([batch], [StopRule(confidence=1e-6)])
+    first, second = stages
+    # The last stage answers by the network's classifier.
+    paid = first.cost - (0 if aux else first.loss_cost)
+    share = paid / (paid + second.cost - second.loss_cost)
+    assert [one["share"] for one in found["exits"]] == pytest.approx([share, 1])
+    assert found["stops"][0]["share"] == pytest.approx(share)
+
+
+def test_stages_with_equal_objectives_share_their_costs(monkeypatch):
+    example, make = NETWORKS["lstm"]
+    asked = []
+
+    def counted(*given):
+        asked.append(given)
+        return build_loss(*given)
+
+    monkeypatch.setattr(cost, "build_loss", counted)
+    each = [scpl.SupCon(temperature=0.2) for _ in range(3)]
+    blocks = make(nnx.Rngs(0))
+    scpl.decouple(blocks, 3, each, example, nnx.Rngs(1))
+    # Behind each block a stage may end; the last one is the classifier.
+    assert len(asked) == len(blocks) - 1
