@@ -36,6 +36,8 @@ import scpl_jax as scpl
 from scpl_jax.data import paths
 from scpl_jax.kernels import thresholds
 from scpl_jax.kernels.xla_flags import avoid_fusion_emitters
+from scpl_jax.stages import cost
+from scpl_jax.stages.variables import split
 
 # What is tested is the code that the commands run.
 avoid_fusion_emitters()
@@ -66,6 +68,27 @@ def _kept_if_possible(write):
 
 compilation_cache.put_executable_and_time = _kept_if_possible(compilation_cache.put_executable_and_time)
 
+
+def _once(estimate):
+    """Tests cut the same small networks again and again; what a block costs is estimated once a session."""
+    known = {}
+
+    @functools.wraps(estimate)
+    def module_cost(module, *inputs, call=cost.call_module):
+        graph, *values = split(module)
+        leaves, tree = jax.tree.flatten((values, inputs))
+        key = (call, graph, tree, tuple((x.shape, x.dtype) for x in leaves))
+        try:
+            if key not in known:
+                known[key] = estimate(module, *inputs, call=call)
+        except TypeError:  # something of the module can't be compared
+            return estimate(module, *inputs, call=call)
+        return known[key]
+
+    return module_cost
+
+
+cost.module_cost = _once(cost.module_cost)
 
 ANY_SIZE = {"onednn_convolution": 0, "onednn_product": 0}
 
@@ -152,13 +175,16 @@ def onednn_at_any_size(set_thresholds):
     set_thresholds(**ANY_SIZE)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def batch() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    return rng.normal(size=(8, 16, 16, 3)).astype(np.float32), np.array([0, 1, 2, 0, 1, 2, 3, 3], np.int32)
+    made = rng.normal(size=(8, 16, 16, 3)).astype(np.float32), np.array([0, 1, 2, 0, 1, 2, 3, 3], np.int32)
+    for array in made:
+        array.setflags(write=False)  # all tests have the same
+    return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_vgg():
     """A function that makes the blocks of a small VGG: three convolution blocks and the classifier."""
 

@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 
 from scpl_jax.cli.building import cut_of, dtype_of, resolve_library
-from scpl_jax.cli.methods import END_TO_END, Rule, check_method, rule_of
+from scpl_jax.cli.methods import END_TO_END, Rule, RuleOptions, check_method, rule_of
 from scpl_jax.cli.option_types import Count, Natural, OneOf, Positive, Unset, at_least, check_values, default
+from scpl_jax.cli.recipes import RECIPES, with_recipe
 from scpl_jax.cli.run_options import PRECISIONS
 from scpl_jax.cli.task_options import TEXT_MODELS, TextOptions
 from scpl_jax.cli.task_options import Options as ImageOptions
@@ -20,6 +21,8 @@ from scpl_jax.objectives import HEADS
 from scpl_jax.training.run_error import RunError
 
 KNOWN = ("scpl", *END_TO_END)
+# Recipes that say nothing but how stages learn; others would change the network of all methods.
+RULES_BY_RECIPE = [name for name, options in RECIPES.items() if set(options) <= set(RuleOptions.__dataclass_fields__)]
 METHODS = "scpl,scpl synchronous,bp,gpipe 2,gpipe 4,gpipe 8,gpipe 4 remat"
 SINGLE = "scpl,scpl fused,bp"
 
@@ -58,7 +61,7 @@ class Options:
     """Average a feature map to this side before the projection head, in pixels; 0: not at all."""
     method: Annotated[str | None, default("scpl, bp and variants, GPipe")] = None
     """What is measured, separated by commas: scpl (needed for the ratios), bp, gpipe 4, or another rule of the cifar
-    experiment's --method; behind it synchronous, remat, or how stages share programs: fused or separate."""
+    experiment's --method or a recipe; behind it synchronous, remat, or how stages share programs: fused or separate."""
     single: bool = False
     """On one device: share of the peak of its matrix products, compile time, memory; and the same in PyTorch, where it
     is installed (pip install 'scpl-jax[torch]')."""
@@ -105,7 +108,7 @@ class Options:
         for method in self.methods:
             words = method.split() or [""]
             numbers = [word for word in words[1:] if word.isdigit() and int(word) > 0]
-            if words[0] not in END_TO_END:
+            if words[0] not in (*END_TO_END, *RULES_BY_RECIPE):
                 check_method(words[0], 1)
             local = {"synchronous", "fused", "separate"}
             allowed = {"bp": {"remat"}, "gpipe": {"remat", *numbers}}.get(words[0], local)
@@ -131,7 +134,7 @@ class Options:
 
     @property
     def other_rules(self) -> list[str]:
-        """The learning rules among the methods besides scpl, bp and gpipe."""
+        """The learning rules and recipes among the methods besides scpl, bp and gpipe."""
         return list(dict.fromkeys(name for method in self.methods if (name := method.split()[0]) not in KNOWN))
 
     @property
@@ -158,10 +161,14 @@ class Options:
             inputs = rng.normal(size=(count, self.image_size, self.image_size, 3)).astype(np.float32)
         return inputs, rng.integers(0, self.classes, count).astype(np.int32)
 
+    def resolved_library(self) -> str:
+        """What computes convolutions and matrix products, of the network and of auxiliary networks."""
+        asked = self.library or (None if self.single else "xla")
+        return resolve_library(asked, split=self.data_parallel > 1, precision=self.precision)
+
     def blocks(self, rngs: nnx.Rngs) -> list[nnx.Module]:
         """The network."""
-        asked, dtype = self.library or (None if self.single else "xla"), dtype_of(self.precision)
-        library = resolve_library(asked, split=self.data_parallel > 1, precision=self.precision)
+        dtype, library = dtype_of(self.precision), self.resolved_library()
         common: dict[str, Any] = {"width": self.width, "dtype": dtype, "library": library, "rngs": rngs}
         if not self.is_text:
             return build_model(self.model, self.classes, image_shape=(self.image_size, self.image_size, 3), **common)
@@ -171,15 +178,19 @@ class Options:
         return transformer(self.classes, heads=self.heads, **common)
 
     def rule(self, method: str) -> Rule:
-        """The objectives of a learning rule, which is named as for ``--method``.
+        """The objectives of a learning rule, which is named as for ``--method``, or of a recipe.
 
         Example:
           >>> Options(head="linear").rule("scpl").objectives[0].head
           'linear'
         """
-        asked: dict[str, Any] = {"method": method, "stages": self.stages}
-        asked |= {"head": self.head, "head_dims": self.head_dims}
+        asked: dict[str, Any] = {"stages": self.stages, "head": self.head, "head_dims": self.head_dims}
+        asked["library"] = self.resolved_library()
         options = TextOptions(**asked) if self.is_text else ImageOptions(head_pool=self.head_pool, **asked)
+        if method in RULES_BY_RECIPE:
+            options = with_recipe(options, method)
+        else:
+            options = dataclasses.replace(options, method=method)
         return rule_of(options, self.classes, dtype_of(self.precision))
 
     def cut_positions(self) -> str | Sequence[int]:

@@ -23,6 +23,8 @@ _NETWORK = (
     *("model", "width", "batch-size", "stages", "cut", "head", "head-dims", "head-pool"),
     *("layers", "embedding-size", "heads"),
 )
+# Options of rules of which it depends, too, and which the throughput experiment has by recipes only.
+_BY_RECIPE = ("aux", "aux-side", "aux-depth", "aux-width", "queue")
 _PART = {"name", "options", "rows", "own"}
 
 
@@ -280,6 +282,8 @@ def _malformed(found: dict[str, Any], scale: str) -> str | None:
             return f"{name} must be a text, a number or true or false, got {value!r}"
         if name == "stages" and type(value) is not int:
             return f"stages must be a whole number, got {value!r}"
+        if name in _BY_RECIPE and "speed" in found:
+            return f"the speed of a row with {name} can't be measured; use a recipe, or leave [speed] out"
         if name == "validation" and "rates" in found:
             return "with rates, all runs hold out the same share, so validation must not be among options"
     return None
@@ -322,5 +326,5 @@ def _speeds(part: str, by_row: dict[str, dict[str, Any]], speed: dict[str, Any])
 
 
 def _method(options: dict[str, Any]) -> str:
-    name = str(options.get("method", "scpl"))
+    name = str(options.get("recipe") or options.get("method", "scpl"))
     return f"{name} {options.get('micro-batches', 4)}" if name == "gpipe" else name

@@ -76,7 +76,6 @@ def test_several_runs_give_mean_and_deviation(tiny):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--method", "bp"],
         ["--method", "gpipe", "--lr", "1e-3,3e-4", "--end-lr", "1e-4,0", "--warmup-steps", "1", "--lr-every", "epoch"],
         ["--queue", "40", "--temperature", "0.5,0.1", "--lr", "1e-3,3e-4", "--data-parallel", "2", "--aux", "conv"],
         ["--method", "dascpl", "--queue", "40", "--temperature", "0.5,0.1", "--fuse", "--join-epochs", "1,1"],

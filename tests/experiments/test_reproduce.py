@@ -17,6 +17,7 @@ from scpl_jax.analysis.results import Row, comma_separated, draw_accuracy, draw_
 from scpl_jax.benchmarks.throughput import Options as ThroughputOptions
 from scpl_jax.cli.command_line import parse_options, run
 from scpl_jax.cli.environment import versions
+from scpl_jax.cli.recipes import with_recipe
 from scpl_jax.cli.task_options import Options, TextOptions
 from scpl_jax.experiments.cells import Ledger, cores_here
 from scpl_jax.experiments.cifar import main as train
@@ -88,7 +89,8 @@ def test_every_cell_of_the_tables_is_a_command_that_parses(file, scale):
     assert table.cells or table.speeds
     kind = {"cifar": Options, "text": TextOptions}[table.task]
     for cell in {(cell.part, cell.row): cell for cell in table.cells}.values():  # others differ in the seed only
-        parse_options(kind, cell.arguments, table.task, kind()).check()
+        recipe = dict(zip(cell.arguments, cell.arguments[1:], strict=False)).get("--recipe")
+        parse_options(kind, cell.arguments, table.task, with_recipe(kind(), recipe)).check()
     for speed in table.speeds:
         parse_options(ThroughputOptions, speed.arguments, "throughput", ThroughputOptions()).check()
     assert len({cell.folder for cell in table.cells}) == len(table.cells)

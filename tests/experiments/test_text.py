@@ -83,14 +83,7 @@ def test_a_run_leaves_the_files_of_the_contract(experiment, capsys):
     assert "texts/s" in said
 
 
-METHODS = {
-    "bp": "transformer",
-    "al": "lstm",
-    "early-exit": "lstm",
-    "dascpl": "lstm",
-    "predsim,inforeg": "transformer",
-    "supcon+0.5*ce": "transformer",
-}
+METHODS = {"al": "lstm", "early-exit": "lstm", "predsim,inforeg": "transformer", "supcon+0.5*ce": "transformer"}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -107,13 +100,12 @@ def test_every_method_trains(experiment, method):
         assert results["early_stops"][-1]["confidence"] == 0.9
 
 
-@pytest.mark.parametrize("model", ["lstm", "transformer"])
 @pytest.mark.runs
-def test_pipelined_over_devices_equals_one_device_and_synchronous(optimised_experiment, model):
+def test_pipelined_over_devices_equals_one_device_and_synchronous(optimised_experiment):
     lines = []
     # On one device the stages are one program, whose code has other roundings where XLA does not optimise it.
     for index, placement in enumerate(([], ["--max-in-flight", "1", "--devices", "1"])):
-        directory = optimised_experiment("--model", model, "--dropout", "0", *placement, out=f"run{index}")
+        directory = optimised_experiment("--model", "transformer", "--dropout", "0", *placement, out=f"run{index}")
         lines.append([json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()])
     assert [line["train_loss"] for line in lines[0]] == [line["train_loss"] for line in lines[1]]
 

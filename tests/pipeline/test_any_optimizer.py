@@ -205,9 +205,13 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize("name", CHOSEN)
 @pytest.mark.parametrize(
-    ("objective", "updates"), [(LOCAL, "apart"), (scpl.CrossEntropy(), "together")], indirect=["updates"]
+    ("objective", "updates", "name"),
+    [
+        *((LOCAL, "apart", name) for name in CHOSEN),
+        *((scpl.CrossEntropy(), "together", name) for name in ("wants the loss", "random", "several steps")),
+    ],
+    indirect=["updates"],
 )
 def test_optimizers_train_and_resume_to_the_bit(tmp_path, updates, objective, name):
     def make():

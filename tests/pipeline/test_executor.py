@@ -15,7 +15,7 @@ from scpl_jax.stages import initial_state, train_step
 OPTIMIZER = optax.adam(1e-2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stages(small_vgg, batch):
     return scpl.decouple(small_vgg(), 3, scpl.SupCon(head_dims=(8, 6)), batch[0], nnx.Rngs(1))
 

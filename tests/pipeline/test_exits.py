@@ -69,8 +69,9 @@ def test_wrong_rules_are_refused(options, what):
         StopRule(**options)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("kind", ["classifiers", "associated", "associated by squares"])
+@pytest.mark.parametrize(
+    ("kind", "devices"), [("classifiers", 1), ("classifiers", 2), ("associated", 2), ("associated by squares", 1)]
+)
 def test_the_pipeline_counts_what_its_exits_say(small_vgg, batch, kind, devices):
     """Against the logits of each exit; associated learning's answers come back through the stages."""
     images, labels = batch

@@ -22,6 +22,11 @@ KINDS = {
     "backpropagation over stages": (scpl.CrossEntropy(), 3, {"micro_batches": 2}),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
+# With updates in the step's program, and in one of their own, of which there are two forms.
+every_update = pytest.mark.parametrize(
+    ("kind", "apart"),
+    [*((kind, False) for kind in KINDS), ("local, fused", True), ("backpropagation over stages", True)],
+)
 
 
 def new_pipeline(kind, optimizer, **more):
@@ -38,8 +43,7 @@ def trained(pipeline, steps=3):
     return jax.device_get(pipeline.states)
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["one program", "updates of their own"])
-@every_kind
+@every_update
 def test_one_for_each_is_to_the_bit_the_same_one_for_all(kind, apart, set_thresholds):
     if apart:
         set_thresholds(update_parameters=0)
@@ -47,8 +51,7 @@ def test_one_for_each_is_to_the_bit_the_same_one_for_all(kind, apart, set_thresh
     chex.assert_trees_all_equal(trained(new_pipeline(kind, [one] * 3)), trained(new_pipeline(kind, one)))
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["one program", "updates of their own"])
-@every_kind
+@every_update
 def test_each_stage_has_its_own(kind, apart, set_thresholds):
     if apart:
         set_thresholds(update_parameters=0)
@@ -79,7 +82,7 @@ def test_pipelined_and_synchronous_are_the_same_compiled_once(kind):
     assert piped.compile_seconds == compiled
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["local, fused", "local, over devices", "backpropagation over stages"])
 def test_states_of_different_optimizers_are_saved_and_go_on(kind, tmp_path):
     undisturbed = trained(new_pipeline(kind, EACH), 4)
     one, other = new_pipeline(kind, EACH), new_pipeline(kind, EACH)
