@@ -155,20 +155,18 @@ def test_throughput_in_processes_measures_memory_too(tmp_path):
 
 @pytest.mark.processes
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores, one a process")
-@pytest.mark.parametrize(("width", "library", "apart"), [("0.125", "xla", False), ("0.25", "onednn", True)])
-def test_timelines_of_processes_hold_all_of_the_time(tmp_path, width, library, apart):
-    if library == "onednn" and not onednn.available():
-        pytest.skip(onednn.requirement())
+def test_timelines_of_processes_hold_all_of_the_time(tmp_path):
+    library = "onednn" if onednn.available() else "xla"
     out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "scpl_jax.benchmarks.throughput", "--width", width, "--batch-size", "32"]
+    command = [sys.executable, "-m", "scpl_jax.benchmarks.throughput", "--width", "0.25", "--batch-size", "32"]
     command += ["--stages", "2", "--processes", "2", "--pin", "--method", "scpl,bp", "--steps", "1", "--repeats", "1"]
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_cpu_use_fusion_emitters={'false' if apart else 'true'}"}
+    environment = {**os.environ, "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
     shares = {}
     for _ in range(3):  # a machine that does other things meanwhile makes gaps
         run_ = [*command, "--library", library, "--no-memory", "--output", str(out)]
         subprocess.run(run_, env=environment, check=True, timeout=200)
         for name, row in json.loads(out.read_text())["methods"].items():
-            assert any("update" in tasks for tasks in row["task_seconds"].values()) == apart
+            assert any("update" in tasks for tasks in row["task_seconds"].values())
             busy = [1 - idle for idle in row["idle_share"].values()]
             assert len(busy) == 2
             # The slowest stage never waits for another; of backpropagation one stage works at a time, but for updates.
@@ -182,6 +180,7 @@ def test_timelines_of_processes_hold_all_of_the_time(tmp_path, width, library, a
     ("options", "message"),
     [
         (["--method", "sgd"], "--method sgd is unknown"),
+        (["--method", "paper"], "--method paper is unknown"),  # a recipe that is about the network, too
         (["--method", "gpipe"], "needs a number of micro-batches"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--model", "lstm", "--layers", "1"], "--layers must be at least 2, got 1"),
@@ -195,6 +194,15 @@ def test_wrong_options_of_throughput(options, message, capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert message in said
+
+
+def test_a_recipe_is_measured_with_its_auxiliary_networks_by_the_library_of_the_network():
+    options = throughput.Options(stages=3, library="xla", method="scpl,fast")
+    options.check()
+    assert options.other_rules == ["fast"]
+    first = options.rule("fast").objectives[0]
+    assert (first.aux.width, first.aux.layers["library"]) == (0.5, "xla")
+    assert options.rule("early-exit").objectives[0].aux is None
 
 
 @pytest.mark.parametrize("option", ["--output", "--figure", "--timeline"])

@@ -23,6 +23,7 @@ from scpl_jax.experiments.cells import Ledger, cores_here
 from scpl_jax.experiments.cifar import main as train
 from scpl_jax.experiments.reproduce import main
 from scpl_jax.experiments.tables import read_table
+from scpl_jax.training.run_error import RunError
 
 EXPERIMENTS = Path(scpl_jax.__file__).parent.parent / "experiments"
 TABLES = sorted(EXPERIMENTS.glob("*/table.toml"))
@@ -125,6 +126,7 @@ bp = { method = "bp" }
 "no head" = { head = "identity" }
 large = { batch-size = 64 }
 scpl = {}
+fast = { recipe = "fast" }
 "large bp" = { method = "bp", batch-size = 64 }
 """
     noise = "\n".join(f'[[parts]]\nname = "{name}"\noptions = {{ label-noise = {name} }}' for name in ("0.2", "0.4"))
@@ -132,7 +134,8 @@ scpl = {}
     start = TINY[: TINY.index("[rows]")] + "[speed]\nsteps = 1\n" + rows
     file.write_text(f'{start}[[parts]]\nname = "clean"\n{noise}\n{own}')
     speeds = read_table(file, "small").speeds
-    assert [tuple(speed.methods) for speed in speeds] == [("bp", "scpl"), ("no head",), ("large", "large bp")]
+    assert [tuple(speed.methods) for speed in speeds] == [("bp", "scpl", "fast"), ("no head",), ("large", "large bp")]
+    assert speeds[0].methods["fast"] == "fast"
     assert {speed.parts for speed in speeds} == {("clean",)}
     found = [parse_options(ThroughputOptions, s.arguments, "throughput", ThroughputOptions()) for s in speeds]
     assert [(one.head, one.head_dims, one.batch_size) for one in found] == [
@@ -143,6 +146,10 @@ scpl = {}
     file.write_text(start + noise)
     speeds = read_table(file, "small").speeds
     assert [speed.parts for speed in speeds] == [("0.2", "0.4")] * 3
+    # An auxiliary network that no recipe has would be left out of what is measured without a word.
+    file.write_text(start.replace("fast = {", 'other = { aux = "conv" }\nfast = {') + noise)
+    with pytest.raises(RunError, match="the speed of a row with aux can't be measured; use a recipe"):
+        read_table(file, "small")
 
 
 @pytest.mark.processes
