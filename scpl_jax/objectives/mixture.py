@@ -103,9 +103,17 @@ class Mixture(LocalObjective):
 
     @property
     def sends(self) -> Any:
-        """What each term sends along; None where none sends anything."""
-        parts = tuple(objective.sends for _, objective in self.terms)
-        return parts if any(part is not None for part in parts) else None
+        """What those terms send along that send something, in order; stages may differ in the others."""
+        return tuple(objective.sends for objective in self._senders) or None
+
+    @property
+    def _senders(self) -> list[Objective]:
+        return [objective for _, objective in self.terms if objective.sends is not None]
+
+    def _part_of_each(self, companion: Any) -> list[Any]:
+        """What came along for each term; None for those that nothing is sent to."""
+        parts = iter(companion or (None,) * len(self._senders))
+        return [None if objective.sends is None else next(parts) for _, objective in self.terms]
 
     def at(self, place: Place) -> Self:
         """The mixture of a stage at this place."""
@@ -116,8 +124,7 @@ class Mixture(LocalObjective):
         """The losses of all terms for features of this shape."""
         auxiliary, read = self.auxiliary(features, rngs)
         losses = []
-        for index, (_, objective) in enumerate(self.terms):
-            part = None if companion is None else companion[index]
+        for (_, objective), part in zip(self.terms, self._part_of_each(companion), strict=True):
             extra = {} if part is None else {"companion": part}
             loss = objective.build(summary_of(features if objective.direct else read), rngs=rngs, **extra)
             assert loss is not None
@@ -129,8 +136,8 @@ class Mixture(LocalObjective):
     build_loss = build
 
     def accompany(self, message: Any, labels: jax.Array) -> Any:
-        """What the terms add, each its own; None where none adds anything."""
-        parts = tuple(objective.accompany(message, labels) for _, objective in self.terms)
+        """What the terms add that send something, each its own; None where none adds anything."""
+        parts = tuple(objective.accompany(message, labels) for objective in self._senders)
         return parts if any(part is not None for part in parts) else None
 
     def local_loss(self, module: Any, features: Any, labels: jax.Array, companion: Any) -> tuple[jax.Array, Any]:
@@ -138,9 +145,9 @@ class Mixture(LocalObjective):
         if companion is None:
             return module(features, labels), None
         total, carried = jnp.float32(0), []
-        parts = zip(self.terms, module.losses, module.given(features), companion, strict=True)
-        for (weight, objective), loss, read, part in parts:
+        given = zip(self.terms, module.losses, module.given(features), self._part_of_each(companion), strict=True)
+        for (weight, objective), loss, read, part in given:
             value, new = objective.local_loss(loss, read, labels, part)
             total = total + weight * value
-            carried.append(new)
+            carried += [] if objective.sends is None else [new]
         return total, tuple(carried)

@@ -33,7 +33,7 @@ IMAGES += [
 TEXTS = ["--dataset", "generated", "--limit-train", "128", "--limit-test", "40", "--max-length", "12", *COMMON]
 TEXTS += ["--embedding-size", "8", "--stages", "2", "--dropout", "0.1"]
 # Rules that are one term alone have their part in the mixture.
-MIXTURE = "supcon+recon,predsim,inforeg+0.5*ce"
+MIXTURE = "supcon+recon,predsim+recon,inforeg+0.5*ce+recon"
 METHODS = (*(name for name in RULES if name not in ("predsim", "inforeg", "recon")), MIXTURE)
 RUNS = {
     **{method: ["cifar", *IMAGES, "--method", method] for method in METHODS},

@@ -181,7 +181,7 @@ def test_reconstruction_compares_with_the_averaged_input_and_counts_less_from_st
     squares = ((np.asarray(decoded) - averaged) ** 2).mean((1, 2, 3))[labels >= 0].mean()
     expected = 2 * float(scpl.cross_entropy(loss.losses[0].logits(features), labels)) + 3 * 1.0 * squares
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_array_equal(message.companion[1], images)
+    np.testing.assert_array_equal(message.companion[0], images)
     # What is left out may be anything.
     spoiled = images.copy()
     spoiled[7] = np.inf
@@ -191,6 +191,21 @@ def test_reconstruction_compares_with_the_averaged_input_and_counts_less_from_st
     assert np.isfinite(module(features, jnp.array(labels), spoiled))
     whole = scpl.Pipeline(stages, optax.adam(1e-3), jax.devices()[:2])
     assert np.isfinite(float(whole.train_step(images, labels)[1]["loss"]))
+
+
+def test_stages_that_send_the_same_along_may_differ_in_their_other_terms():
+    example, make = NETWORKS["vgg8"]
+    images, labels = arrays(example), np.arange(8) % 4
+    recon, classifier = (0.5, scpl.Reconstruction(hidden=5)), (1.0, scpl.LocalClassifier(4))
+    contrastive = (1.0, scpl.SupCon(head="linear", head_dims=(4,)))
+    mixed = [scpl.Mixture(terms) for terms in ((recon, contrastive), (contrastive, classifier, recon), (recon,))]
+    stages = scpl.decouple(make(nnx.Rngs(0)), 3, mixed, example, nnx.Rngs(1), cut=(1, 2))
+    np.testing.assert_array_equal([len(stage.example.companion) for stage in stages[1:]], [1, 1])
+    pipeline = scpl.Pipeline(stages, optax.adam(1e-3), jax.devices()[:2])
+    assert np.isfinite([float(one["loss"]) for one in pipeline.train_step(images, labels)]).all()
+    mixed[1] = scpl.Mixture((contrastive, classifier))
+    with pytest.raises(ValueError, match="all stages need it or none"):
+        scpl.decouple(make(nnx.Rngs(0)), 3, mixed, example, nnx.Rngs(1), cut=(1, 2))
 
 
 def test_what_reconstruction_cannot_use_is_refused():
