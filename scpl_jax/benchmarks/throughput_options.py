@@ -187,10 +187,8 @@ class Options:
         asked: dict[str, Any] = {"stages": self.stages, "head": self.head, "head_dims": self.head_dims}
         asked["library"] = self.resolved_library()
         options = TextOptions(**asked) if self.is_text else ImageOptions(head_pool=self.head_pool, **asked)
-        if method in RULES_BY_RECIPE:
-            options = with_recipe(options, method)
-        else:
-            options = dataclasses.replace(options, method=method)
+        chosen = method in RULES_BY_RECIPE
+        options = with_recipe(options, method) if chosen else dataclasses.replace(options, method=method)
         return rule_of(options, self.classes, dtype_of(self.precision))
 
     def cut_positions(self) -> str | Sequence[int]:

@@ -60,7 +60,7 @@ def losses_of(metrics):
 def test_learns_the_same_pipelined_and_synchronous_compiles_once_and_survives_a_checkpoint(
     small_vgg, batch, name, tmp_path
 ):
-    piped, synchronous = pipeline_of(small_vgg, batch, name), pipeline_of(small_vgg, batch, name, 1)
+    piped, synchronous = pipeline_of(small_vgg, batch, name), pipeline_of(small_vgg, batch, name, 1, devices=1)
     found, compiled = [], None
     for _ in range(25):
         found.append(piped.train_step(*batch))
