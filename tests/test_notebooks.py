@@ -22,8 +22,8 @@ def cells_of(script):
             yield "code", re.sub(r"^# (?=%[a-z])", "", source, flags=re.MULTILINE).strip()
 
 
-def test_there_are_five_and_each_has_its_pair():
-    assert len(SCRIPTS) == 5
+def test_there_are_six_and_each_has_its_pair():
+    assert len(SCRIPTS) == 6
     assert {script.stem for script in SCRIPTS} == {stored.stem for stored in NOTEBOOKS.glob("*.ipynb")}
 
 
