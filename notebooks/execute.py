@@ -14,7 +14,11 @@ from nbformat import NotebookNode
 
 HERE = Path(__file__).parent
 # These take longer than the others together, and are begun first.
-LONG = ("02_gradient_flow_length", "06_why_auxiliary_networks", "04_choosing_cuts_and_heads")
+LONG = (
+    "02_gradient_flow_length",
+    "06_why_auxiliary_networks",
+    "04_choosing_cuts_and_heads",
+)
 
 
 def execute(script: Path) -> None:

@@ -25,6 +25,7 @@ from scpl_jax.objectives import CrossEntropy, Objective
 from scpl_jax.pipeline import Pipeline, Span, Timeline, processes
 from scpl_jax.pipeline.placement import is_local
 from scpl_jax.stages import Stage, decouple
+from scpl_jax.stages.step import stage_loss
 from scpl_jax.training.run_error import RunError
 from scpl_jax.training.writing import write_json
 
@@ -127,25 +128,25 @@ def own_parts(pipeline: Pipeline, stages: Sequence[Stage]) -> list[tuple[Pipelin
     return parts
 
 
-def message_before(stages: Sequence[Stage], index: int, inputs: np.ndarray) -> Any:
-    """Noise of the shape that stage ``index`` is given, its masks True; for the first stage the batch itself."""
+def message_before(stages: Sequence[Stage], index: int, inputs: np.ndarray, labels: np.ndarray) -> Any:
+    """Noise of the shape that stage ``index`` of a local rule is given, what the rule sends along included.
+
+    Masks are True and whole numbers 0; the first stage gets the batch itself.
+    """
     if index == 0:
         return inputs
     rng = np.random.default_rng(index)
     message: Any = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
     for stage in stages[:index]:
-        message = jax.eval_shape(functools.partial(_through, stage), stage.params, stage.rest, message)
+        train = functools.partial(stage_loss, stage)
+        _, (message, _, _) = jax.eval_shape(train, stage.params, stage.rest, message, labels)
 
     def noise(x: jax.ShapeDtypeStruct) -> np.ndarray:
-        return np.ones(x.shape, bool) if x.dtype == bool else np.maximum(rng.normal(size=x.shape), 0).astype(x.dtype)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return np.full(x.shape, x.dtype == bool, x.dtype)
+        return np.maximum(rng.normal(size=x.shape), 0).astype(x.dtype)
 
     return jax.tree.map(noise, message)
-
-
-def _through(stage: Stage, params: Any, rest: Any, message: Any) -> Any:
-    for block in nnx.merge(stage.eval_graph, params, rest, copy=True).blocks:
-        message = block(message)
-    return message
 
 
 def seconds_a_step(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max_in_flight: int) -> float:
@@ -172,19 +173,19 @@ def seconds_a_step(pipeline: Pipeline, inputs: Any, labels: Any, steps: int, max
     return difference / steps
 
 
-def seconds_alone(pipelines: Sequence[Pipeline], message: Any, labels: Any, least: float) -> list[float]:
-    """Seconds a step of each of some variants of the same stages on local input, whatever the other processes do.
+def seconds_alone(variants: Sequence[tuple[Pipeline, Any]], labels: Any, least: float) -> list[float]:
+    """Seconds a step of each of some variants of the same stages, with its message, whatever the other processes do.
 
     They take their steps in turn, one at a time, for at least ``least`` seconds each, so that a machine whose speed
     changes changes it for all of them.
     """
-    for pipeline in pipelines:
+    for pipeline, message in variants:
         for _ in range(2):
             pipeline.train_step(message, labels)
         pipeline.wait()
-    seconds, steps = [0.0] * len(pipelines), 0
+    seconds, steps = [0.0] * len(variants), 0
     while min(seconds) < least:
-        for index, pipeline in enumerate(pipelines):
+        for index, (pipeline, message) in enumerate(variants):
             began = time.perf_counter()
             pipeline.train_step(message, labels)
             pipeline.wait()

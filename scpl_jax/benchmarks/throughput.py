@@ -48,19 +48,27 @@ def _measure_all(options: Options) -> dict[str, Any]:
 
     made = measure.pipelines(network, list(dict.fromkeys(_program(m) for m in ["scpl", *options.methods])), placement)
     scpl = made["scpl"]
-    parts = [
-        ([whole, bare], measure.message_before(network.local, first, inputs))
-        for (whole, first), (bare, _) in zip(
-            measure.own_parts(scpl, network.local), measure.own_parts(scpl, network.bare), strict=True
+    # For each part of this process the variants of its stages, each with a message as the stages before hand it on.
+    variants = {"scpl": network.local, "bare": network.bare, **network.others}
+    parts = list(
+        zip(
+            *(
+                [
+                    (part, measure.message_before(stages, first, inputs, labels))
+                    for part, first in measure.own_parts(scpl, stages)
+                ]
+                for stages in variants.values()
+            ),
+            strict=True,
         )
-    ]
+    )
     for pipeline in made.values():
         measure.seconds_a_step(pipeline, inputs, labels, 1, options.max_in_flight)
 
     def alone() -> list[list[float]]:
-        """Seconds a step of each stage of all processes, with its local loss and without."""
+        """Seconds a step of each part of all processes by each variant."""
         processes.gather(None)  # all begin together
-        mine = [measure.seconds_alone(both, message, labels, options.steps * 0.1) for both, message in parts]
+        mine = [measure.seconds_alone(part, labels, options.steps * 0.1) for part in parts]
         return [one for some in processes.gather(mine) for one in some]
 
     candidates: dict[str, Callable[[], Any]] = {
@@ -74,7 +82,9 @@ def _measure_all(options: Options) -> dict[str, Any]:
         name: measure.record(made[_program(name)], inputs, labels, 12, _ahead(name, options))
         for name in options.methods
     }
-    result = _result(options, scpl, times, spans)
+    rounds = times.pop("alone")
+    by_variant = {name: [[part[k] for part in each] for each in rounds] for k, name in enumerate(variants)}
+    result = _result(options, scpl, times, by_variant, spans)
     return {**result, "message_bytes": [*(stage.message_bytes for stage in network.local[:-1]), 0]}
 
 
@@ -87,22 +97,31 @@ def _ahead(method: str, options: Options) -> int:
 
 
 def _result(
-    options: Options, scpl: Pipeline, times: dict[str, list[Any]], spans: dict[str, list[Span]]
+    options: Options,
+    scpl: Pipeline,
+    times: dict[str, list[float]],
+    alone: dict[str, list[list[float]]],
+    spans: dict[str, list[Span]],
 ) -> dict[str, Any]:
-    """The numbers, as they are printed and written."""
+    """The numbers, as they are printed and written.
+
+    ``alone`` has the seconds of each part by variant and round.
+    """
     table = {}
     for name in options.methods:
         row = measure.speed_of(options, times[name])
         row["idle_share"] = idle_shares(spans[name], skip=1)
         row["task_seconds"] = measure.task_seconds(spans[name])
+        rule = name.split()[0]
+        if rule in alone:
+            row["alone_seconds"] = [measure.summary(part) for part in zip(*alone[rule], strict=True)]
+            row["slowest_stage_alone_seconds"] = measure.summary([max(parts) for parts in alone[rule]])
         table[name] = row
-    whole, bare = ([[both[kind] for both in parts] for parts in times["alone"]] for kind in (0, 1))
-    slowest = [max(parts) for parts in whole]
-    alone = [measure.summary(parts) for parts in zip(*whole, strict=True)]
-    shares = [1 - sum(b) / sum(a) for a, b in zip(whole, bare, strict=True)]
+    slowest = [max(parts) for parts in alone["scpl"]]
+    shares = [1 - sum(b) / sum(a) for a, b in zip(alone["scpl"], alone["bare"], strict=True)]
     result: dict[str, Any] = {
         "methods": table,
-        "alone_seconds": alone,
+        "alone_seconds": [measure.summary(part) for part in zip(*alone["scpl"], strict=True)],
         "slowest_stage_alone_seconds": measure.summary(slowest),
         "share_of_local_losses": measure.summary(shares),
         "stages": [
@@ -133,16 +152,19 @@ def _result(
 
 def _show(result: dict[str, Any], unit: str) -> None:
     """Print the table and the ratios; ``unit`` is what speeds count."""
-    print(f"{'':22}{'ms a step':>10}{'fastest':>10}{'slowest':>10}{f'{unit}/s':>10}{'idle':>7}{'peak MiB':>10}")
+    speeds = f"{'ms a step':>10}{'fastest':>10}{'slowest':>10}{f'{unit}/s':>10}"
+    print(f"{'':22}{speeds}{'idle':>7}{'alone':>8}{'peak MiB':>10}")
     for name, row in result["methods"].items():
         seconds = row["seconds_a_step"]
         idle = sum(row["idle_share"].values()) / max(1, len(row["idle_share"]))
         peaks = row.get("peak_memory_bytes")
         memory = "" if peaks is None else "+".join(f"{peak / 2**20:.0f}" for peak in peaks)
+        alone = f"{row['slowest_stage_alone_seconds']['median'] * 1e3:.1f}" if "alone_seconds" in row else ""
         print(
             f"{name:22}{seconds['median'] * 1e3:>10.1f}{seconds['fastest'] * 1e3:>10.1f}"
-            f"{seconds['slowest'] * 1e3:>10.1f}{row[f'{unit}_per_second']:>10.1f}{idle:>7.0%}{memory:>10}"
+            f"{seconds['slowest'] * 1e3:>10.1f}{row[f'{unit}_per_second']:>10.1f}{idle:>7.0%}{alone:>8}{memory:>10}"
         )
+    print("alone: ms a step of the slowest stage on input of its own")
     for key, text in (
         ("speedup_over_bp", "scpl over bp"),
         ("speedup_over_best_gpipe", f"scpl over the best GPipe ({result.get('best_gpipe')})"),

@@ -21,11 +21,11 @@ TINY = ["--width", "0.03", "--batch-size", "8", "--image-size", "16", "--steps",
 @pytest.mark.runs
 def test_throughput_compares_methods_on_the_devices_there_are(tmp_path, capsys):
     out, chart, lanes = (tmp_path / name for name in ("out.json", "out.svg", "lanes.svg"))
-    options = [*TINY, "--no-memory", "--method", "scpl,bp,gpipe 2", "--devices", "2"]
+    options = [*TINY, "--no-memory", "--method", "scpl,bp,gpipe 2,al", "--devices", "2"]
     files = ["--output", str(out), "--figure", str(chart), "--timeline", str(lanes)]
     assert run(throughput.main, [*options, *files]) == 0
     found = json.loads(out.read_text())
-    assert list(found["methods"]) == ["scpl", "bp", "gpipe 2"]
+    assert list(found["methods"]) == ["scpl", "bp", "gpipe 2", "al"]
     for row in found["methods"].values():
         assert row["images_per_second"] == pytest.approx(8 / row["seconds_a_step"]["median"])
         assert row["seconds_a_step"]["fastest"] > 0
@@ -36,6 +36,12 @@ def test_throughput_compares_methods_on_the_devices_there_are(tmp_path, capsys):
     assert len(found["alone_seconds"]) == 2
     slowest = found["slowest_stage_alone_seconds"]["median"]
     assert found["pipeline_efficiency"]["median"] == pytest.approx(slowest / seconds["scpl"])
+    # Every local rule's stages are measured alone, those that are sent codes along with the message, too.
+    alone = {name: len(row.get("alone_seconds", [])) for name, row in found["methods"].items()}
+    assert alone == {"scpl": 2, "bp": 0, "gpipe 2": 0, "al": 2}
+    for row in (found["methods"]["scpl"], found["methods"]["al"]):
+        slowest = row["slowest_stage_alone_seconds"]["median"]
+        assert slowest == pytest.approx(max(one["median"] for one in row["alone_seconds"]))  # one repeat
     assert set(found["methods"]["bp"]["task_seconds"]) == {"0", "1"}
     assert found["message_bytes"][0] > 0
     assert chart.stat().st_size > 1000
