@@ -16,7 +16,7 @@ _STAGE = {"blocks": [int], "devices": [str], "parameters": int, "share_of_cost":
 _CONFIG = {"options": {"width?": _OPTIONAL}, "stages?": [_STAGE]}
 _ACCURACIES = {"test_accuracy": NUMBER, "validation_accuracy?": NUMBER}
 _LINE = {"seed": int, "epoch": NUMBER, "train_seconds": NUMBER, "train_loss": [_OPTIONAL], **_ACCURACIES}
-_AT_STAGE = {"stage": int, "accuracy": NUMBER, "share": NUMBER}
+_AT_STAGE = {"stage": int, "accuracy": NUMBER, "joint_accuracy?": NUMBER, "share": NUMBER}
 _STOP = {"confidence": _OPTIONAL, "patience": _OPTIONAL, "accuracy": NUMBER, "share": NUMBER}
 _RESULTS = {
     **_ACCURACIES,

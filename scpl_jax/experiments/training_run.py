@@ -153,6 +153,8 @@ def _after_training(
     if "exits" in found:
         numbers = ", ".join(str(one["stage"]) for one in found["exits"])
         say(f"exits at stages {numbers}: {_each(found['exits'], 'accuracy')}")
+        if all("joint_accuracy" in one for one in found["exits"]):  # an older run that is resumed has none
+            say(f"by the mean of the probabilities up to there: {_each(found['exits'], 'joint_accuracy')}")
     return found
 
 
@@ -162,9 +164,16 @@ def _each(found: Sequence[dict[str, Any]], key: str) -> str:
 
 def _mean_over_runs(lists: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Lists of the same length, one a run: the means of what was measured."""
-    measured = ("accuracy", "share", "neighbours_accuracy", "linear_accuracy")
+    measured = ("accuracy", "joint_accuracy", "share", "neighbours_accuracy", "linear_accuracy")
     return [
-        {**first, **{name: statistics.fmean(one[name] for one in same) for name in measured if name in first}}
+        {
+            **first,
+            **{
+                name: statistics.fmean(one[name] for one in same)
+                for name in measured
+                if all(name in one for one in same)
+            },
+        }
         for same in zip(*lists, strict=True)
         for first in same[:1]
     ]

@@ -83,6 +83,7 @@ def zero(num_exits: int, num_rules: int, num_classes: int) -> Totals:
     """The sums of :func:`count` before the first batch."""
     return {
         "correct": jnp.zeros(num_exits, jnp.int32),
+        "joint_correct": jnp.zeros(num_exits, jnp.int32),
         "loss": jnp.zeros(num_exits, jnp.float32),
         "stopped_correct": jnp.zeros(num_rules, jnp.int32),
         "stopped_at": jnp.zeros((num_rules, num_exits), jnp.int32),
@@ -102,7 +103,8 @@ def count(rules: Sequence[StopRule], totals: Totals, exits: Sequence[jax.Array],
       labels: (N,), integer; -1 for an example to leave out.
 
     Returns:
-      The new sums: ``correct`` and ``loss`` of every exit, ``stopped_correct`` of every rule, ``stopped_at`` of every
+      The new sums: ``correct`` and ``loss`` of every exit, ``joint_correct`` of the mean of the probabilities up to
+      every exit, ``stopped_correct`` of every rule, ``stopped_at`` of every
       rule and exit, ``confusion`` of the last exit (rows: the label, columns: the answer), ``examples``, and
       ``bad_labels``, the number of labels that are none of the classes.
     """
@@ -110,11 +112,13 @@ def count(rules: Sequence[StopRule], totals: Totals, exits: Sequence[jax.Array],
     logits = jnp.stack([one.astype(jnp.float32) for one in exits])
     answers = jnp.argmax(logits, axis=-1)
     right = (answers == labels) & real
+    joint = jnp.argmax(jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=0), axis=-1)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(
         logits, jnp.broadcast_to(jnp.maximum(labels, 0), logits.shape[:2])
     )
     new = {
         "correct": totals["correct"] + jnp.sum(right, axis=1, dtype=jnp.int32),
+        "joint_correct": totals["joint_correct"] + jnp.sum((joint == labels) & real, axis=1, dtype=jnp.int32),
         "loss": totals["loss"] + jnp.sum(jnp.where(real, losses, 0), axis=1),
         "confusion": totals["confusion"].at[jnp.maximum(labels, 0), answers[-1]].add(real.astype(jnp.int32)),
         "examples": totals["examples"] + jnp.sum(real, dtype=jnp.int32),
@@ -156,8 +160,13 @@ def summary(totals: Totals, exits: Sequence[int], costs: Sequence[float]) -> dic
     until = np.cumsum(costs)
     shares = (until / until[-1])[list(exits)]
     found = [
-        {"stage": stage, "accuracy": correct / examples, "share": float(share)}
-        for stage, correct, share in zip(exits, totals["correct"], shares, strict=True)
+        {
+            "stage": stage,
+            "accuracy": correct / examples,
+            "joint_accuracy": joint / examples,
+            "share": float(share),
+        }
+        for stage, correct, joint, share in zip(exits, totals["correct"], totals["joint_correct"], shares, strict=True)
     ]
     stops = [
         {"accuracy": correct / examples, "share": float(np.dot(at, shares)) / examples}

@@ -77,7 +77,8 @@ class Inference(WholeSteps):
         Returns:
           ``accuracy``, a fraction, and ``loss``, mean cross-entropy, of the last stage; ``examples``, their number;
           ``confusion``: how many examples of each class (row) got each answer (column) from the last stage;
-          ``exits``: a dict of ``stage``, ``accuracy`` and ``share`` for each stage that can tell classes, where share
+          ``exits``: a dict of ``stage``, ``accuracy``, ``joint_accuracy`` and ``share`` for each stage that can tell
+          classes: joint accuracy is that of the mean of its and all earlier exits' probabilities, and share
           is the part of the network's cost up to there, local losses left out but for those that are exits and
           read through an auxiliary network, which count in the whole, too; ``stops``: for each rule the
           ``accuracy``, and the mean ``share`` of the network that was needed. Every process gets them.

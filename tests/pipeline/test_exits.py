@@ -45,6 +45,9 @@ def test_counts_every_example_once_and_leaves_out_those_without_a_label():
     assert [one["stage"] for one in found["exits"]] == [0, 1, 3]
     assert [one["share"] for one in found["exits"]] == [0.25, 0.5, 1.0]
     np.testing.assert_allclose([one["accuracy"] for one in found["exits"]], [1.0, 2 / 3, 1 / 3])
+    # Of the mean of the probabilities so far: the first example has 0.95, 0.525, 0.42 for its class, the second
+    # 0.6, 0.75, 0.53, though its last exit alone is wrong.
+    np.testing.assert_allclose([one["joint_accuracy"] for one in found["exits"]], [1.0, 1.0, 2 / 3])
     assert found["accuracy"] == pytest.approx(1 / 3)
     assert found["stops"][0]["accuracy"] == 1.0
     assert found["stops"][0]["share"] == pytest.approx((0.25 + 0.5 + 1.0) / 3)
@@ -93,10 +96,15 @@ def test_the_pipeline_counts_what_its_exits_say(small_vgg, batch, kind, devices)
     for one in found["exits"]:
         right = np.argmax(np.asarray(exits[one["stage"]]), axis=1) == labels
         assert one["accuracy"] == pytest.approx(right.mean())
-    assert found["exits"][-1] == {"stage": 2, "accuracy": found["accuracy"], "share": 1.0}
+    last = found["exits"][-1]
+    assert (last["stage"], last["accuracy"], last["share"]) == (2, found["accuracy"], 1.0)
     stacked = jnp.stack([jnp.asarray(np.asarray(exits[k])) for k in range(3)])
     if kind == "associated by squares":  # scores, to be normalised
         stacked = jnp.log(jnp.maximum(stacked, 1e-6))
+    probabilities = np.asarray(jax.nn.softmax(stacked, axis=-1))
+    for until, one in enumerate(found["exits"], 1):
+        right = probabilities[:until].mean(axis=0).argmax(axis=1) == labels
+        assert one["joint_accuracy"] == pytest.approx(right.mean())
     shares = np.array([one["share"] for one in found["exits"]])
     assert (np.diff(shares) > 0).all()
     for rule, stop in zip(rules, found["stops"], strict=True):
