@@ -23,8 +23,11 @@ _NETWORK = (
     *("model", "width", "batch-size", "stages", "cut", "head", "head-dims", "head-pool"),
     *("layers", "embedding-size", "heads"),
 )
-# Options of rules of which it depends, too, and which the throughput experiment has by recipes only.
-_BY_RECIPE = ("aux", "aux-side", "aux-depth", "aux-width", "queue")
+# Options of which it depends, too, and which the throughput experiment lacks; recipes it has as a whole.
+_UNMEASURED = (
+    *("aux", "aux-side", "aux-depth", "aux-width", "queue", "classifier-gradient", "exit-hidden", "al-codes"),
+    *("remat", "optimizer", "skip-non-finite", "norms-every"),
+)
 _PART = {"name", "options", "rows", "own"}
 
 
@@ -282,8 +285,8 @@ def _malformed(found: dict[str, Any], scale: str) -> str | None:
             return f"{name} must be a text, a number or true or false, got {value!r}"
         if name == "stages" and type(value) is not int:
             return f"stages must be a whole number, got {value!r}"
-        if name in _BY_RECIPE and "speed" in found:
-            return f"the speed of a row with {name} can't be measured; use a recipe, or leave [speed] out"
+        if name in _UNMEASURED and "speed" in found:
+            return f"the speed of a row with {name} can't be measured; leave [speed] out, or use a recipe that sets it"
         if name == "validation" and "rates" in found:
             return "with rates, all runs hold out the same share, so validation must not be among options"
     return None
