@@ -141,6 +141,7 @@ def build_pipeline(
         fuse=False if apart else options.fuse,
         prepare=prepare,
         prepare_eval=prepare_eval,
+        joint_answer=options.joint_answer,
         key=jax.random.fold_in(jax.random.key(seed), 2),
         skip_non_finite=options.skip_non_finite,
         max_in_flight=options.max_in_flight,

@@ -58,6 +58,8 @@ class SharedRuleOptions(Group, title="rule"):
     """Its convolutions or blocks; of blocks in the first stage, falling to 1 in the last."""
     aux_width: Positive = 1.0
     """Multiplier of its channels or hidden units."""
+    joint_answer: bool = False
+    """Answer with the mean of the probabilities of all exits, not with the last one alone."""
     exit_threshold: Unset[Certainty] = None
     """At evaluation an example stops at the first exit whose confidence is at least this, from 0 to 1."""
     exit_patience: Unset[Count] = None

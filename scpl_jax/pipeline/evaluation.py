@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from scpl_jax.objectives import Objective
 from scpl_jax.pipeline.compilation import Builder, Program, abstract
-from scpl_jax.pipeline.exits import StopRule, count, zero
+from scpl_jax.pipeline.exits import StopRule, count, joint, zero
 from scpl_jax.pipeline.local_programs import States
 from scpl_jax.pipeline.placement import Group, batch_sharding, replicated
 from scpl_jax.pipeline.transfer import hand_over, to_devices
@@ -73,7 +73,7 @@ class EvaluationPrograms:
       groups: the groups, in order.
       states, images: of each stage, and a batch; shapes and dtypes are used.
       prepare: images -> message, or None.
-      rules: when an example may stop at an early exit.
+      wanted: when an example may stop at an early exit; and whether the exits answer together.
 
     Attributes:
       exits: numbers of the stages that can tell classes.
@@ -87,8 +87,9 @@ class EvaluationPrograms:
         states: States,
         images: Any,
         prepare: Prepare | None,
-        rules: Sequence[StopRule] = (),
+        wanted: tuple[Sequence[StopRule], bool] = ((), False),
     ) -> None:
+        rules, jointly = wanted
         self._groups = groups
         objective = groups[0].stages[0].objective
         builder = Builder()
@@ -101,13 +102,17 @@ class EvaluationPrograms:
             outputs = self._add_way_back(builder, states, found)
         self.mesh: Mesh = groups[0 if objective.comes_back else -1].mesh
         self._count: Program | None = None
+        self._answer: Program | None = None
         if outputs:
             logits = abstract(outputs, batch_sharding(self.mesh))
             labels = jax.ShapeDtypeStruct(logits[0].shape[:1], jnp.int32, sharding=batch_sharding(self.mesh))
             self._zero = functools.partial(zero, len(self.exits), len(rules), logits[0].shape[-1])
             total = abstract(self._zero(), replicated(self.mesh))
-            function = functools.partial(_count, tuple(rules), objective)
+            function = functools.partial(_count, tuple(rules), jointly, objective)
             self._count, _ = builder.add(function, self.mesh, (total, logits, labels), (False,))
+            if jointly:
+                function = functools.partial(_joint, objective)
+                self._answer, _ = builder.add(function, self.mesh, (logits,), (True,))
         builder.compile()
 
     def _add_way_back(self, builder: Builder, states: States, found: Sequence[dict[int, Any]]) -> list[Any]:
@@ -130,6 +135,14 @@ class EvaluationPrograms:
             answers = hand_over(answers, batch_sharding(group.mesh))
             (answers,) = run(_values(states, group), own, answers)
         return answers
+
+    def answer(self, exits: Sequence[jax.Array]) -> jax.Array:
+        """The network's answer (N, classes) for what :meth:`predict_exits` gave."""
+        if self._answer is None:
+            return exits[-1]
+        (together,) = self._answer(hand_over(list(exits), batch_sharding(self.mesh)))
+        found: jax.Array = together
+        return found
 
     def zero(self) -> Any:
         """The sums before the first batch, on their devices."""
@@ -169,8 +182,14 @@ def _shapes(states: States, group: Group) -> Any:
     return abstract(_values(states, group), replicated(group.mesh))
 
 
-def _count(rules: tuple[StopRule, ...], objective: Objective, total: Any, exits: Any, labels: jax.Array) -> tuple[Any]:
-    return (count(rules, total, [objective.as_logits(one) for one in exits], labels),)
+def _count(
+    rules: tuple[StopRule, ...], jointly: bool, objective: Objective, total: Any, exits: Any, labels: jax.Array
+) -> tuple[Any]:
+    return (count(rules, total, [objective.as_logits(one) for one in exits], labels, jointly=jointly),)
+
+
+def _joint(objective: Objective, exits: Sequence[jax.Array]) -> tuple[jax.Array]:
+    return (joint(jnp.stack([objective.as_logits(one).astype(jnp.float32) for one in exits]))[-1],)
 
 
 def _forward(stages: Sequence[Stage], values: Sequence[Any], message: Any) -> tuple[Any, dict[int, Any]]:

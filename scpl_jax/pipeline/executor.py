@@ -59,6 +59,8 @@ class Pipeline(Inference):
       prepare: a pure function (key, images, labels) -> (message, labels), such as an augmentation, compiled and run
         on the first stage's devices before the first stage. Without it the first stage gets the images as they are.
       prepare_eval: the same for evaluation: images -> message.
+      joint_answer: answer with the mean of the probabilities of all stages that can tell classes, an ensemble that
+        training gives for nothing, not with the last stage alone. An answer then needs the exits' auxiliary networks.
       key: ``jax.random.key`` that ``prepare`` gets, folded with the number of the step.
       ignore: the label of an example that losses and accuracies leave out, in training and in evaluation; None for
         none. Any other label that is none of the classes is refused: of arrays on the host at the call, of arrays on a
@@ -123,6 +125,7 @@ class Pipeline(Inference):
         remat: bool = False,
         prepare: Prepare | None = None,
         prepare_eval: Callable[[Any], Any] | None = None,
+        joint_answer: bool = False,
         key: jax.Array | None = None,
         ignore: int | None = IGNORE,
         skip_non_finite: bool = True,
@@ -144,6 +147,7 @@ class Pipeline(Inference):
         # Collectives of the CPU backend block threads that programs of another step need to get on with.
         blocking = jax.process_count() > 1 and data_parallel > 1 and micro_batches > 1
         self.max_in_flight = 1 if blocking and self.meshes[0].devices.flat[0].platform == "cpu" else max_in_flight
+        self.joint_answer = joint_answer
         self.active: int | None = None
         self.compile_seconds = 0.0
         self.record: Record | None = None

@@ -84,7 +84,7 @@ def zero(num_exits: int, num_rules: int, num_classes: int) -> Totals:
     return {
         "correct": jnp.zeros(num_exits, jnp.int32),
         "joint_correct": jnp.zeros(num_exits, jnp.int32),
-        "loss": jnp.zeros(num_exits, jnp.float32),
+        "loss": jnp.float32(0),
         "stopped_correct": jnp.zeros(num_rules, jnp.int32),
         "stopped_at": jnp.zeros((num_rules, num_exits), jnp.int32),
         "confusion": jnp.zeros((num_classes, num_classes), jnp.int32),
@@ -93,7 +93,33 @@ def zero(num_exits: int, num_rules: int, num_classes: int) -> Totals:
     }
 
 
-def count(rules: Sequence[StopRule], totals: Totals, exits: Sequence[jax.Array], labels: jax.Array) -> Totals:
+def joint(exits: jax.Array) -> jax.Array:
+    """Logits of what exits say together: the logarithm of the mean of the probabilities up to each of them.
+
+    Args:
+      exits: logits (E, N, classes), from the first exit to the last.
+
+    Returns:
+      (E, N, classes), float32.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([[[0.9, 0.1]], [[0.3, 0.7]]]))
+      >>> [f"{p:.1f}" for p in jnp.exp(joint(logits))[-1, 0]]
+      ['0.6', '0.4']
+    """
+    each = jax.nn.log_softmax(exits.astype(jnp.float32), axis=-1)
+    so_far = jax.lax.cumlogsumexp(each, axis=0)
+    return so_far - jnp.log(jnp.arange(1, len(each) + 1, dtype=jnp.float32))[:, None, None]
+
+
+def count(
+    rules: Sequence[StopRule],
+    totals: Totals,
+    exits: Sequence[jax.Array],
+    labels: jax.Array,
+    *,
+    jointly: bool = False,
+) -> Totals:
     """Add a batch to the sums.
 
     Args:
@@ -101,26 +127,27 @@ def count(rules: Sequence[StopRule], totals: Totals, exits: Sequence[jax.Array],
       totals: of :func:`zero`.
       exits: logits (N, classes) of every exit, from the first to the last.
       labels: (N,), integer; -1 for an example to leave out.
+      jointly: whether the network's answer is what all exits say together (static), not the last one's.
 
     Returns:
-      The new sums: ``correct`` and ``loss`` of every exit, ``joint_correct`` of the mean of the probabilities up to
-      every exit, ``stopped_correct`` of every rule, ``stopped_at`` of every
-      rule and exit, ``confusion`` of the last exit (rows: the label, columns: the answer), ``examples``, and
-      ``bad_labels``, the number of labels that are none of the classes.
+      The new sums: ``correct`` of every exit, ``joint_correct`` of what the exits up to every one say together,
+      ``loss`` and ``confusion`` of the network's answer (rows: the label, columns: the answer), ``stopped_correct`` of
+      every rule, ``stopped_at`` of every rule and exit, ``examples``, and ``bad_labels``, the number of labels that are
+      none of the classes.
     """
     real = labels >= 0
     logits = jnp.stack([one.astype(jnp.float32) for one in exits])
-    answers = jnp.argmax(logits, axis=-1)
-    right = (answers == labels) & real
-    joint = jnp.argmax(jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=0), axis=-1)
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.broadcast_to(jnp.maximum(labels, 0), logits.shape[:2])
-    )
+    together = joint(logits)
+    right, right_together = ((jnp.argmax(x, axis=-1) == labels) & real for x in (logits, together))
+    answer = (together if jointly else logits)[-1]
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(answer, jnp.maximum(labels, 0))
     new = {
         "correct": totals["correct"] + jnp.sum(right, axis=1, dtype=jnp.int32),
-        "joint_correct": totals["joint_correct"] + jnp.sum((joint == labels) & real, axis=1, dtype=jnp.int32),
-        "loss": totals["loss"] + jnp.sum(jnp.where(real, losses, 0), axis=1),
-        "confusion": totals["confusion"].at[jnp.maximum(labels, 0), answers[-1]].add(real.astype(jnp.int32)),
+        "joint_correct": totals["joint_correct"] + jnp.sum(right_together, axis=1, dtype=jnp.int32),
+        "loss": totals["loss"] + jnp.sum(jnp.where(real, losses, 0)),
+        "confusion": totals["confusion"]
+        .at[jnp.maximum(labels, 0), jnp.argmax(answer, axis=-1)]
+        .add(real.astype(jnp.int32)),
         "examples": totals["examples"] + jnp.sum(real, dtype=jnp.int32),
         "bad_labels": totals["bad_labels"] + jnp.sum(is_outside(labels, logits.shape[-1]), dtype=jnp.int32),
         "stopped_correct": totals["stopped_correct"],
@@ -140,7 +167,7 @@ def summary(totals: Totals, exits: Sequence[int], costs: Sequence[float]) -> dic
 
     Args:
       totals: of :func:`count`, as Python numbers and lists.
-      exits: numbers of the stages that are exits; the last one gives the network's answer.
+      exits: numbers of the stages that are exits; the last one is the network's last stage.
       costs: cost of every stage of the network, in any unit.
 
     Returns:
@@ -163,18 +190,20 @@ def summary(totals: Totals, exits: Sequence[int], costs: Sequence[float]) -> dic
         {
             "stage": stage,
             "accuracy": correct / examples,
-            "joint_accuracy": joint / examples,
+            "joint_accuracy": together / examples,
             "share": float(share),
         }
-        for stage, correct, joint, share in zip(exits, totals["correct"], totals["joint_correct"], shares, strict=True)
+        for stage, correct, together, share in zip(
+            exits, totals["correct"], totals["joint_correct"], shares, strict=True
+        )
     ]
     stops = [
         {"accuracy": correct / examples, "share": float(np.dot(at, shares)) / examples}
         for correct, at in zip(totals["stopped_correct"], totals["stopped_at"], strict=True)
     ]
     return {
-        "accuracy": found[-1]["accuracy"],
-        "loss": totals["loss"][-1] / examples,
+        "accuracy": float(np.trace(totals["confusion"])) / examples,
+        "loss": totals["loss"] / examples,
         "examples": examples,
         "confusion": totals["confusion"],
         "exits": found,

@@ -22,24 +22,28 @@ class Inference(WholeSteps):
 
     groups: tuple[Group, ...]
     max_in_flight: int
+    joint_answer: bool
     _prepare_eval: Callable[[Any], Any] | None
 
     def predict(self, images: Any) -> jax.Array:
         """Logits (N, classes) of a batch in evaluation mode, without waiting for them: those of the last stage.
 
-        (Associated learning gives scores of the classes instead.)
+        With ``joint_answer``: the logarithm of the mean of the probabilities of all exits. (Without it associated
+        learning gives scores of the classes instead.)
 
         Raises:
           ValueError: the last stage can't tell classes, or the devices of a stage can't share the batch.
         """
-        logits = self.predict_exits(images)
-        if len(self.stages) - 1 not in logits:
+        programs, images = self._ready(EvaluationPrograms, images, ((), self.joint_answer))
+        exits = programs.predict_exits(self.states, images)
+        if not programs.exits or programs.exits[-1] != len(self.stages) - 1:
             raise ValueError("the network has no classifier, so there are no logits")
-        return logits[len(self.stages) - 1]
+        answer: jax.Array = programs.answer(exits)
+        return answer
 
     def predict_exits(self, images: Any) -> dict[int, jax.Array]:
         """Logits (N, classes) of every stage that can tell classes, by its number; otherwise as :meth:`predict`."""
-        programs, images = self._ready(EvaluationPrograms, images, ())
+        programs, images = self._ready(EvaluationPrograms, images, ((), self.joint_answer))
         return dict(zip(programs.exits, programs.predict_exits(self.states, images), strict=True))
 
     def features(self, images: Any, side: int = 2) -> list[jax.Array]:
@@ -75,8 +79,9 @@ class Inference(WholeSteps):
           rules: when an example may stop at an early exit.
 
         Returns:
-          ``accuracy``, a fraction, and ``loss``, mean cross-entropy, of the last stage; ``examples``, their number;
-          ``confusion``: how many examples of each class (row) got each answer (column) from the last stage;
+          ``accuracy``, a fraction, and ``loss``, mean cross-entropy, of the last stage, with ``joint_answer`` of all
+          exits together; ``examples``, their number;
+          ``confusion``: how many examples of each class (row) got each answer (column);
           ``exits``: a dict of ``stage``, ``accuracy``, ``joint_accuracy`` and ``share`` for each stage that can tell
           classes: joint accuracy is that of the mean of its and all earlier exits' probabilities, and share
           is the part of the network's cost up to there, local losses left out but for those that are exits and
@@ -92,7 +97,7 @@ class Inference(WholeSteps):
         programs: Any = None
         pending: collections.deque[Any] = collections.deque()
         for images, labels in batches:
-            programs, images = self._ready(EvaluationPrograms, images, tuple(rules))
+            programs, images = self._ready(EvaluationPrograms, images, (tuple(rules), self.joint_answer))
             if not programs.exits or programs.exits[-1] != len(self.stages) - 1:
                 raise ValueError("the network has no classifier, so there is no accuracy")
             # Whatever else is ignored, -1 says that an example only fills a batch up.

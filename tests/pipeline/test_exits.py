@@ -105,6 +105,15 @@ def test_the_pipeline_counts_what_its_exits_say(small_vgg, batch, kind, devices)
     for until, one in enumerate(found["exits"], 1):
         right = probabilities[:until].mean(axis=0).argmax(axis=1) == labels
         assert one["joint_accuracy"] == pytest.approx(right.mean())
+    # The same network answering by all exits together.
+    pipeline.joint_answer = True
+    together = probabilities.mean(axis=0)
+    assert_close(np.exp(pipeline.predict(images)), together, 1e-5)
+    jointly = pipeline.evaluate([(images, labels)] * 2, rules)
+    assert jointly["accuracy"] == pytest.approx(found["exits"][-1]["joint_accuracy"])
+    assert jointly["loss"] == pytest.approx(-np.log(together[np.arange(8), labels]).mean(), rel=1e-4)
+    assert np.trace(jointly["confusion"]) == 2 * (together.argmax(axis=1) == labels).sum()
+    assert (jointly["exits"], jointly["stops"]) == (found["exits"], found["stops"])
     shares = np.array([one["share"] for one in found["exits"]])
     assert (np.diff(shares) > 0).all()
     for rule, stop in zip(rules, found["stops"], strict=True):
