@@ -24,8 +24,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "unmasked": True,
             "lr_every": "epoch",
         },
-        "fast": {"method": "early-exit", "aux": "blocks", "aux_width": 0.5},
-        "accurate": {"method": "early-exit", "aux": "blocks", "aux_width": 1.0},
+        "fast": {"method": "early-exit", "aux": "blocks", "aux_side": 4, "joint_answer": True},
+        "accurate": {"method": "early-exit", "aux": "blocks", "aux_side": 8, "joint_answer": True},
     }
 )
 

@@ -40,7 +40,8 @@ class SharedRuleOptions(Group, title="rule"):
 
     recipe: Annotated[str | None, OneOf(tuple(RECIPES)), default("none")] = None
     """A set of options: paper (the settings released with the paper), accurate (local cross-entropy through auxiliary
-    blocks) or fast (the same at half the width). Options that are given win; --method must be the recipe's."""
+    blocks, all exits answering together) or fast (the same, the blocks reading maps of 4 x 4). Options that are given
+    win; --method must be the recipe's."""
     method: str = "scpl"
     head: Annotated[str, OneOf(HEADS)] = "mlp"
     """Projection head."""

@@ -208,7 +208,7 @@ def test_a_recipe_is_measured_with_its_auxiliary_networks_by_the_library_of_the_
     options.check()
     assert options.other_rules == ["fast"]
     first = options.rule("fast").objectives[0]
-    assert (first.aux.width, first.aux.layers["library"]) == (0.5, library)
+    assert (first.aux.side, first.aux.layers["library"]) == (4, library)
     assert options.rule("early-exit").objectives[0].aux is None
 
 

@@ -116,6 +116,7 @@ SAVED = [
     "join_epochs",
     "al_codes",
     "exit_hidden",
+    "joint_answer",
     "exit_threshold",
     "exit_patience",
     "exit_similarity",

@@ -42,7 +42,7 @@ def test_an_option_that_is_given_wins():
         (("--recipe", "quick"), "--recipe quick is unknown; choose paper, fast or accurate"),
         (("--recipe", "fast", "--method", "scpl"), "--recipe fast is --method early-exit, got --method scpl"),
         (("--recipe", "paper", "--method", "bp"), "--recipe paper is --method scpl, got --method bp"),
-        (("--recipe", "fast", "--aux", "none"), "--aux-width is for an auxiliary network"),
+        (("--recipe", "fast", "--aux", "none"), "--aux-side is for an auxiliary network"),
     ],
 )
 def test_what_contradicts_a_recipe_is_refused_in_one_sentence(arguments, what):

@@ -208,7 +208,7 @@ def test_signals_save_and_the_resumed_run_ends_as_an_undisturbed_one(tiny, tmp_p
         ["--method", "al", "--exit-threshold", "0.3", "--al-codes", "released"],
         ["--method", "dascpl", "--join-epochs", "1,2", "--exit-hidden", "8", "--classifier-gradient"],
         ["--method", "supcon+0.5*ce,inforeg", "--exit-patience", "1", "--optimizer", "lars", "--fuse"],
-        ["--method", "early-exit", "--devices", "2", "--data-parallel", "2"],
+        ["--method", "early-exit", "--devices", "2", "--data-parallel", "2", "--joint-answer"],
         ["--method", "ce+recon", "--aux", "conv", "--aux-width", "0.5", "--devices", "2", "--data-parallel", "2"],
         ["--recipe", "fast", "--aux-depth", "1", "--fuse"],
     ],
@@ -223,7 +223,8 @@ def test_other_rules_train_and_report_their_exits(tiny, options):
     assert [loss is not None for loss in lines[0]["train_loss"]] == [True, joined]
     assert np.isfinite(lines[1]["train_loss"]).all()
     assert [one["stage"] for one in lines[1]["exits"]] == [0, 1]
-    assert lines[1]["exits"][1]["accuracy"] == lines[1]["test_accuracy"]
+    answer = "joint_accuracy" if {"fast", "--joint-answer"} & set(options) else "accuracy"
+    assert lines[1]["exits"][1][answer] == lines[1]["test_accuracy"]
     asked = [name for name in ("--exit-threshold", "--exit-patience") if name in options]
     assert len(lines[1]["early_stops"]) == 10 + len(asked)
     assert all(0 < stop["share"] <= 1 for stop in lines[1]["early_stops"])
