@@ -77,6 +77,7 @@ class EvaluationPrograms:
 
     Attributes:
       exits: numbers of the stages that can tell classes.
+      can_answer: whether the last stage is one of them.
       mesh: where the logits of all exits are gathered: the last group's sub-mesh, or where answers come back the
         first group's.
     """
@@ -96,6 +97,7 @@ class EvaluationPrograms:
         self._forward = _Pass(builder, groups, states, images, prepare, _forward, batched=True)
         found: list[dict[int, Any]] = self._forward.outputs
         self.exits: list[int] = [index for logits in found for index in logits]
+        self.can_answer = groups[-1].stages[-1].index in self.exits
         self._back: list[Program] = []
         outputs = [logits for group in found for logits in group.values()]
         if objective.comes_back:

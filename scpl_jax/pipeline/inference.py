@@ -35,10 +35,9 @@ class Inference(WholeSteps):
           ValueError: the last stage can't tell classes, or the devices of a stage can't share the batch.
         """
         programs, images = self._ready(EvaluationPrograms, images, ((), self.joint_answer))
-        exits = programs.predict_exits(self.states, images)
-        if not programs.exits or programs.exits[-1] != len(self.stages) - 1:
+        if not programs.can_answer:
             raise ValueError("the network has no classifier, so there are no logits")
-        answer: jax.Array = programs.answer(exits)
+        answer: jax.Array = programs.answer(programs.predict_exits(self.states, images))
         return answer
 
     def predict_exits(self, images: Any) -> dict[int, jax.Array]:
@@ -98,7 +97,7 @@ class Inference(WholeSteps):
         pending: collections.deque[Any] = collections.deque()
         for images, labels in batches:
             programs, images = self._ready(EvaluationPrograms, images, (tuple(rules), self.joint_answer))
-            if not programs.exits or programs.exits[-1] != len(self.stages) - 1:
+            if not programs.can_answer:
                 raise ValueError("the network has no classifier, so there is no accuracy")
             # Whatever else is ignored, -1 says that an example only fills a batch up.
             examples, classes = jax.tree.leaves(images)[0].shape[0], self.stages[0].classes
